@@ -1,0 +1,44 @@
+# Every line is one command that also works without make; .venv/Scripts/python instead of .venv/bin/python on Windows.
+PYTHON ?= python3
+RUN ?= latest
+ARGS ?=
+
+help:  ## show this
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: .venv/ready  ## make .venv and install the tested versions
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+train: setup  ## train on real data, offline: make train ARGS="optimizer=adam"
+	.venv/bin/python train.py $(ARGS)
+
+resume: setup  ## go on where a run stopped: make resume RUN=latest
+	.venv/bin/python resume.py run='$(RUN)' $(ARGS)
+
+demo: setup  ## train, kill, resume, compare every bit
+	.venv/bin/python -m savepoint demo
+
+ui: setup  ## the tracker's web page
+	.venv/bin/python -m savepoint ui
+
+test: setup  ## the tests, under ten minutes
+	.venv/bin/python -m pytest -m 'not long'
+
+test-all: setup  ## the tests and those that take longer
+	.venv/bin/python -m pytest
+
+check: setup  ## lint, types and tests
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+	$(MAKE) test
+
+bench: setup  ## what the README says about speed
+	.venv/bin/python benchmarks/step.py
+
+.PHONY: help setup train resume demo ui test test-all check bench
+.DEFAULT_GOAL := help
