@@ -1,0 +1,280 @@
+"""One checkpoint on the disk: `save`, `load`. A root of many: `names`, `newest`, `best`, `prune`.
+
+A checkpoint is a directory that appears whole or not at all (docs/checkpoint-format.md says what is in it). It is never
+rewritten. This module sees tensors and trees, never a model.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from savepoint import files, tensorfile, tree
+from savepoint.errors import CheckpointError, UserError
+
+FORMAT = 1
+MODEL, TRAINING, STATE, CONFIG = "model.safetensors", "training.safetensors", "state.json", "config.yaml"
+PROVENANCE, PATCH, MANIFEST = "provenance.json", "changes.patch", "manifest.json"
+REQUIRED = frozenset({MODEL, TRAINING, STATE, CONFIG, PROVENANCE})
+MAX_JSON = 256 * 2**20  # bytes; a state.json beyond it is refused before it is read
+_NAME = re.compile(r"epoch_(\d{4,9})_step_(\d{8,15})")
+
+
+class NewerFormatError(UserError):
+    """A sound checkpoint of a format that this version does not know. Not damage: never fallen back from."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load` read and verified."""
+
+    path: Path
+    model: dict[str, Tensor]
+    state: dict[str, Any]
+    config: str
+    provenance: dict[str, Any]
+
+
+def name_of(*, epoch: int, step: int) -> str:
+    """Epochs and optimizer updates completed, so that names sort in training order."""
+    return f"epoch_{epoch:04d}_step_{step:08d}"
+
+
+def save(
+    root: Path,
+    *,
+    model: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    documents: Mapping[str, str],
+    metadata: Mapping[str, str],
+) -> Path:
+    """Write a checkpoint under `root` and return its path once it is durable.
+
+    model: what `model.safetensors` holds. state: every other value and tensor, as one tree with `epoch` and `step`.
+    documents: the text files (config.yaml, provenance.json, changes.patch). metadata: for the header of
+    model.safetensors, so that the file alone is traceable.
+    Raises: TreeError for state that cannot be saved exactly, before anything is written; OSError if the disk refuses,
+    after what was written has been removed.
+    """
+    assert REQUIRED - {MODEL, TRAINING, STATE} <= set(documents), "a checkpoint always says where it comes from"
+    final = root / name_of(epoch=state["epoch"], step=state["step"])
+    if final.exists():
+        if damage(final) is None:
+            return final  # sound, and of this very step: the same bytes would be written again
+        set_aside(final)
+    tensors, values = tree.split({"format": FORMAT, **state})
+    text = json.dumps(values, indent=1, allow_nan=False).encode()
+    hidden = root / f".tmp-{final.name}-{os.getpid()}"
+    version = {"savepoint.format": str(FORMAT)}
+    try:
+        hidden.mkdir(parents=True)
+        written = {
+            MODEL: tensorfile.write(hidden / MODEL, model, {"format": "pt", **version, **metadata}),
+            TRAINING: tensorfile.write(hidden / TRAINING, tensors, version),
+            STATE: _write(hidden / STATE, text),
+        }
+        for name, document in documents.items():
+            written[name] = _write(hidden / name, document.encode())
+        manifest = {"format": FORMAT, "files": {name: vars(entry) for name, entry in written.items()}}
+        _write(hidden / MANIFEST, json.dumps(manifest, indent=1).encode())
+        # The names inside must be on the disk before the directory gets the name by which it counts as whole.
+        files.sync_directory(hidden)
+        os.rename(hidden, final)
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
+    files.sync_directory(root)
+    return final
+
+
+def _write(path: Path, data: bytes) -> tensorfile.Written:
+    files.write(path, data)
+    return tensorfile.Written(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint. Every byte that is used is one whose digest was checked: each file is read once.
+
+    Raises: CheckpointError that names the file if anything is missing, extra or not as the manifest says;
+    NewerFormatError if the checkpoint is sound and of a later format.
+    """
+    contents = {name: _read(path / name, entry) for name, entry in _manifest(path).items()}
+    values = _json(contents[STATE], path / STATE)
+    headers = [tensorfile.read_header(contents[name], name=str(path / name))[0] for name in (MODEL, TRAINING)]
+    _check_format(path, values, headers)
+    model, _ = tensorfile.read(contents[MODEL], name=str(path / MODEL))
+    tensors, _ = tensorfile.read(contents[TRAINING], name=str(path / TRAINING))
+    try:
+        state = tree.join(tensors, values)
+        config = contents[CONFIG].decode()
+    except (tree.TreeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Checkpoint(path, model, state, config, _json(contents[PROVENANCE], path / PROVENANCE))
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the checkpoint's files, or None if every one of them is what the manifest says."""
+    try:
+        for name, entry in _manifest(path).items():
+            _read(path / name, entry)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _manifest(path: Path) -> dict[str, tensorfile.Written]:
+    try:
+        manifest = _json(_regular(path / MANIFEST, at_most=2**20), path / MANIFEST)
+        listed = manifest["files"].items()
+        entries = {name: tensorfile.Written(entry["size"], entry["sha256"]) for name, entry in listed}
+        present = {entry.name for entry in os.scandir(path)} - {MANIFEST}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / MANIFEST}: not a manifest ({error}).") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}.") from error
+    if missing := sorted((set(entries) | REQUIRED) - present):
+        raise CheckpointError(f"{path}: missing {', '.join(missing)}.")
+    if extra := sorted(present - set(entries)):
+        raise CheckpointError(f"{path}: {', '.join(extra)} not in the manifest.")
+    return entries
+
+
+def _read(path: Path, entry: tensorfile.Written) -> bytearray:
+    data = _regular(path, exactly=entry.size)
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise CheckpointError(f"{path}: its SHA-256 is not the manifest's.")
+    return data
+
+
+def _regular(path: Path, *, exactly: int | None = None, at_most: int | None = None) -> bytearray:
+    """A file's bytes. Its size is checked before memory is taken. A link, a pipe or a device is no part of this."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise CheckpointError(f"{path}: missing, or not a plain file.")
+        size = path.stat().st_size
+        if exactly is not None and size != exactly:
+            raise CheckpointError(f"{path}: {size} bytes, and the manifest says {exactly}.")
+        if at_most is not None and size > at_most:
+            raise CheckpointError(f"{path}: {size} bytes, more than such a file ever has.")
+        data = bytearray(size)
+        with open(path, "rb", buffering=0) as file:
+            view, done = memoryview(data), 0
+            while done < size and (count := file.readinto(view[done:])):
+                done += count
+        if done != size:
+            raise CheckpointError(f"{path}: became shorter while it was read.")
+        return data
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}.") from error
+
+
+def _json(data: bytearray, path: Path) -> dict[str, Any]:
+    if len(data) > MAX_JSON:
+        raise CheckpointError(f"{path}: {len(data)} bytes, more than such a file ever has.")
+    try:
+        value = json.loads(bytes(data), object_pairs_hook=tensorfile.unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not strict JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not an object.")
+    return value
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _check_format(path: Path, values: dict[str, Any], headers: list[dict[str, Any]]) -> None:
+    """A format is believed only where every file that names one agrees: one flipped digit is damage, not the future."""
+    manifest = _json(_regular(path / MANIFEST, at_most=2**20), path / MANIFEST).get("format")
+    stated: list[Any] = [manifest, values.get("format")]
+    for header in headers:
+        text = (header.get("__metadata__") or {}).get("savepoint.format", "")
+        stated.append(int(text) if isinstance(text, str) and text.isascii() and text.isdigit() else text)
+    if any(type(one) is not int or one != manifest for one in stated) or stated[0] < 1:
+        raise CheckpointError(f"{path}: its files name different formats ({', '.join(map(repr, stated))}).")
+    if stated[0] > FORMAT:
+        raise NewerFormatError(
+            f"{path} has checkpoint format {stated[0]}, and this version of Savepoint reads up to {FORMAT}. "
+            "Take a newer Savepoint to load it."
+        )
+
+
+def names(root: Path) -> list[str]:
+    """Names of the checkpoints under `root`, oldest first, sound or not."""
+    if not root.is_dir():
+        return []
+    return sorted((entry.name for entry in os.scandir(root) if _NAME.fullmatch(entry.name)), key=_order)
+
+
+def _order(name: str) -> tuple[int, int]:
+    match = _NAME.fullmatch(name)
+    assert match
+    return int(match[2]), int(match[1])
+
+
+def newest(root: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
+    """The newest sound checkpoint, and each newer one that is damaged, with what is wrong with it."""
+    damaged: list[tuple[Path, str]] = []
+    for name in reversed(names(root)):
+        try:
+            return load(root / name), damaged
+        except CheckpointError as error:
+            damaged.append((root / name, str(error)))
+    return None, damaged
+
+
+def best(root: Path, *, monitor: str, mode: str) -> list[str]:
+    """Names of the checkpoints in which `monitor` was just measured, best first. NaN is never among them.
+
+    A checkpoint from the middle of an epoch carries the value of the epoch before: it is not measured there.
+    """
+    scores = []
+    for name in names(root):
+        try:
+            values = _json(_regular(root / name / STATE, at_most=MAX_JSON), root / name / STATE)
+            score = tree.join({}, values["metrics"].get(monitor))
+        except (CheckpointError, tree.TreeError, KeyError, AttributeError):
+            continue  # damaged: it cannot be the best, and resume is where damage is reported
+        if isinstance(score, int | float) and score == score and values.get("batch") == 0:
+            scores.append((score if mode == "min" else -score, _order(name), name))
+    return [name for _, _, name in sorted(scores)]
+
+
+def prune(
+    root: Path, *, keep_last: int, keep_best: int, monitor: str | None, mode: str, protect: str | None
+) -> list[str]:
+    """Delete what retention does not keep, and return the names. Call it only once the newest one is durable."""
+    kept = set(names(root)[-keep_last:]) | {protect}
+    if monitor is not None:
+        kept |= set(best(root, monitor=monitor, mode=mode)[:keep_best])
+    dropped = [name for name in names(root) if name not in kept]
+    for name in dropped:
+        # Renamed first: a kill in the middle of deleting must not leave what looks like a damaged checkpoint.
+        hidden = root / f".tmp-pruned-{name}-{os.getpid()}"
+        os.rename(root / name, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+    return dropped
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint out of the way, keeping it for whoever wants to look at it."""
+    target, copy = path.with_name(f".damaged-{path.name}"), 1
+    while target.exists():
+        copy += 1
+        target = path.with_name(f".damaged-{path.name}-{copy}")
+    os.rename(path, target)
+    return target
+
+
+def clean(root: Path) -> None:
+    """Remove what a killed process left half written or half deleted. Call it while no other process uses the run."""
+    for entry in root.glob(".tmp-*"):
+        shutil.rmtree(entry, ignore_errors=True)

@@ -1,0 +1,17 @@
+"""The mistakes a person can make, worded for that person. Bugs are other exceptions, and keep their traceback."""
+
+
+class UserError(Exception):
+    """What was found, what was expected, what to do. The scripts print it without a traceback and exit with 2."""
+
+
+class ConfigError(UserError):
+    """A config that cannot be trained as written. Its text lists every fault found, one a line."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or does not fit. Resume falls back to the one before a damaged one."""
+
+
+class HostileError(CheckpointError):
+    """A checkpoint that asks for something this repository does not allow. Never fallen back from: refused outright."""

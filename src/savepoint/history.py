@@ -1,0 +1,57 @@
+"""metrics.jsonl: the local truth of every value that a run logged, one JSON object a line.
+
+A tracker is a view of this file. Non-finite values are the strings "nan", "inf" and "-inf", since JSON has no word for
+them; `float()` reads them back.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from savepoint import files
+
+
+class History:
+    """The file, open for appending. `lines` is how many it holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines = len(read(path))
+        self._file = open(path, "ab")  # noqa: SIM115 - open for as long as the run is
+
+    def append(self, *, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Add one line. It is with the system at once, and on the disk after `sync`."""
+        line: dict[str, object] = {"step": step, "epoch": epoch, "time": time.time()}
+        for name, value in values.items():
+            line[name] = value if math.isfinite(value) else str(float(value))
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        self.lines += 1
+
+    def sync(self) -> None:
+        """Wait until every line is on the disk. Before a manifest is written: it counts on them."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    """Every whole line. A last line that a kill tore is not one."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def cut(path: Path, *, lines: int) -> None:
+    """Keep the first `lines` lines: those that the checkpoint knows. The rest will be logged again, with equal values.
+
+    A new file takes the old one's name, since a tracker's process of a killed run may still be reading the old one.
+    """
+    if not path.exists():
+        return
+    kept = path.read_bytes().splitlines(keepends=True)[:lines]
+    files.replace(path, b"".join(line for line in kept if line.endswith(b"\n")))
