@@ -1,0 +1,173 @@
+"""`TrainState` is everything that changes, so it is saved. `Parts` is everything that does not, so it is rebuilt.
+
+What is in neither does not survive a restart.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from savepoint import rng, tensorfile
+from savepoint.batches import Batches
+from savepoint.checkpoint import Checkpoint
+from savepoint.errors import CheckpointError
+from savepoint.settings import Settings
+from savepoint.task import Task
+
+
+class Scheduler(Protocol):
+    """What the loop asks of a learning-rate schedule: each of torch.optim.lr_scheduler, and `NoSchedule`."""
+
+    def step(self, metrics: Any = None) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+class NoSchedule:
+    """`scheduler=none`: the rates stay as the optimizer has them."""
+
+    def step(self, metrics: Any = None) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass
+class TrainState:
+    """A run at a point between two updates."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: Scheduler
+    scaler: torch.amp.GradScaler
+    epoch: int = 0  # epochs completed
+    step: int = 0  # optimizer updates completed
+    batch: int = 0  # batches of the epoch in progress that have been trained on
+    learning_rates: list[float] = field(default_factory=list)  # that the last update used, one for each parameter group
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last complete epoch
+    best: dict[str, Any] | None = None  # the best value of checkpoint.monitor, and where it was
+    history_lines: int = 0  # of metrics.jsonl
+    schedule_length: int | None = None  # planned once, from the end of training as it was planned at the start
+    # The epoch in progress: sums over its samples, on the device, and how many samples they are over.
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    samples: int = 0
+    # The same sum of losses and number of samples, when train/recent_loss was last logged.
+    logged: tuple[float, int] = (0.0, 0)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, besides its state. forward: the model, or its compiled wrapper."""
+
+    settings: Settings
+    task: Task
+    forward: Callable[..., Any]
+    train: Batches
+    val: Batches
+    device: torch.device
+    autocast: torch.dtype | None
+
+
+_PLAIN = (
+    *("epoch", "step", "batch", "learning_rates", "metrics", "best"),
+    *("history_lines", "schedule_length", "samples", "logged", "sums"),
+)
+
+
+def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The model's tensors under its own names, and all the rest as one tree. Nothing is copied: save it at once."""
+    whole = state.model.state_dict()
+    model = {name: value for name, value in whole.items() if _holds(value)}
+    tree = {name: getattr(state, name) for name in _PLAIN}
+    tree |= {
+        "optimizer": state.optimizer.state_dict(),
+        "scheduler": state.scheduler.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        # Extra state that is no tensor, and the versions of modules: both are part of a state_dict.
+        "model_extra": {name: value for name, value in whole.items() if name not in model},
+        "model_versions": {name: entry.get("version") for name, entry in getattr(whole, "_metadata", {}).items()},
+        "rng": rng.capture(),
+    }
+    return model, tree
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.dtype in tensorfile.NAMES
+
+
+def restore(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Make a freshly built state the saved one. Raises: CheckpointError, with the names, if it does not fit."""
+    saved = checkpoint.state
+    restore_model(state.model, checkpoint)
+    # The scheduler was built before this: built after, four of torch's would start from the wrong rate.
+    _restore_optimizer(state.optimizer, saved["optimizer"], checkpoint)
+    state.scheduler.load_state_dict(saved["scheduler"])
+    if state.scaler.is_enabled():
+        state.scaler.load_state_dict(saved["scaler"])
+    for name in _PLAIN:
+        setattr(state, name, saved[name])
+    device = next(state.model.parameters()).device
+    state.sums = {name: value.to(device, copy=True) for name, value in saved["sums"].items()}
+    # Last: building the model and the data above drew from these generators.
+    rng.restore(saved["rng"])
+
+
+def restore_model(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Load the weights and buffers. Raises: CheckpointError that lists the names that do not fit."""
+    weights = checkpoint.model | checkpoint.state["model_extra"]
+    fits(model, weights, checkpoint)
+    own = model.state_dict()
+    ordered = type(own)((name, weights[name]) for name in own)
+    versions = checkpoint.state["model_versions"]
+    ordered._metadata = {name: {"version": version} for name, version in versions.items()}  # type: ignore[attr-defined]
+    model.load_state_dict(ordered)
+
+
+def fits(model: nn.Module, weights: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Names, shapes and dtypes, compared without touching a value: the model may be on the meta device.
+
+    Raises: CheckpointError that lists what is missing, unexpected or of another shape.
+    """
+    own = model.state_dict()
+    faults = [f"missing {name}" for name in own if name not in weights]
+    faults += [f"unexpected {name}" for name in weights if name not in own]
+    for name in own.keys() & weights.keys():
+        here, there = own[name], weights[name]
+        if isinstance(here, Tensor) and isinstance(there, Tensor):
+            if here.shape != there.shape:
+                faults.append(f"{name} is {list(there.shape)} there and {list(here.shape)} in the model")
+            elif here.dtype != there.dtype:
+                faults.append(f"{name} is {there.dtype} there and {here.dtype} in the model")
+    if faults:
+        some = "; ".join(sorted(faults)[:8]) + ("; …" if len(faults) > 8 else "")
+        raise CheckpointError(f"{checkpoint.path} does not fit the model that its config builds: {some}.")
+
+
+def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any], checkpoint: Checkpoint) -> None:
+    here = [group.get("param_names") for group in optimizer.state_dict()["param_groups"]]
+    there = [group.get("param_names") for group in saved["param_groups"]]
+    if here != there:
+        # torch matches by position: two parameters of one shape that swapped places would swap their moments.
+        raise CheckpointError(f"{checkpoint.path}: its optimizer holds the parameters {there}, the model has {here}.")
+    # Copied: a tensor that lies in a file's bytes is aligned otherwise than one of torch's own, and kernels may differ.
+    values = {index: {key: _copied(value) for key, value in entry.items()} for index, entry in saved["state"].items()}
+    optimizer.load_state_dict({**saved, "state": values})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entry in values.items():
+        loaded = optimizer.state[parameters[index]]
+        for key, value in entry.items():
+            # torch casts floating state to the parameter's dtype (NAdam's mu_product, ASGD's eta): take that back.
+            if isinstance(value, Tensor) and loaded[key].dtype != value.dtype:
+                loaded[key] = value.to(loaded[key].device)
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value

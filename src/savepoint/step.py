@@ -1,0 +1,112 @@
+"""One optimizer update; one evaluation pass."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from savepoint import rng
+from savepoint.signals import Stop
+from savepoint.state import Parts, TrainState
+from savepoint.task import Outcome
+
+
+def update(state: TrainState, parts: Parts, window: list[Any]) -> None:
+    """Train on one window of batches: one update, whose gradient is the mean over all samples of the window.
+
+    window: `trainer.accumulate` batches, fewer at the end of an epoch; they may be of different sizes.
+    """
+    unit = total = 0
+    for batch in window:
+        outcome = _forward(parts, batch)
+        unit = unit or outcome.samples
+        total += outcome.samples
+        # Weighted relative to the first batch and put right below: the window's size is known only after its last one.
+        loss = outcome.loss if outcome.samples == unit else outcome.loss * (outcome.samples / unit)
+        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        _add(state.sums, outcome)
+    if total != unit:
+        gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, unit / total)
+    if parts.settings.trainer.clip_grad_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), parts.settings.trainer.clip_grad_norm)
+    state.learning_rates = [float(group["lr"]) for group in state.optimizer.param_groups]
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    # Before any checkpoint: gradients are never state.
+    state.optimizer.zero_grad()
+    state.samples += total
+    state.batch += len(window)
+    state.step += 1  # also where the scaler skipped the update: schedules follow the data, not the overflows
+
+
+def evaluate(state: TrainState, parts: Parts, stop: Stop) -> dict[str, float] | None:
+    """Loss and metrics over the validation set, as means over its samples; None if a stop was asked for meanwhile.
+
+    Leaves every generator and every module's mode as it found them: evaluating must not change what is trained.
+    """
+    sums: dict[str, Tensor] = {}
+    samples = 0
+    with rng.isolated(), _evaluating(state.model), torch.no_grad():
+        for batch in parts.val.epoch(state.epoch):
+            if stop.signal is not None:
+                return None
+            outcome = _forward(parts, batch)
+            samples += outcome.samples
+            _add(sums, outcome)
+    return summarise(parts, sums, samples)
+
+
+def summarise(parts: Parts, sums: dict[str, Tensor], samples: int) -> dict[str, float]:
+    """`loss` and the task's metrics from an epoch's sums. Waits for the device."""
+    host = {name: value.cpu() for name, value in sums.items()}
+    loss = float(host.pop("loss")) / samples
+    return {"loss": loss, **parts.task.compute(host, samples)}
+
+
+def _forward(parts: Parts, batch: Any) -> Outcome:
+    batch = to_device(batch, parts.device)
+    if parts.autocast is None:
+        return parts.task(parts.forward, batch)
+    with torch.autocast(parts.device.type, dtype=parts.autocast):
+        return parts.task(parts.forward, batch)
+
+
+def _add(sums: dict[str, Tensor], outcome: Outcome) -> None:
+    # Added up on the device: reading a loss on every step would wait for the device on every step.
+    wide = torch.float32 if outcome.loss.device.type == "mps" else torch.float64
+    values = {"loss": outcome.loss.detach().to(wide) * outcome.samples, **outcome.sums}
+    for name, value in values.items():
+        if name in sums:
+            sums[name] += value
+        else:
+            sums[name] = value.clone()
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Tensors anywhere in tuples, lists and dicts. Does not wait: pinned memory is copied beside the computation."""
+    if device.type == "cpu":
+        return batch
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:  # one by one: a fork may keep some of its layers in evaluation mode
+            module.training = mode
