@@ -1,0 +1,35 @@
+"""Classification: one class for each sample."""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from savepoint.task import Outcome
+
+
+class Classification:
+    """Cross entropy as the loss, accuracy as the metric.
+
+    A batch is (inputs, targets): inputs go to the model as they are; targets (batch,) int64 are classes from 0.
+    The model returns logits (batch, classes), unnormalised.
+
+    label_smoothing: the share of each target spread over all classes, 0..1. Source: Szegedy et al. 2016, section 7.
+    """
+
+    metrics: tuple[str, ...] = ("accuracy",)
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, model: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> Outcome:
+        inputs, targets = batch
+        logits = model(inputs)
+        loss = cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        # Counted on the device and read once in an epoch: `.item()` here would make a GPU wait at every step.
+        correct = (logits.argmax(dim=1) == targets).sum()
+        return Outcome(loss=loss, samples=len(targets), sums={"correct": correct})
+
+    def compute(self, sums: Mapping[str, Tensor], samples: int) -> dict[str, float]:
+        """The metrics of an epoch. accuracy: 0..1."""
+        return {"accuracy": sums["correct"].item() / samples}

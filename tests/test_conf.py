@@ -1,0 +1,181 @@
+"""conf/: every option composes, says all there is to say, and names classes and keywords that exist."""
+
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from savepoint import settings
+
+CONF = Path(__file__).parents[1] / "conf"
+OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+PRESETS = ("experiment", "debug")
+# Given by the engine, or of use only to torch's own restarts: not a setting.
+NOT_SETTINGS = {"optimizer", "params", "split", "last_epoch"}
+every_option = pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(each) for each in OPTIONS])
+
+
+def text(group: str, option: str) -> str:
+    return (CONF / group / f"{option}.yaml").read_text(encoding="utf-8")
+
+
+def read(group: str, option: str) -> dict[str, Any]:
+    config = yaml.safe_load(text(group, option))
+    assert isinstance(config, dict)
+    return config
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", list(overrides)), resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    return config
+
+
+def scalars(node: Any) -> Iterator[Any]:
+    """Every key and every value of a config, however deep."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield key
+            yield from scalars(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from scalars(value)
+    else:
+        yield node
+
+
+def targets(node: Any) -> Iterator[dict[str, Any]]:
+    """Every node that names a class."""
+    if isinstance(node, dict):
+        if node.get("_target_") is not None:
+            yield node
+        for value in node.values():
+            yield from targets(value)
+
+
+def resolve(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def test_every_group_of_the_design_has_its_options() -> None:
+    promised = {
+        "model": {"mlp", "cnn"},
+        "data": {"digits"},
+        "task": {"classification"},
+        "optimizer": {"adam", "adamw", "sgd", "rmsprop"},
+        "scheduler": {"none", "step", "multistep", "cosine", "exponential", "onecycle", "plateau", "warmup_cosine"},
+        "amp": {"none", "bf16", "fp16"},
+        "trainer": {"default"},
+        "checkpoint": {"default"},
+        "tracker": {"mlflow", "none"},
+        "debug": {"one_batch", "overfit", "anomaly", "profiler"},
+        "experiment": {"digits_cnn"},
+    }
+    for group, options in promised.items():
+        assert options <= {option for found, option in OPTIONS if found == group}, group
+
+
+@every_option
+def test_every_option_composes_into_valid_settings(group: str, option: str) -> None:
+    found, faults = settings.read(composed(f"{group}={option}"))
+    assert faults == []
+    assert found is not None
+
+
+@every_option
+def test_option_names_are_lower_snake_case_and_no_yaml_boolean(group: str, option: str) -> None:
+    assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", option)
+    assert option not in ("off", "on", "yes", "no", "true", "false", "null")
+
+
+@every_option
+def test_yaml_reads_as_it_is_written(group: str, option: str) -> None:
+    written = list(scalars(yaml.load(text(group, option), Loader=yaml.BaseLoader)))
+    assert not {"on", "off", "yes", "no", "y", "n"} & {word.lower() for word in written}, "a boolean in disguise"
+    for value in scalars(read(group, option)):
+        # YAML 1.1 takes 1e-3 for text: it has to be 0.001 or 1.0e-3.
+        assert not (isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", value, re.I)), value
+
+
+@pytest.mark.parametrize("group", ["trainer", "checkpoint", "amp", "tracker", "data"])
+def test_closed_groups_spell_out_exactly_the_keys_of_their_settings(group: str) -> None:
+    names = {field.name for field in dataclasses.fields(settings.GROUPS[group])}
+    for option in (option for found, option in OPTIONS if found == group):
+        assert set(read(group, option)) - {"dataset"} == names, option
+
+
+@pytest.mark.parametrize(("group", "option"), [("trainer", "default"), ("checkpoint", "default"), ("amp", "none")])
+def test_default_options_hold_the_defaults_of_their_settings(group: str, option: str) -> None:
+    assert settings.GROUPS[group](**read(group, option)) == settings.GROUPS[group]()
+
+
+@every_option
+def test_every_target_is_a_class_under_that_name(group: str, option: str) -> None:
+    for node in targets(read(group, option)):
+        target = resolve(node["_target_"])
+        assert inspect.isclass(target)
+        assert target.__name__ == node["_target_"].rpartition(".")[2]
+
+
+@every_option
+def test_every_keyword_is_a_parameter_of_its_class(group: str, option: str) -> None:
+    for node in targets(read(group, option)):
+        keywords = set(node) - {"_target_", "_partial_"}
+        if group == "scheduler":
+            keywords -= {"interval", "monitor"}
+        parameters = set(inspect.signature(resolve(node["_target_"])).parameters)
+        assert keywords <= parameters - NOT_SETTINGS
+        if node["_target_"].startswith("project."):
+            assert keywords == parameters - NOT_SETTINGS, "`--cfg job` shows all there is"
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "scheduler"])
+def test_every_scheduler_says_when_it_steps_and_what_it_watches(option: str) -> None:
+    config = read("scheduler", option)
+    assert config["interval"] in ("epoch", "step")
+    assert (config["monitor"] is not None) == (option == "plateau")
+    for length in {"T_max", "total_steps"} & set(config):
+        assert config[length] is None, "planned from the end of training"
+
+
+def test_onecycle_peaks_at_the_rate_of_the_optimizer() -> None:
+    assert composed("scheduler=onecycle", "optimizer=sgd", "optimizer.lr=0.25")["scheduler"]["max_lr"] == 0.25
+
+
+def test_presets_change_what_exists_and_add_nothing() -> None:
+    def keys(node: Any, path: str = "") -> set[str]:
+        if not isinstance(node, dict):
+            return {path}
+        return {path}.union(*(keys(value, f"{path}.{key}") for key, value in node.items()))
+
+    for group, option in OPTIONS:
+        if group not in PRESETS:
+            continue
+        assert text(group, option).startswith("# @package _global_\n")
+        chosen = [
+            f"{key.removeprefix('override /')}={value}"
+            for entry in read(group, option).get("defaults", [])
+            for key, value in entry.items()
+        ]
+        assert keys(composed(f"{group}={option}")) == keys(composed(*chosen)), option
+
+
+def test_a_debug_preset_wins_over_an_experiment_and_the_command_line_over_both() -> None:
+    both = composed("experiment=digits_cnn", "debug=overfit")
+    assert both["model"]["_target_"].endswith("Cnn")
+    assert both["scheduler"]["_target_"] is None
+    assert both["trainer"]["max_epochs"] == 200
+    mine = composed("experiment=digits_cnn", "debug=overfit", "trainer.max_epochs=3", "tracker=mlflow", "optimizer=sgd")
+    assert mine["trainer"]["max_epochs"] == 3
+    assert mine["tracker"]["kind"] == "mlflow"
+    assert mine["optimizer"]["_target_"].endswith("SGD")
