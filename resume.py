@@ -1,0 +1,209 @@
+"""Reopen a run, continue it: `python resume.py run=<run> [overrides]`.
+
+<run> is a run's id or the tracker's, a unique prefix of either, a run directory, a checkpoint directory, or `latest`.
+The config comes from the newest sound checkpoint; nothing is typed again.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+REPOSITORY = Path(__file__).resolve().parent
+# This checkout's own code, also where the environment has another one installed.
+sys.path.insert(0, str(REPOSITORY / "src"))
+
+from savepoint import compose, config, files, overrides, plain, run, sweep, trackers  # noqa: E402
+from savepoint import settings as settings_module  # noqa: E402
+from savepoint.errors import ConfigError, UserError  # noqa: E402
+
+if TYPE_CHECKING:
+    from savepoint.checkpoint import Checkpoint
+
+CONF = REPOSITORY / "conf"
+USAGE = "usage: python resume.py run=<id|prefix|directory|latest> [trainer.max_epochs=40 …]"
+# Differences that leave the bits of what is trained as they are. Any other makes another run.
+CONTINUES = (
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.log_every_n_steps",
+    "trainer.detect_anomaly",
+    "trainer.profile",
+    "trainer.threads",
+    "trainer.device",
+    "checkpoint",
+    "tracker",
+    "data.num_workers",
+    "data.prefetch",
+    "data.persistent_workers",
+    "data.pin_memory",
+    "name",
+)
+
+
+def resume(arguments: list[str]) -> None:
+    wanted, changes = _take_run(arguments)
+    found = _find(wanted)
+    lock = found.run.hold()
+    try:
+        _resume(found, changes)
+    finally:
+        lock.release()
+
+
+def _resume(found: run.Found, changes: list[str]) -> None:
+    own = _read_config(found.run)
+    tracker_settings = _tracker_settings(own, changes)
+    # Before torch: the tracker's start happens in a process of its own, beside torch's.
+    tracker = trackers.open(
+        tracker_settings,
+        run_dir=found.run.directory,
+        run_id=found.run.id,
+        repository=REPOSITORY,
+        sweep=sweep.named(found.run.directory.parent) if found.run.record.get("sweep") else None,
+        known_run_id=found.run.tracker_id,
+    )
+    try:
+        from savepoint import job
+
+        newest = _newest(found)
+        before = own if newest is None else plain.parse(newest.config)
+        before["tracker"] = vars(tracker_settings)
+        after = overrides.apply(before, [each for each in changes if not _of_tracker(each)], CONF)
+        _refuse_other_run(before, after, found.run)
+        settings = config.check(after, source=REPOSITORY / "src")
+        if after != own:
+            files.replace(found.run.directory / run.CONFIG, plain.dump(after).encode())
+    except BaseException:
+        tracker.abandon()
+        raise
+    job.train(job.Job(found.run, after, settings, tracker, REPOSITORY), resumed=newest)
+
+
+def _take_run(arguments: list[str]) -> tuple[str, list[str]]:
+    """`run=` is taken as it was typed: Hydra's parser would read the id 123e4567 as infinity."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(f"{__doc__}\n{USAGE}")
+        sys.exit(0)
+    named = [argument for argument in arguments if argument.startswith("run=")]
+    changes = [argument for argument in arguments if not argument.startswith("run=")]
+    if len(named) != 1:
+        raise UserError(f"Which run? {USAGE}")
+    for change in changes:
+        if change.startswith("-"):
+            raise UserError(f"{change}: resume.py has no such option. {USAGE}")
+    return named[0].removeprefix("run="), changes
+
+
+def _find(wanted: str) -> run.Found:
+    try:
+        return run.find(wanted, REPOSITORY)
+    except run.UnknownRunError as unknown:
+        # Slow, and only here: the tracker may know a run whose directory lies elsewhere.
+        settings, _ = settings_module.read(compose.compose([], CONF))
+        name, mark, checkpoint = wanted.rpartition("@")
+        there = settings and trackers.find_run(settings.tracker, repository=REPOSITORY, text=name if mark else wanted)
+        if there and there.run_dir and (Path(there.run_dir) / run.RECORD).exists():
+            believed = run.read(Path(there.run_dir))
+            if believed.id == there.run_id:
+                return run.Found(believed, checkpoint if mark else None)
+        raise unknown
+
+
+def _read_config(of: run.Run) -> dict[str, Any]:
+    try:
+        return plain.parse((of.directory / run.CONFIG).read_bytes())
+    except OSError as error:
+        raise UserError(f"{of.directory / run.CONFIG} cannot be read: {error.strerror}.") from error
+
+
+def _of_tracker(change: str) -> bool:
+    return change.partition("=")[0].partition(".")[0] == "tracker"
+
+
+def _tracker_settings(own: dict[str, Any], changes: list[str]) -> settings_module.Tracker:
+    """Where data goes comes from the local conf and the command line. The run's config only says which kind it had."""
+    kind = own["tracker"].get("kind") if isinstance(own.get("tracker"), dict) else None
+    choice = [f"tracker={kind}"] if isinstance(kind, str) and (CONF / "tracker" / f"{kind}.yaml").is_file() else []
+    composed = compose.compose([*choice, *(each for each in changes if _of_tracker(each))], CONF)
+    settings, faults = settings_module.read(composed)
+    if settings is None:
+        raise ConfigError("\n".join(faults))
+    return settings.tracker
+
+
+def _newest(found: run.Found) -> "Checkpoint | None":
+    """The newest sound checkpoint. Newer ones that are damaged are named, and set aside."""
+    from savepoint import checkpoint
+
+    newest, damaged = checkpoint.newest(found.run.checkpoints)
+    for path, what in damaged:
+        aside = checkpoint.set_aside(path)
+        print(f"damaged, now {aside.name}: {what}", file=sys.stderr)
+    if found.checkpoint is not None:
+        _check_choice(found, newest)
+    if newest is None:
+        print(f"run {found.run.id} has no checkpoint: it starts over from its {run.CONFIG}.", file=sys.stderr)
+    return newest
+
+
+def _check_choice(found: run.Found, newest: "Checkpoint | None") -> None:
+    from savepoint import checkpoint
+
+    names = checkpoint.names(found.run.checkpoints)
+    wanted = found.checkpoint
+    at_step = [name for name in names if str(wanted).isdigit() and int(name.rpartition("_")[2]) == int(str(wanted))]
+    chosen = [wanted] if wanted in names else at_step
+    if wanted == "last" or (newest is not None and newest.path.name in chosen):
+        return
+    there = f"It has {', '.join(names)}." if names else "It has none."
+    if wanted != "best" and not chosen:
+        raise UserError(f"run {found.run.id} has no sound checkpoint {wanted}. {there}")
+    raise UserError(
+        f"run {found.run.id}@{wanted} is not the newest checkpoint, and going on from it would be another run. "
+        f"To continue from the newest: python resume.py run={found.run.id}"
+    )
+
+
+def _refuse_other_run(before: dict[str, Any], after: dict[str, Any], of: run.Run) -> None:
+    """What decides is the difference between the configs, not the presence of an override."""
+    changed = sorted(key for key in _changed(before, after, "") if not _continues(key))
+    if changed:
+        raise UserError(
+            f"{', '.join(changed)}: changing that would make another run of {of.id}, "
+            f"and resume.py continues the same one. Start another with train.py, or leave it out."
+        )
+
+
+def _changed(before: Any, after: Any, path: str) -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = before.keys() | after.keys()
+        return [
+            found for key in keys for found in _changed(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if type(before) is type(after) and before == after else [path]
+
+
+def _continues(key: str) -> bool:
+    return any(key == each or key.startswith(f"{each}.") for each in CONTINUES)
+
+
+def main() -> int:
+    try:
+        resume(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'Stopped.'}", file=sys.stderr)
+        return getattr(interrupt, "exit_code", 130)
+    except Exception as error:
+        told = overrides.explain(error, sys.argv[1:], CONF)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

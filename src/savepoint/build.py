@@ -1,0 +1,186 @@
+"""From a checked config to the objects of a run: `TrainState` and `Parts`."""
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from savepoint import rng, trust
+from savepoint.batches import Batches
+from savepoint.checkpoint import Checkpoint
+from savepoint.errors import ConfigError
+from savepoint.settings import Settings
+from savepoint.state import NoSchedule, Parts, Scheduler, TrainState, fits
+
+AUTOCAST = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What a schedule calls its own length. Where the config leaves it null, it is planned from the end of training.
+LENGTHS = ("T_max", "total_steps", "total_iters")
+
+
+def assemble(
+    config: dict[str, Any], settings: Settings, *, source: Path, checkpoint: Checkpoint | None = None
+) -> tuple[TrainState, Parts]:
+    """Build everything that a run needs, at its very beginning; `state.restore` then moves it to where it stopped.
+
+    config, settings: as `config.check` gave them. source: the directory that holds the `project` package.
+    checkpoint: if given, the model is compared with it before memory is taken for the model.
+    Raises: ConfigError that names the key, CheckpointError if the checkpoint's tensors do not fit.
+    """
+    make = functools.partial(trust.make, source=source)
+    if checkpoint is not None:
+        _compare(config["model"], checkpoint, source)
+    device = pick_device(settings.trainer.device)
+    rng.seed(settings.seed)
+    model = make(config["model"], path="model")
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: {config['model']['_target_']} is not a torch.nn.Module.")
+    model.to(device)
+    task = make(config["task"], path="task")
+    batches = {
+        split: Batches(
+            _dataset(config, split, make),
+            split=split,
+            settings=settings.data,
+            seed=settings.seed,
+            pin_memory=settings.data.pin_memory and device.type == "cuda",
+        )
+        for split in ("train", "val")
+    }
+    _check_sizes(settings, batches["train"], batches["val"])
+    _check_monitors(settings, task)
+    # Named, so that a checkpoint can tell two parameters of one shape apart.
+    optimizer = _call("optimizer", make(config["optimizer"], path="optimizer"), list(model.named_parameters()))
+    scheduler, length = _schedule(config["scheduler"], settings, optimizer, len(batches["train"]), make)
+    amp = settings.amp
+    scaler = torch.amp.GradScaler(
+        device.type,
+        init_scale=amp.init_scale,
+        growth_factor=amp.growth_factor,
+        backoff_factor=amp.backoff_factor,
+        growth_interval=amp.growth_interval,
+        enabled=amp.dtype == "float16",
+    )
+    state = TrainState(model, optimizer, scheduler, scaler, schedule_length=length)
+    parts = Parts(
+        settings=settings,
+        task=task,
+        # The plain model stays the one that is saved: a compiled wrapper would prefix every name with `_orig_mod.`.
+        forward=torch.compile(model) if settings.trainer.compile else model,
+        train=batches["train"],
+        val=batches["val"],
+        device=device,
+        autocast=AUTOCAST[amp.dtype],
+    )
+    return state, parts
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the accelerator if there is one. Raises: ConfigError for a device that this machine lacks."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    there = torch.accelerator.device_count() if accelerator is not None and accelerator.type == device.type else 0
+    if (device.index or 0) >= there:
+        has = f"{there} {device.type} device(s)" if there else f"no {device.type} device that torch can use"
+        raise ConfigError(f"trainer.device={name}: this machine has {has}. Use trainer.device=auto or cpu.")
+    return device
+
+
+def _compare(node: Any, checkpoint: Checkpoint, source: Path) -> None:
+    """Refuse a config whose model is not the checkpoint's while it is still only names and shapes."""
+    try:
+        with rng.isolated(), torch.device("meta"):
+            model = trust.make(node, path="model", source=source)
+    except (RuntimeError, NotImplementedError):
+        return  # a model that reads values while it is built: it is compared once it is
+    fits(model, checkpoint.model | checkpoint.state["model_extra"], checkpoint)
+
+
+def _dataset(config: dict[str, Any], split: str, make: Callable[..., Any]) -> Any:
+    dataset = make({**config["data"]["dataset"], "split": split}, path="data.dataset")
+    target = config["data"]["dataset"]["_target_"]
+    if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
+        raise ConfigError(
+            f"data.dataset: {target} has no length, so a position in it cannot be resumed. "
+            "Give it __len__ and __getitem__ (a map-style dataset)."
+        )
+    return dataset
+
+
+def _check_sizes(settings: Settings, train: Batches, val: Batches) -> None:
+    if settings.data.batch_size > train.samples:
+        raise ConfigError(
+            f"data.batch_size={settings.data.batch_size} exceeds the training set ({train.samples} samples). "
+            "Lower data.batch_size or raise data.dataset.limit."
+        )
+    if val.samples == 0:
+        raise ConfigError("data.dataset: its validation split is empty.")
+
+
+def _check_monitors(settings: Settings, task: Any) -> None:
+    names = [f"{split}/{name}" for split in ("train", "val") for name in ("loss", *task.metrics)]
+    monitors = {"checkpoint.monitor": settings.checkpoint.monitor, "scheduler.monitor": settings.scheduler.monitor}
+    faults = [
+        f"{key}={value}: nothing logs that. There are {', '.join(names)}."
+        for key, value in monitors.items()
+        if value is not None and value not in names
+    ]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _schedule(
+    node: dict[str, Any], settings: Settings, optimizer: Any, batches: int, make: Callable[..., Any]
+) -> tuple[Scheduler, int | None]:
+    """The schedule, and its length if that was planned here rather than given in the config."""
+    own = {key: value for key, value in node.items() if key not in ("interval", "monitor")}
+    if own.get("_target_") is None:
+        return NoSchedule(), None
+    planned = None
+    for key in LENGTHS:
+        if key in own and own[key] is None and not own.get("steps_per_epoch"):
+            own[key] = planned = _planned(settings, batches)
+    scheduler = _call("scheduler", make(own, path="scheduler"), optimizer)
+    plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    if plateau and (settings.scheduler.interval == "step" or settings.scheduler.monitor is None):
+        raise ConfigError(
+            "scheduler: ReduceLROnPlateau follows a metric that is measured once an epoch: "
+            "set scheduler.interval=epoch and scheduler.monitor, for example val/loss."
+        )
+    if settings.scheduler.monitor is not None and not plateau:
+        raise ConfigError(
+            f"scheduler.monitor={settings.scheduler.monitor}: {own['_target_']} follows no metric. Set it to null."
+        )
+    if own.get("total_steps") is not None and own["total_steps"] < _planned(settings, batches):
+        raise ConfigError(
+            f"scheduler.total_steps={own['total_steps']} ends before training does ({_planned(settings, batches)} "
+            f"{settings.scheduler.interval}s). Raise it, or set it to null to have it planned."
+        )
+    return scheduler, planned
+
+
+def _planned(settings: Settings, batches: int) -> int:
+    """The planned end of training, counted in what the schedule counts."""
+    trainer, by_epoch = settings.trainer, settings.scheduler.interval == "epoch"
+    updates_per_epoch = math.ceil(batches / trainer.accumulate)
+    ends = []
+    if trainer.max_epochs is not None:
+        ends.append(trainer.max_epochs if by_epoch else trainer.max_epochs * updates_per_epoch)
+    if trainer.max_steps is not None:
+        ends.append(math.ceil(trainer.max_steps / updates_per_epoch) if by_epoch else trainer.max_steps)
+    return min(ends)
+
+
+def _call(path: str, partial: Callable[..., Any], argument: Any) -> Any:
+    """torch checks the values of an optimizer's and a scheduler's arguments as it builds them."""
+    try:
+        return partial(argument)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: {error}") from error

@@ -1,0 +1,228 @@
+"""What train.py and resume.py share: make a run's process ready, train, and say how it went."""
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from savepoint import build, checkpoint, history, plain, progress, provenance, signals, state
+from savepoint import run as runs
+from savepoint.errors import UserError
+from savepoint.loop import finished, fit
+from savepoint.run import Run
+from savepoint.saves import Saves
+from savepoint.settings import Settings
+from savepoint.state import Parts, TrainState
+from savepoint.trackers import Tracker
+
+TRACKER_SECONDS = 60.0  # how long the end of a run waits for what the tracker has not stored yet
+THREADS = torch.get_num_threads()  # before any run of this process sets another number
+log = logging.getLogger("savepoint")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, ready to be trained by this process. config, settings: checked. repository: the directory of train.py."""
+
+    run: Run
+    config: dict[str, Any]
+    settings: Settings
+    tracker: Tracker
+    repository: Path
+
+
+def train(job: Job, *, resumed: checkpoint.Checkpoint | None = None) -> float | None:
+    """Train the run from its beginning, or from a checkpoint, to its planned end. Returns the best checkpoint.monitor.
+
+    Raises: UserError for a start that is refused (a fresh run leaves nothing behind), Interrupted once a requested
+    stop has been saved.
+    """
+    with progress.logs(job.run.directory):
+        return _train(job, resumed)
+
+
+def _train(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:
+    run, settings = job.run, job.settings
+    try:
+        recorded = resumed.provenance.get("threads") if resumed else None
+        environment(settings, threads=settings.trainer.threads or recorded or THREADS)
+        train_state, parts = build.assemble(job.config, settings, source=job.repository / "src", checkpoint=resumed)
+        if resumed is not None:
+            _check_length(job, train_state, resumed)
+            state.restore(train_state, resumed)
+    except UserError:
+        job.tracker.abandon()
+        if resumed is None and not run.metrics.exists():
+            runs.discard(run)
+        raise
+    checkpoint.clean(run.checkpoints)
+    history.cut(run.metrics, lines=train_state.history_lines)
+    saves, source = _saves(job, resumed, parts)
+    run.update(status="running")
+    _introduce(job, parts, train_state, resumed, source)
+    status = "failed"
+    try:
+        with _signals_and_progress(parts, train_state) as (stop, shown), _profiled(settings, run):
+            fit(train_state, parts, saves, job.tracker, shown, stop)
+        status = "finished" if finished(train_state, parts) else "interrupted"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    except OSError as error:
+        kept = f"{saves.newest.name} is kept" if saves.newest else "no checkpoint was written yet"
+        raise UserError(
+            f"The run directory cannot be written: {error.strerror or error}. {kept}. "
+            f"Make room, then: python resume.py run={run.id}"
+        ) from error
+    except Exception:
+        log.exception("The run failed.")
+        raise
+    finally:
+        saves.history.close()
+        _let_go(job, status)
+    _conclude(job, train_state, saves)
+    if status == "interrupted":
+        assert stop.signal is not None
+        where = f"epoch {train_state.epoch}, step {train_state.step}"
+        raise signals.Interrupted(stop.signal, f"Interrupted after {where}. Nothing is lost.")
+    return train_state.best["value"] if train_state.best else None
+
+
+def environment(settings: Settings, *, threads: int) -> None:
+    """Settings of the whole process. All are set, also to what torch begins with: a sweep's jobs share a process."""
+    trainer = settings.trainer
+    torch.set_num_threads(threads)
+    # cuBLAS reads it when its first handle is made, and without it is not deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(trainer.deterministic)
+    # On by default in that mode, and only there to make a read of uninitialised memory repeatable; it costs a fill.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not trainer.deterministic
+    torch.autograd.set_detect_anomaly(trainer.detect_anomaly)
+
+
+def _check_length(job: Job, train_state: TrainState, resumed: checkpoint.Checkpoint) -> None:
+    here, there = train_state.schedule_length, resumed.state["schedule_length"]
+    if here != there:
+        key = next(key for key in build.LENGTHS if key in job.config["scheduler"])
+        raise UserError(
+            f"scheduler.{key} was planned as {there} {job.settings.scheduler.interval}s, the end of training, "
+            f"and that end would now be {here}: the rates so far would have been others. "
+            f"Keep the planned end, or start another run: python train.py scheduler.{key}={here} …"
+        )
+
+
+def _saves(job: Job, resumed: checkpoint.Checkpoint | None, parts: Parts) -> tuple[Saves, dict[str, Any]]:
+    config = plain.dump(job.config)
+    source = provenance.gather(job.repository) | {
+        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
+        "device": parts.device.type,
+        "compile": job.settings.trainer.compile,
+    }
+    patch = provenance.patch(job.repository)
+    if patch is not None:
+        (job.run.directory / checkpoint.PATCH).write_text(patch, errors="surrogateescape")
+    saves = Saves(
+        job.run,
+        job.settings,
+        config=config,
+        patch=patch,
+        provenance=source,
+        resumed_from=resumed.path.name if resumed else None,
+    )
+    return saves, source
+
+
+def _introduce(
+    job: Job, parts: Parts, train_state: TrainState, resumed: checkpoint.Checkpoint | None, source: dict[str, Any]
+) -> None:
+    """Tell the tracker and the person what is about to be trained."""
+    git = source["git"]
+    job.tracker.start(
+        name=job.run.record["name"],
+        params=flatten(job.config),
+        tags={f"git.{key}": str(value) for key, value in git.items() if value is not None},
+        documents=[job.run.directory / runs.CONFIG, job.run.directory / checkpoint.PATCH],
+        parents=job.run.record["parents"],
+    )
+    parameters = sum(parameter.numel() for parameter in train_state.model.parameters())
+    log.info("run %s  %s", job.run.id, shown_path(job.run.directory))
+    log.info("device %s (%d threads)  %s: %s parameters", parts.device, source["threads"],
+             type(train_state.model).__name__, f"{parameters:,}")  # fmt: skip
+    log.info("data %s training samples in %s batches, %s validation samples", f"{parts.train.samples:,}",
+             f"{len(parts.train):,}", f"{parts.val.samples:,}")  # fmt: skip
+    if resumed is not None:
+        log.info("resumed from %s: epoch %d, step %d", resumed.path.name, train_state.epoch, train_state.step)
+        if changed := provenance.differences(resumed.provenance, source):
+            log.warning("changed since that checkpoint, so bits may differ: %s", "; ".join(changed))
+
+
+@contextlib.contextmanager
+def _signals_and_progress(parts: Parts, train_state: TrainState) -> Iterator[tuple[signals.Stop, progress.Progress]]:
+    trainer = parts.settings.trainer
+    per_epoch = -(-len(parts.train) // trainer.accumulate)
+    ends = [trainer.max_epochs * per_epoch] if trainer.max_epochs is not None else []
+    ends += [trainer.max_steps] if trainer.max_steps is not None else []
+    with (
+        signals.watch() as stop,
+        progress.show(epochs=trainer.max_epochs, steps=min(ends), done=train_state.step) as shown,
+    ):
+        yield stop, shown
+
+
+@contextlib.contextmanager
+def _profiled(settings: Settings, run: Run) -> Iterator[None]:
+    if not settings.trainer.profile:
+        yield
+        return
+    with torch.profiler.profile() as profiler:
+        yield
+    path = run.directory / "trace.json"
+    profiler.export_chrome_trace(str(path))
+    log.info("%s", profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
+    log.info("trace %s (open it at chrome://tracing or ui.perfetto.dev)", shown_path(path))
+
+
+def _let_go(job: Job, status: str) -> None:
+    job.run.update(status=status)
+    unstored = job.tracker.close(status, TRACKER_SECONDS)
+    if unstored is not None:
+        log.warning("%s", unstored)
+    tracker_id = job.tracker.run_id
+    if tracker_id is not None and tracker_id != job.run.tracker_id:
+        job.run.update(tracker={"kind": job.settings.tracker.kind, "run_id": tracker_id})
+
+
+def _conclude(job: Job, train_state: TrainState, saves: Saves) -> None:
+    if train_state.best is not None:
+        best = train_state.best
+        log.info("best %s %.4g at epoch %d", best["metric"], best["value"], best["epoch"])
+    if train_state.metrics:
+        log.info("last %s", "  ".join(f"{name} {value:.4g}" for name, value in train_state.metrics.items()))
+    if saves.newest is not None:
+        log.info("checkpoint %s", shown_path(saves.newest))
+    further = "" if job.run.record["status"] != "finished" else f" trainer.max_epochs={2 * max(1, train_state.epoch)}"
+    log.info("to go on: python resume.py run=%s%s", job.run.id, further)
+    if job.settings.tracker.kind == "mlflow":
+        log.info("to look at it: make ui   (or: python -m savepoint ui)")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, str]:
+    """`{"a": {"b": 1}}` as `{"a.b": "1"}`, as a tracker shows parameters."""
+    if isinstance(config, dict) and config:
+        flat: dict[str, str] = {}
+        for key, value in config.items():
+            flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
+        return flat
+    return {prefix: str(config)}
+
+
+def shown_path(path: Path) -> str:
+    """Relative to where the person is, if it lies there."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,81 @@
+"""The promise: a run that was killed anywhere, and resumed in a new process, ends in the same bits."""
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import Zygote
+
+from savepoint import checkpoint, compare, run
+
+SEED = int(os.environ.get("SAVEPOINT_TEST_SEED", "0"))
+SHORT = ("tracker=none", "trainer.log_every_n_steps=5", "data.batch_size=128", "trainer.threads=1")
+CONFIGS = {
+    "plain": ("trainer.max_epochs=4",),
+    "batch norm, dropout, augmentation, cosine": (
+        *("model=cnn", "data.dataset.augment=true", "optimizer=sgd", "scheduler=cosine", "trainer.max_epochs=3"),
+    ),
+    "two workers, augmentation, onecycle": (
+        *("data.num_workers=2", "data.dataset.augment=true", "optimizer=rmsprop", "scheduler=onecycle"),
+        "trainer.max_epochs=3",
+    ),
+    "fp16, accumulation, clipping, plateau": (
+        *("amp=fp16", "amp.init_scale=1e20", "amp.growth_interval=5", "optimizer=adam", "scheduler=plateau"),
+        *("scheduler.patience=0", "scheduler.threshold=0.5", "trainer.accumulate=3", "trainer.clip_grad_norm=1.0"),
+        *("data.batch_size=48", "trainer.max_epochs=3"),
+    ),
+    "bf16, warm-up, checkpoints by step": (
+        *("amp=bf16", "data.dataset.augment=true", "scheduler=warmup_cosine", "checkpoint.every_n_steps=3"),
+        "trainer.max_epochs=3",
+    ),
+    "multistep, ends within an epoch": (
+        *("scheduler=multistep", "scheduler.milestones=[1,2]", "model.batch_norm=true", "data.drop_last=true"),
+        *("trainer.max_epochs=null", "trainer.max_steps=29", "checkpoint.every_n_steps=4"),
+    ),
+    "exponential by step, few checkpoints": (
+        *("scheduler=exponential", "scheduler.interval=step", "scheduler.gamma=0.99", "data.shuffle=false"),
+        *("checkpoint.every_n_epochs=2", "checkpoint.keep_last=1", "trainer.max_epochs=5"),
+    ),
+}
+TRIALS = 5  # for each config: 35 in all
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[run.Run, float]]:
+    """For each config a run that nothing interrupted, and the seconds it took."""
+    done = {}
+    for name, config in CONFIGS.items():
+        directory = tmp_path_factory.mktemp("uninterrupted") / "run"
+        ended = zygote.run("train.py", *SHORT, *config, f"hydra.run.dir={directory}")
+        assert ended.status == 0, ended.output
+        done[name] = run.read(directory), ended.seconds
+    return done
+
+
+def continue_or_start(zygote: Zygote, directory: Path, config: tuple[str, ...], **kill: float) -> int:
+    """Resume the run, or start it if it was killed before it was one."""
+    if (directory / run.RECORD).exists():
+        ended = zygote.run("resume.py", f"run={directory}", **kill)
+    else:
+        ended = zygote.run("train.py", *SHORT, *config, f"hydra.run.dir={directory}", **kill)
+    assert ended.status in (0, -signal.SIGKILL), ended.output
+    return ended.status
+
+
+@pytest.mark.parametrize("trial", range(TRIALS))
+@pytest.mark.parametrize("name", CONFIGS)
+def test_killed_and_resumed_run_equals_uninterrupted_run(
+    zygote: Zygote, uninterrupted: dict[str, tuple[run.Run, float]], tmp_path: Path, name: str, trial: int
+) -> None:
+    whole, seconds = uninterrupted[name]
+    chance = random.Random(f"{SEED} {name} {trial}")
+    directory = tmp_path / "run"
+    kills = [chance.uniform(0, seconds) for _ in range(chance.randint(1, 3))]
+    for moment in kills:
+        continue_or_start(zygote, directory, CONFIGS[name], kill_after=moment)
+    assert continue_or_start(zygote, directory, CONFIGS[name]) == 0
+    resumed = run.read(directory)
+    assert compare.runs(whole, resumed) == [], f"killed after {kills} s; SAVEPOINT_TEST_SEED={SEED}"
+    assert checkpoint.names(resumed.checkpoints) == checkpoint.names(whole.checkpoints)

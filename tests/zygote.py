@@ -1,0 +1,74 @@
+"""Runs train.py and resume.py many times for the price of one import of torch.
+
+A process that has only imported them, and forks a child for each command. The child is a new process for everything
+that a run keeps in memory: generators, modules, optimizers. Kept out of the test process itself, whose threads a fork
+would not survive.
+
+One JSON object a line in: {"script", "arguments", "output", "kill_after": seconds or null, "signal"}.
+One out: {"status": exit status, negative for a signal, "seconds"}.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+# All that a run imports; nothing that starts a thread.
+
+import resume  # noqa: E402
+import train  # noqa: E402
+from savepoint import job  # noqa: E402, F401
+from savepoint import run as runs  # noqa: E402
+
+
+def child(order: dict) -> int:
+    output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv = [order["script"], *order["arguments"]]
+    # What is made at import, anew.
+    train.START_ID = runs.new_id()
+    code = (train if order["script"] == "train.py" else resume).main()
+    sys.stdout.flush()
+    return code
+
+
+def run(order: dict) -> dict:
+    started = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            code = child(order)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    status = None
+    while status is None:
+        done, raw = os.waitpid(pid, os.WNOHANG)
+        if done:
+            status = os.waitstatus_to_exitcode(raw)
+        elif order["kill_after"] is not None and time.monotonic() - started > order["kill_after"]:
+            os.kill(pid, order["signal"])
+            order["kill_after"] = None
+        time.sleep(0.0005)
+    return {"status": status, "seconds": time.monotonic() - started}
+
+
+def main() -> None:
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Compose a config, start a run: `python train.py optimizer=adam trainer.max_epochs=40`.
+
+torch and MLflow are not imported until the config is known to be sound: `--help` and a typo answer at once.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent
+# This checkout's own code, also where the environment has another one installed.
+sys.path.insert(0, str(REPOSITORY / "src"))
+
+import hydra  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from hydra.types import RunMode  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+
+from savepoint import compose, config, overrides, plain, run, sweep, trackers  # noqa: E402
+from savepoint.errors import UserError  # noqa: E402
+from savepoint.redaction import redact_arguments  # noqa: E402
+
+# Made before anything else: it names the directory of the run, or of the sweep.
+START_ID = run.new_id()
+# The sweep that this process runs, once its first job has begun, with that job's config.
+SWEEPS: list[tuple[trackers.Sweep, DictConfig]] = []
+# Why the only run of this process came to nothing.
+REFUSED: list[Exception] = []
+
+
+@hydra.main(version_base="1.3", config_path=str(REPOSITORY / "conf"), config_name="config")
+def task(cfg: DictConfig) -> float | None:
+    """One run. Returns what a sweeper minimises or maximises: the best value of checkpoint.monitor."""
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    belongs_to = None
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        belongs_to = sweep.named(Path(HydraConfig.get().sweep.dir))
+        SWEEPS.append((belongs_to, cfg))
+        print(f"\njob {directory.name}: {' '.join(_typed())}")
+    try:
+        return _start(cfg, directory, belongs_to)
+    except Exception as error:
+        run.remove_empty(directory)
+        if belongs_to is None:
+            # Past Hydra, which would print it its own way, to `main`.
+            REFUSED.append(error)
+            return None
+        print(f"job {directory.name} failed: {error}", file=sys.stderr)
+        if not (directory / run.RECORD).exists():
+            sweep.note_failure(directory, _typed(), str(error))
+        raise
+
+
+def _start(cfg: DictConfig, directory: Path, belongs_to: trackers.Sweep | None) -> float | None:
+    composed = compose.plain(cfg)
+    settings = config.check(composed, source=REPOSITORY / "src")
+    started = run.create(
+        directory,
+        id=run.new_id() if belongs_to else START_ID,
+        name=settings.name,
+        config=plain.dump(composed),
+        overrides=_typed(),
+        sweep=belongs_to.id if belongs_to else None,
+    )
+    _record(directory)
+    # Before torch: MLflow's start, seconds of it, happens in a process of its own beside torch's.
+    tracker = trackers.open(
+        settings.tracker,
+        run_dir=directory,
+        run_id=started.id,
+        repository=REPOSITORY,
+        sweep=belongs_to,
+        upload=settings.checkpoint.upload,
+    )
+    lock = started.hold()
+    try:
+        from savepoint import job
+
+        return job.train(job.Job(started, composed, settings, tracker, REPOSITORY))
+    finally:
+        lock.release()
+
+
+def _typed() -> list[str]:
+    return redact_arguments(list(HydraConfig.get().overrides.task))
+
+
+def _record(directory: Path) -> None:
+    """What Hydra was told, for people. Nothing reads it."""
+    record = directory / ".hydra"
+    record.mkdir(exist_ok=True)
+    (record / "overrides.json").write_text(json.dumps(_typed(), indent=1))
+
+
+def _finish_sweep() -> None:
+    """The table of results, best first. Not in a callback of Hydra's: those are skipped when a job has failed."""
+    if not SWEEPS:
+        return
+    belongs_to, cfg = SWEEPS[0]
+    table, text = sweep.write_table(belongs_to.dir)
+    print(f"\n{text}\n\nsweep {table.parent}")
+    settings = config.check(compose.plain(cfg), source=REPOSITORY / "src")
+    unstored = trackers.finish_sweep(
+        settings.tracker, repository=REPOSITORY, sweep=belongs_to, table=table, status=sweep.status(belongs_to.dir)
+    )
+    if unstored:
+        print(unstored, file=sys.stderr)
+
+
+def main() -> int:
+    OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), use_cache=True)
+    OmegaConf.register_new_resolver("start_id", lambda: START_ID, use_cache=True)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them its way
+    sys.argv[1:] = overrides.quote_raw(sys.argv[1:], ("init_from",))
+    typed = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    try:
+        try:
+            task()
+        finally:
+            _finish_sweep()
+        if REFUSED:
+            raise REFUSED[0]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'Stopped.'}", file=sys.stderr)
+        return getattr(interrupt, "exit_code", 130)
+    except Exception as error:
+        told = overrides.explain(error, typed, REPOSITORY / "conf")
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
