@@ -53,6 +53,8 @@ def resume(arguments: list[str]) -> None:
 def _resume(found: run.Found, changes: list[str]) -> None:
     own = _read_config(found.run)
     tracker_settings = _tracker_settings(own, changes)
+    changes = [change for change in changes if not _of_tracker(change)]
+    upload = config.check(overrides.apply(own, changes, CONF), source=REPOSITORY / "src").checkpoint.upload
     # Before torch: the tracker's start happens in a process of its own, beside torch's.
     tracker = trackers.open(
         tracker_settings,
@@ -61,14 +63,15 @@ def _resume(found: run.Found, changes: list[str]) -> None:
         repository=REPOSITORY,
         sweep=sweep.named(found.run.directory.parent) if found.run.record.get("sweep") else None,
         known_run_id=found.run.tracker_id,
+        upload=upload,
     )
     try:
         from savepoint import job
 
-        newest = _newest(found)
+        newest = _newest(found, own)
         before = own if newest is None else plain.parse(newest.config)
         before["tracker"] = vars(tracker_settings)
-        after = overrides.apply(before, [each for each in changes if not _of_tracker(each)], CONF)
+        after = overrides.apply(before, changes, CONF)
         _refuse_other_run(before, after, found.run)
         settings = config.check(after, source=REPOSITORY / "src")
         if after != own:
@@ -131,7 +134,7 @@ def _tracker_settings(own: dict[str, Any], changes: list[str]) -> settings_modul
     return settings.tracker
 
 
-def _newest(found: run.Found) -> "Checkpoint | None":
+def _newest(found: run.Found, own: dict[str, Any]) -> "Checkpoint | None":
     """The newest sound checkpoint. Newer ones that are damaged are named, and set aside."""
     from savepoint import checkpoint
 
@@ -140,28 +143,25 @@ def _newest(found: run.Found) -> "Checkpoint | None":
         aside = checkpoint.set_aside(path)
         print(f"damaged, now {aside.name}: {what}", file=sys.stderr)
     if found.checkpoint is not None:
-        _check_choice(found, newest)
+        _check_choice(found, newest, own)
     if newest is None:
         print(f"run {found.run.id} has no checkpoint: it starts over from its {run.CONFIG}.", file=sys.stderr)
     return newest
 
 
-def _check_choice(found: run.Found, newest: "Checkpoint | None") -> None:
+def _check_choice(found: run.Found, newest: "Checkpoint | None", own: dict[str, Any]) -> None:
     from savepoint import checkpoint
 
-    names = checkpoint.names(found.run.checkpoints)
-    wanted = found.checkpoint
-    at_step = [name for name in names if str(wanted).isdigit() and int(name.rpartition("_")[2]) == int(str(wanted))]
-    chosen = [wanted] if wanted in names else at_step
-    if wanted == "last" or (newest is not None and newest.path.name in chosen):
-        return
-    there = f"It has {', '.join(names)}." if names else "It has none."
-    if wanted != "best" and not chosen:
-        raise UserError(f"run {found.run.id} has no sound checkpoint {wanted}. {there}")
-    raise UserError(
-        f"run {found.run.id}@{wanted} is not the newest checkpoint, and going on from it would be another run. "
-        f"To continue from the newest: python resume.py run={found.run.id}"
+    assert found.checkpoint is not None
+    kept = own["checkpoint"]
+    chosen = checkpoint.select(
+        found.run.checkpoints, found.checkpoint, monitor=kept.get("monitor"), mode=kept.get("mode", "min")
     )
+    if newest is None or chosen.path != newest.path:
+        raise UserError(
+            f"{chosen.path.name} is not the newest checkpoint of run {found.run.id}: going on from it would be another "
+            f"run. To continue from the newest: python resume.py run={found.run.id}"
+        )
 
 
 def _refuse_other_run(before: dict[str, Any], after: dict[str, Any], of: run.Run) -> None:

@@ -3,7 +3,6 @@
 torch and MLflow are not imported until the config is known to be sound: `--help` and a typo answer at once.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from savepoint import compose, config, overrides, plain, run, sweep, trackers  # noqa: E402
 from savepoint.errors import UserError  # noqa: E402
-from savepoint.redaction import redact_arguments  # noqa: E402
+from savepoint.redaction import redact, redact_arguments  # noqa: E402
 
 # Made before anything else: it names the directory of the run, or of the sweep.
 START_ID = run.new_id()
@@ -63,7 +62,7 @@ def _start(cfg: DictConfig, directory: Path, belongs_to: trackers.Sweep | None) 
         overrides=_typed(),
         sweep=belongs_to.id if belongs_to else None,
     )
-    _record(directory)
+    _record(directory, cfg)
     # Before torch: MLflow's start, seconds of it, happens in a process of its own beside torch's.
     tracker = trackers.open(
         settings.tracker,
@@ -86,11 +85,12 @@ def _typed() -> list[str]:
     return redact_arguments(list(HydraConfig.get().overrides.task))
 
 
-def _record(directory: Path) -> None:
-    """What Hydra was told, for people. Nothing reads it."""
+def _record(directory: Path, cfg: DictConfig) -> None:
+    """What Hydra was told, and the config before it was resolved, for people. Nothing reads it."""
     record = directory / ".hydra"
     record.mkdir(exist_ok=True)
-    (record / "overrides.json").write_text(json.dumps(_typed(), indent=1))
+    (record / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(_typed())))
+    (record / "config.yaml").write_text(redact(OmegaConf.to_yaml(cfg)))
 
 
 def _finish_sweep() -> None:

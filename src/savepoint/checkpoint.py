@@ -231,6 +231,28 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
     return None, damaged
 
 
+def select(root: Path, choice: str, *, monitor: str | None, mode: str) -> Checkpoint:
+    """The checkpoint that `@best`, `@last`, `@<name>` or `@<step>` means, loaded.
+
+    Raises: CheckpointError that says which there are, if there is none such, or what is wrong with it.
+    """
+    there = names(root)
+    if choice == "last":
+        loaded, damaged = newest(root)
+        if loaded is None:
+            raise CheckpointError(damaged[0][1] if damaged else f"{root} holds no checkpoint.")
+        return loaded
+    if choice == "best":
+        found = best(root, monitor=monitor, mode=mode) if monitor is not None else []
+    elif choice.isdecimal():
+        found = [name for name in there if _order(name)[0] == int(choice)][-1:]
+    else:
+        found = [name for name in there if name == choice]
+    if not found:
+        raise CheckpointError(f"No checkpoint @{choice}. There are: {', '.join(there) or 'none'}.")
+    return load(root / found[0])
+
+
 def best(root: Path, *, monitor: str, mode: str) -> list[str]:
     """Names of the checkpoints in which `monitor` was just measured, best first. NaN is never among them.
 

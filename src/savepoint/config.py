@@ -6,6 +6,9 @@ from typing import Any
 from savepoint import settings, trust
 from savepoint.errors import ConfigError
 
+# Where a config names the class that it is about.
+CLASSES = ("model", "data.dataset", "task", "optimizer")
+
 
 def check(config: dict[str, Any], *, source: Path) -> settings.Settings:
     """A fresh config and a loaded one alike: what could not be resumed cannot be started.
@@ -14,6 +17,30 @@ def check(config: dict[str, Any], *, source: Path) -> settings.Settings:
     """
     faults = trust.check(config, source=source)
     read, more = settings.read(config) if not faults else (None, [])
-    if read is None:
-        raise ConfigError("\n".join(faults + more))
+    faults += more + ([] if faults else _missing_classes(config))
+    if read is None or faults:
+        raise ConfigError("\n".join(faults))
     return read
+
+
+def _missing_classes(config: dict[str, Any]) -> list[str]:
+    faults = []
+    for path in CLASSES:
+        node: Any = config
+        for key in path.split("."):
+            node = node.get(key) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+            faults.append(f"{path}: needs a _target_, the class to build, for example {EXAMPLES[path]}.")
+    for path in ("optimizer", "scheduler"):
+        node = config.get(path)
+        if isinstance(node, dict) and node.get("_target_") is not None and node.get("_partial_") is not True:
+            faults.append(f"{path}._partial_: must be true: the engine adds what it is built on.")
+    return faults
+
+
+EXAMPLES = {
+    "model": "project.models.mlp.Mlp",
+    "data.dataset": "project.data.digits.Digits",
+    "task": "project.tasks.classification.Classification",
+    "optimizer": "torch.optim.AdamW",
+}

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -36,8 +37,10 @@ class _Lines:
     def epoch(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
         own = {name: value for name, value in values.items() if not name.startswith("system/")}
         shown = "  ".join(f"{name} {_number(value)}" for name, value in own.items())
-        rate = f"  {values['system/samples_per_second']:,.0f} samples/s"
-        log.info("epoch %d%s  step %d  %s%s", epoch, self._of, step, shown, rate)
+        log.info("epoch %d%s  step %d  %s%s", epoch, self._of, step, shown, self._rate(values))
+
+    def _rate(self, values: Mapping[str, float]) -> str:
+        return f"  {values['system/samples_per_second']:,.0f} samples/s"
 
 
 class _Bar(_Lines):
@@ -58,6 +61,9 @@ class _Bar(_Lines):
     def epoch(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
         self._bar.update(self._task, completed=step)
         super().epoch(epoch=epoch, step=step, values=values)
+
+    def _rate(self, values: Mapping[str, float]) -> str:
+        return ""  # the bar shows it
 
 
 @contextlib.contextmanager
@@ -86,8 +92,9 @@ def logs(directory: Path) -> Iterator[None]:
     """What is logged goes to the terminal as it is, and to the run's train.log with the time, without secrets."""
     terminal = logging.StreamHandler(_Stdout())
     terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.addFilter(lambda record: not record.exc_info)  # a traceback is for the file; Python prints it anyway
     file = logging.FileHandler(directory / "train.log", encoding="utf-8")
-    file.setFormatter(_Redacted("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(_Redacted(directory))
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.INFO)
@@ -113,8 +120,17 @@ class _Stdout:
 
 
 class _Redacted(logging.Formatter):
+    """Without secrets, and without the run directory's own path: the log moves with it."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._own = [str(directory.absolute()), os.path.relpath(directory)]
+
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        text = redact(super().format(record))
+        for path in self._own:
+            text = text.replace(path, "<run>")
+        return text
 
 
 def _number(value: float) -> str:

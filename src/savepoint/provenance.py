@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from savepoint.redaction import redact
+from savepoint.redaction import redact, redact_arguments
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "mlflow", "scikit-learn")
 # Of files that git does not track yet, those that are part of an experiment: its code and its configs.
@@ -40,7 +40,7 @@ def gather(repository: Path) -> dict[str, Any]:
         },
         "threads": torch.get_num_threads(),
         "host": platform.node(),
-        "command": redact(shlex.join(sys.argv)),
+        "command": _command(),
         "time": now(),
     }
 
@@ -80,6 +80,12 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def now() -> str:
     """The time as ISO 8601, in UTC, to the microsecond, so that runs sort by it."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+
+
+def _command() -> str:
+    """As typed, without secrets and without the run's directory: a run that is moved does not name where it was."""
+    kept = [each for each in sys.argv[1:] if not each.startswith(("hydra.run.dir=", "hydra.sweep.dir=", "run="))]
+    return shlex.join([Path(sys.argv[0]).name, *redact_arguments(kept)])
 
 
 def _git(repository: Path, *arguments: str, strip: bool = True, ok: tuple[int, ...] = (0,)) -> str | None:

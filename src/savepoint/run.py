@@ -82,6 +82,8 @@ def create(
             f"{directory} already holds a run. To go on with it: python resume.py run={directory}. "
             "To start another, leave hydra.run.dir out or give a new directory."
         )
+    if (directory / CHECKPOINTS).exists():
+        raise UserError(f"{directory} holds checkpoints, but no {RECORD}. Give a new directory.")
     directory.mkdir(parents=True, exist_ok=True)
     files.replace(directory / CONFIG, config.encode())
     run = Run(directory, {})
@@ -108,11 +110,12 @@ def discard(run: Run) -> None:
 
 def remove_empty(directory: Path) -> None:
     """Remove a directory that holds nothing, and its date's directory if that holds nothing else."""
-    for each in (directory, directory.parent):
-        try:
-            each.rmdir()
-        except OSError:
-            return
+    try:
+        directory.rmdir()
+        if directory.parent.parent.name in ("runs", "sweeps"):
+            directory.parent.rmdir()
+    except OSError:
+        return
 
 
 def read(directory: Path) -> Run:
