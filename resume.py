@@ -197,7 +197,7 @@ def main() -> int:
         print(f"\n{interrupt or 'Stopped.'}", file=sys.stderr)
         return getattr(interrupt, "exit_code", 130)
     except Exception as error:
-        told = overrides.explain(error, sys.argv[1:], CONF)
+        told = overrides.explain(error, [each for each in sys.argv[1:] if not each.startswith("run=")], CONF)
         if told is None:
             raise
         print(f"error: {told}", file=sys.stderr)

@@ -108,12 +108,19 @@ def _finish_sweep() -> None:
         print(unstored, file=sys.stderr)
 
 
+def _overrides(arguments: list[str]) -> list[str]:
+    """The command line without Hydra's flags and their values."""
+    valued = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+    before = ["", *arguments]
+    return [each for each, previous in zip(arguments, before) if not each.startswith("-") and previous not in valued]
+
+
 def main() -> int:
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), use_cache=True)
     OmegaConf.register_new_resolver("start_id", lambda: START_ID, use_cache=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them its way
     sys.argv[1:] = overrides.quote_raw(sys.argv[1:], ("init_from",))
-    typed = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    typed = _overrides(sys.argv[1:])
     try:
         try:
             task()

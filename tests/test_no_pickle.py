@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-
 from conftest import REPOSITORY, command
+
 from savepoint import run
 
 # Read by every Python process at its start, MLflow's too.

@@ -8,7 +8,7 @@ Each entry gives the name that a config says and the place where the object is d
     }
 
 Any checkpoint that someone opens can call what is named here, with any plain arguments: allow what only builds (a
-model, a data set), never what runs commands, unpickles or writes files. The table is read as a literal, and not executed.
+model, a data set), never what runs commands, unpickles or writes files. The table is read as a literal, not executed.
 """
 
 TARGETS: dict[str, str] = {}

@@ -53,7 +53,9 @@ def assemble(
     _check_sizes(settings, batches["train"], batches["val"])
     _check_monitors(settings, task)
     # Named, so that a checkpoint can tell two parameters of one shape apart.
-    optimizer = _call("optimizer", make(config["optimizer"], path="optimizer"), list(model.named_parameters()))
+    optimizer = trust.call(
+        make(config["optimizer"], path="optimizer"), list(model.named_parameters()), path="optimizer"
+    )
     scheduler, length = _schedule(config["scheduler"], settings, optimizer, len(batches["train"]), make)
     amp = settings.amp
     scaler = torch.amp.GradScaler(
@@ -147,7 +149,7 @@ def _schedule(
     for key in LENGTHS:
         if key in own and own[key] is None and not own.get("steps_per_epoch"):
             own[key] = planned = _planned(settings, batches)
-    scheduler = _call("scheduler", make(own, path="scheduler"), optimizer)
+    scheduler = trust.call(make(own, path="scheduler"), optimizer, path="scheduler")
     plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
     if plateau and (settings.scheduler.interval == "step" or settings.scheduler.monitor is None):
         raise ConfigError(
@@ -176,11 +178,3 @@ def _planned(settings: Settings, batches: int) -> int:
     if trainer.max_steps is not None:
         ends.append(math.ceil(trainer.max_steps / updates_per_epoch) if by_epoch else trainer.max_steps)
     return min(ends)
-
-
-def _call(path: str, partial: Callable[..., Any], argument: Any) -> Any:
-    """torch checks the values of an optimizer's and a scheduler's arguments as it builds them."""
-    try:
-        return partial(argument)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: {error}") from error

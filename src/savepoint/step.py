@@ -13,6 +13,9 @@ from savepoint.state import Parts, TrainState
 from savepoint.task import Outcome
 
 
+ALIGNMENT = 64  # bytes: that of torch's CPU allocator
+
+
 def update(state: TrainState, parts: Parts, window: list[Any]) -> None:
     """Train on one window of batches: one update, whose gradient is the mean over all samples of the window.
 
@@ -88,10 +91,12 @@ def _add(sums: dict[str, Tensor], outcome: Outcome) -> None:
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """Tensors anywhere in tuples, lists and dicts. Does not wait: pinned memory is copied beside the computation."""
-    if device.type == "cpu":
-        return batch
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        if device.type != "cpu":
+            return batch.to(device, non_blocking=True)
+        # Math libraries promise equal bits only for equally aligned memory. Torch's own is aligned; NumPy's, and so what
+        # `from_numpy` gives, lies differently in every process.
+        return batch if batch.data_ptr() % ALIGNMENT == 0 else batch.clone()
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):

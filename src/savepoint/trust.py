@@ -8,6 +8,8 @@ import functools
 import inspect
 import math
 import re
+import sys
+import traceback
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -180,11 +182,21 @@ def _call(function: Any, arguments: Iterable[Any], keywords: dict[str, Any], pat
         return function(*arguments, **keywords)
     except (ValueError, AssertionError, TypeError) as error:
         # torch's classes check their arguments so; a TypeError says it for those (LSTM, Tanh) whose signature does not.
-        # In the fork's own code the same error may be a bug: it keeps its traceback.
         of_arguments = not isinstance(error, TypeError) or _takes_any(inspect.signature(function))
-        if function.__module__.partition(".")[0] != "torch" or not of_arguments:
-            raise
-        raise ConfigError(f"{path}: {error}") from error
+        if function.__module__.partition(".")[0] == "torch" and of_arguments:
+            raise ConfigError(f"{path}: {error}") from error
+        # The fork's own code: a ValueError is how Python says a wrong value. Any other may be a bug, and keeps its
+        # traceback; this one keeps its line.
+        if type(error) is ValueError:
+            raise ConfigError(f"{path}: {error} ({_raised_at(error, function)})") from error
+        raise
+
+
+def _raised_at(error: Exception, function: Any) -> str:
+    """The line of the function's own file that an error came through last."""
+    file = getattr(sys.modules.get(function.__module__), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"{function.__module__}, line {lines[-1]}" if lines else str(function.__module__)
 
 
 def _bind(function: Any, arguments: list[Any], keywords: dict[str, Any], path: str, *, partly: bool) -> None:

@@ -20,6 +20,8 @@ class Classification:
     metrics: tuple[str, ...] = ("accuracy",)
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing={label_smoothing} must be between 0 and 1")
         self.label_smoothing = label_smoothing
 
     def __call__(self, model: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> Outcome:
