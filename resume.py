@@ -4,7 +4,9 @@
 The config comes from the newest sound checkpoint; nothing is typed again.
 """
 
+import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from savepoint.errors import ConfigError, UserError  # noqa: E402
 if TYPE_CHECKING:
     from savepoint.checkpoint import Checkpoint
 
+log = logging.getLogger("savepoint")
 CONF = REPOSITORY / "conf"
 USAGE = "usage: python resume.py run=<id|prefix|directory|latest> [trainer.max_epochs=40 …]"
 # Differences that leave the bits of what is trained as they are. Any other makes another run.
@@ -64,6 +67,8 @@ def _resume(found: run.Found, changes: list[str]) -> None:
         sweep=sweep.named(found.run.directory.parent) if found.run.record.get("sweep") else None,
         known_run_id=found.run.tracker_id,
         upload=upload,
+        warn=log.warning,
+        announce=partial(found.run.note_tracker, tracker_settings.kind),
     )
     try:
         from savepoint import job

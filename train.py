@@ -3,8 +3,10 @@
 torch and MLflow are not imported until the config is known to be sound: `--help` and a typo answer at once.
 """
 
+import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent
@@ -20,6 +22,7 @@ from savepoint import compose, config, overrides, plain, run, sweep, trackers  #
 from savepoint.errors import UserError  # noqa: E402
 from savepoint.redaction import redact, redact_arguments  # noqa: E402
 
+log = logging.getLogger("savepoint")
 # Made before anything else: it names the directory of the run, or of the sweep.
 START_ID = run.new_id()
 # The sweep that this process runs, once its first job has begun, with that job's config.
@@ -71,6 +74,8 @@ def _start(cfg: DictConfig, directory: Path, belongs_to: trackers.Sweep | None) 
         repository=REPOSITORY,
         sweep=belongs_to,
         upload=settings.checkpoint.upload,
+        warn=log.warning,
+        announce=partial(started.note_tracker, settings.tracker.kind),
     )
     lock = started.hold()
     try:

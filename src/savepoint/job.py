@@ -219,9 +219,6 @@ def _let_go(job: Job, status: str) -> None:
     unstored = job.tracker.close(status, TRACKER_SECONDS)
     if unstored is not None:
         log.warning("%s", unstored)
-    tracker_id = job.tracker.run_id
-    if tracker_id is not None and tracker_id != job.run.tracker_id:
-        job.run.update(tracker={"kind": job.settings.tracker.kind, "run_id": tracker_id})
 
 
 def _conclude(job: Job, train_state: TrainState, saves: Saves) -> None:

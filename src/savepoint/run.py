@@ -5,10 +5,10 @@ directory's own path: a run that is moved or copied resumes where it lies.
 """
 
 import json
+import logging
 import re
 import secrets
 import shutil
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from savepoint.errors import UserError
 
 RECORD, CONFIG, CHECKPOINTS, METRICS, LOG = "run.json", "config.yaml", "checkpoints", "metrics.jsonl", "train.log"
 MIN_ID, MIN_TRACKER_ID = 4, 6  # characters of a prefix
-_RECORD_LOCK = threading.Lock()
+log = logging.getLogger("savepoint")
 
 
 @dataclass
@@ -45,10 +45,15 @@ class Run:
         return self.directory / METRICS
 
     def update(self, **values: Any) -> None:
-        """Change `run.json`, atomically. The thread that waits for the tracker's run id calls it too."""
-        with _RECORD_LOCK:
-            self.record |= values
-            files.replace(self.directory / RECORD, json.dumps(self.record, indent=1).encode() + b"\n")
+        """Change `run.json`, atomically."""
+        self.record |= values
+        files.replace(self.directory / RECORD, json.dumps(self.record, indent=1).encode() + b"\n")
+
+    def note_tracker(self, kind: str, tracker_id: str) -> None:
+        """Keep the tracker's run id, and tell it. Seconds after the start: training does not wait for it."""
+        if tracker_id != self.tracker_id:
+            self.update(tracker={"kind": kind, "run_id": tracker_id})
+        log.info("%s run %s", kind, tracker_id)
 
     def hold(self) -> files.Lock:
         """Keep other processes from training this run, until this one ends. Raises: UserError if one does already."""

@@ -12,7 +12,6 @@ from savepoint.signals import Stop
 from savepoint.state import Parts, TrainState
 from savepoint.task import Outcome
 
-
 ALIGNMENT = 64  # bytes: that of torch's CPU allocator
 
 
@@ -94,8 +93,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         if device.type != "cpu":
             return batch.to(device, non_blocking=True)
-        # Math libraries promise equal bits only for equally aligned memory. Torch's own is aligned; NumPy's, and so what
-        # `from_numpy` gives, lies differently in every process.
+        # Math libraries promise equal bits only for equally aligned memory. Torch's own is aligned; NumPy's, and so
+        # what `from_numpy` gives, lies differently in every process.
         return batch if batch.data_ptr() % ALIGNMENT == 0 else batch.clone()
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}

@@ -45,6 +45,8 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes
+MAX_DIMENSIONS = 64  # torch's own limit; a longer shape would cost minutes to multiply out
+METADATA = "__metadata__"  # the one name in a header that no tensor can have
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
     tensors: any device, any strides, of the dtypes above; written contiguous, in row-major order.
     """
+    assert METADATA not in tensors, "no reader could open that file"
     # Widest first keeps every tensor aligned to its element size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    entries: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name in names:
         start, end = end, end + tensors[name].numel() * tensors[name].element_size()
@@ -103,9 +106,7 @@ def read(data: bytearray, *, name: str) -> tuple[dict[str, Tensor], dict[str, st
     Raises: CheckpointError, with `name`, for whatever is not exactly what `write` could have written.
     """
     header, start = read_header(data, name=name)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{name}: its metadata is not text.")
+    metadata = header.pop(METADATA, {})
     tensors, spans = {}, [(0, 0)]
     for key, entry in header.items():
         tensors[key], span = _tensor(data, start, key, entry, name)
@@ -117,16 +118,19 @@ def read(data: bytearray, *, name: str) -> tuple[dict[str, Tensor], dict[str, st
 
 
 def read_header(data: bytes | bytearray, *, name: str) -> tuple[dict[str, Any], int]:
-    """The header, and the offset at which the tensors' bytes begin."""
+    """The header, its metadata checked, and the offset at which the tensors' bytes begin."""
     length = int.from_bytes(data[:8], "little") if len(data) >= 8 else MAX_HEADER
     if length >= MAX_HEADER or 8 + length > len(data):
         raise CheckpointError(f"{name}: not a safetensors file, or cut short.")
     try:
-        header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=unique)
+        header = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name}: its header cannot be read ({error}).") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{name}: its header is not an object.")
+    metadata = header.get(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{name}: its metadata is not text.")
     return header, 8 + length
 
 
@@ -141,6 +145,8 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _tensor(data: bytearray, start: int, key: str, entry: Any, name: str) -> tuple[Tensor, tuple[int, int]]:
     try:
         dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
+            raise ValueError("not a shape")
         plain = all(type(number) is int and 0 <= number < 2**48 for number in (*shape, begin, end))
         count = 1
         for size in shape:
@@ -149,10 +155,10 @@ def _tensor(data: bytearray, start: int, key: str, entry: Any, name: str) -> tup
             raise ValueError("shape and offsets disagree")
         if start + end > len(data):
             raise ValueError("it ends beyond the file")
-    except (KeyError, TypeError, ValueError) as error:
+        if count == 0:
+            return torch.empty(shape, dtype=dtype), (begin, end)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: sizes that torch cannot multiply
         raise CheckpointError(f"{name}: tensor {key!r} is described wrongly ({error}).") from error
-    if count == 0:
-        return torch.empty(shape, dtype=dtype), (begin, end)
     if dtype is torch.bool and data[start + begin : start + end].strip(b"\x00\x01"):
         raise CheckpointError(f"{name}: tensor {key!r} holds booleans that are neither 0 nor 1.")
     if (start + begin) % dtype.itemsize:

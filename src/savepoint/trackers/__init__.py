@@ -77,11 +77,13 @@ def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
     known_run_id: str | None = None,
     upload: bool = True,
     warn: Callable[[str], None] | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> Tracker:
     """Make ready to track a run; the tracker learns of it only by `start`. Call it early: it warms up on its own.
 
     run_dir: exists. known_run_id: the tracker's id of this run, if it has been tracked before. upload: copy checkpoints
     too. warn: takes one line when the tracker first fails, from inside a call to this tracker (default: to stderr).
+    announce: takes the tracker's run id, from inside the call in which it becomes known.
     Raises: ConfigError if the store's address cannot be used.
     """
     if settings.kind == "none":
@@ -99,6 +101,7 @@ def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
         known_run_id=known_run_id,
         upload=upload,
         warn=warn or _to_stderr,
+        announce=announce or (lambda _: None),
     )
 
 

@@ -33,10 +33,11 @@ class MLflowTracker:
         known_run_id: str | None,
         upload: bool,
         warn: Callable[[str], None],
+        announce: Callable[[str], None],
     ) -> None:
         self.run_id: str | None = None
         self._metrics = run_dir / "metrics.jsonl"
-        self._warn = warn
+        self._warn, self._announce = warn, announce
         self._warned = self._started = self._closed = False
         self._stored = 0
         self._done: Message | None = None
@@ -131,6 +132,7 @@ class MLflowTracker:
         for message in self._worker.exchange():
             if message["say"] == "ready":
                 self.run_id = message["run_id"]
+                self._announce(message["run_id"])
             elif message["say"] == "stored":
                 self._stored = message["points"]
             elif message["say"] == "trouble":
