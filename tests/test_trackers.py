@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from savepoint import history, trackers
+from savepoint import files, history, trackers
 from savepoint.errors import ConfigError, UserError
 from savepoint.settings import Tracker as Settings
 from savepoint.trackers import Found, Sweep
@@ -231,8 +231,10 @@ def test_strangers_tracker_run_is_not_written_to(repository: Path, opened) -> No
     assert query(repository, "select status from runs where run_uuid = ?", tracker.run_id) == [("FAILED",)]
 
 
-def killed_parent(repository: Path) -> tuple[int, int]:
+def killed_parent(repository: Path, *, stopped: bool = False) -> tuple[int, int]:
     """Start a training process and kill it right after its fourth line.
+
+    stopped: its worker has opened the run and then stands still, with every line unread.
 
     Returns: the process ids of its worker, and of a forked child that outlives it and holds all its pipes open.
     """
@@ -242,7 +244,11 @@ def killed_parent(repository: Path) -> tuple[int, int]:
         from savepoint import trackers
         root = Path(sys.argv[1])
         tracker = trackers.open(here.MLFLOW, run_dir=root / "runs" / here.ID, run_id=here.ID, repository=root)
+        (root / "runs" / here.ID / "metrics.jsonl").touch()
         here.begin(tracker)
+        if len(sys.argv) > 3:
+            assert tracker.ready(60)
+            os.kill(here.worker_pid(tracker), here.signal.SIGSTOP)
         here.log(root, range(1, 5))
         tracker.wake()
         child = os.fork()
@@ -250,7 +256,7 @@ def killed_parent(repository: Path) -> tuple[int, int]:
             print(here.worker_pid(tracker), child, flush=True)
         time.sleep(60)
     """
-    command = [sys.executable, "-c", code, str(repository), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", code, str(repository), str(Path(__file__).parent), *["stopped"][:stopped]]
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
@@ -267,15 +273,17 @@ def test_what_a_killed_run_logged_is_stored(repository: Path) -> None:
     assert query(repository, "select status from runs") == [("KILLED",)]
 
 
-def test_run_resumed_right_after_a_kill_has_each_point_once(repository: Path, opened) -> None:
-    worker, child = killed_parent(repository)
+def test_run_resumed_while_the_killed_ones_points_are_on_their_way_has_each_once(repository: Path, opened) -> None:
+    worker, child = killed_parent(repository, stopped=True)
     os.kill(child, signal.SIGKILL)
     history.cut(repository / "runs" / ID / "metrics.jsonl", lines=2)
     log(repository, range(3, 8))
     tracker = opened()  # run.json never learned the tracker's id
     begin(tracker)
+    assert tracker.ready(4) is None  # it waits for its turn
+    os.kill(worker, signal.SIGCONT)
     assert tracker.close("finished", 60) is None
-    wait_for(lambda: ended(worker))
+    assert ended(worker)
     assert losses(repository) == expected(range(1, 8))
     assert query(repository, "select status from runs") == [("FINISHED",)]
 
@@ -304,7 +312,7 @@ def test_dead_server_delays_nothing_and_says_what_is_not_stored(repository: Path
         longest = max(longest, time.perf_counter() - before)
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert longest < 0.2  # not one of them waited for the worker, which needs seconds to give up
+    assert longest < 0.5  # not one of them waited for the worker, which needs seconds to give up
     line = tracker.close("finished", 60)
     why = f"cannot connect: http://127.0.0.1:{port} does not answer"
     kept = "They are kept in metrics.jsonl, and resuming the run sends them."
@@ -385,9 +393,9 @@ def half_made(tmp_path: Path) -> Path:
     """A repository whose first run was killed while it made the store."""
     (tmp_path / "killed").mkdir()
     tracker = trackers.open(MLFLOW, run_dir=tmp_path / "killed", run_id="killed", repository=tmp_path)
-    wait_for((tmp_path / "mlflow.db-new").exists)
+    names = ("mlflow.db", "mlflow.db-new")
+    wait_for(lambda: any((tmp_path / name).exists() and (tmp_path / name).stat().st_size for name in names))
     tracker.abandon()
-    assert not (tmp_path / "mlflow.db").exists()
     return tmp_path
 
 
@@ -401,8 +409,14 @@ def test_four_processes_make_one_sound_store_and_one_sweep_parent(half_made: Pat
             arguments = {"run_dir": sweep.dir / str(job), "run_id": f"job{job}", "repository": tmp_path}
             jobs.append(trackers.open(MLFLOW, sweep=sweep, **arguments))
             stack.callback(jobs[-1].abandon)
+        wait_for((tmp_path / "mlflow.db").exists)
+        lock = files.Lock(tmp_path / ".mlflow.lock")
+        wait_for(lock.acquire)
         for tracker in jobs:
             begin(tracker)
+        time.sleep(4)
+        assert query(tmp_path, "select * from runs") == []  # who looks for the parent, and makes it, holds the lock
+        lock.release()
         assert [tracker.close("finished", 120) for tracker in jobs] == [None] * 4
     table = tmp_path / "results.csv"
     table.write_text("job,loss\n")
@@ -420,7 +434,10 @@ def test_four_processes_make_one_sound_store_and_one_sweep_parent(half_made: Pat
 
 def test_start_that_is_refused_leaves_nothing(repository: Path, opened) -> None:
     tracker = opened()
-    time.sleep(1)
+    if (maps := Path(f"/proc/{worker_pid(tracker)}/maps")).exists():
+        wait_for(lambda: "_backend_agg" in maps.read_text())  # matplotlib, the last thing that a worker makes ready
+    else:
+        time.sleep(5)
     tracker.abandon()
     assert query(repository, "select * from runs") == []
     assert [path.name for path in (repository / "runs" / ID).iterdir()] == ["checkpoints"]

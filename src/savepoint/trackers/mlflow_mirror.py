@@ -94,9 +94,6 @@ class Mirror:
         store.log_tags(client, run.info.run_id, tags)
         store.log_params(client, run, begun["params"])
         self._history = store.history(client, run)
-        if order["upload"]:
-            repository = get_artifact_repository(run.info.artifact_uri, tracking_uri=order["uri"])
-            self._checkpoints = store.CheckpointMirror(self._run_dir / "checkpoints", repository)
         return run
 
     def _opened(self) -> tuple[MlflowClient, str]:
@@ -137,8 +134,13 @@ class Mirror:
             del self._documents[0]
 
     def send_checkpoints(self) -> None:
-        if self._checkpoints is not None:
-            self._checkpoints.sync()
+        if not self._order["upload"]:
+            return
+        if self._checkpoints is None:
+            assert self._run is not None
+            repository = get_artifact_repository(self._run.info.artifact_uri, tracking_uri=self._order["uri"])
+            self._checkpoints = store.CheckpointMirror(self._run_dir / "checkpoints", repository)
+        self._checkpoints.sync()
 
     def prepare_to_draw(self) -> None:
         """Import matplotlib while there is nothing else to do, since a short run's end would have to wait for it."""
