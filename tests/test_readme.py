@@ -1,0 +1,342 @@
+"""The README is true: each of its commands runs, what it shows is what one sees, and the files that it gives work."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, Ended, Zygote
+
+from savepoint import checkpoint, compare, history, run
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+# What is no part of a fresh clone.
+LEFT_OUT = (".*", "__pycache__", "*.egg-info", "runs", "sweeps", "mlruns", "mlartifacts", "mlflow.db*", "build", "dist")
+# A run as the README shows it: the commands below mean the one that its first `python train.py` has made.
+SHOWN = re.findall(r"runs/[\d-]+/\d+-([a-z][0-9a-f]{7})", README)[0]
+# Lines of code blocks that the story below does not run, and where they are run instead.
+ELSEWHERE = {
+    "make train": "minutes of installing: test_make_target_runs_the_line_beside_it",
+    "make test": "minutes of installing: test_make_target_runs_the_line_beside_it",
+    "make demo": "minutes of installing: test_make_target_runs_the_line_beside_it",
+    "python3 -m venv .venv": "minutes of installing: test_make_setup_runs_the_two_lines_of_the_readme",
+    ".venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'": "the same",
+    ". .venv/bin/activate": "the story's python is the one that runs this test",
+    'python -m pytest -m "not long"': "it is what runs this test",
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> dict[str, str]:
+    """Each command line of the README, without its comment, and the comment."""
+    lines = [line.partition("  #") for block in blocks("sh") for line in block.splitlines()]
+    return {command.strip(): comment.strip() for command, _, comment in lines}
+
+
+@dataclass
+class Story:
+    """A clone in which everything that the README says was done, in its order. first: the run that it shows."""
+
+    clone: Path
+    zygote: Zygote
+    ended: dict[str, Ended] = field(default_factory=dict)
+    first: run.Run | None = None
+
+    def meant(self, text: str) -> str:
+        """`text` with the names of the run that it is about, in place of those of the one that the README shows."""
+        assert self.first is not None
+        text = re.sub(rf"runs/[\d-]+/\d+-{SHOWN}", self.first.directory.relative_to(self.clone).as_posix(), text)
+        return re.sub(rf"\b{SHOWN[:4]}(?:{SHOWN[4:]})?\b", lambda found: self.first_id(len(found.group())), text)
+
+    def first_id(self, length: int) -> str:
+        assert self.first is not None
+        return self.first.id[:length]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    clone = tmp_path_factory.mktemp("readme") / "clone"
+    shutil.copytree(REPOSITORY, clone, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    for path, text in own_files().items():
+        assert not (clone / path).exists(), "the README calls it a new file"
+        (clone / path).write_text(text, encoding="utf-8")
+    with Background(clone, "-m", "savepoint", "demo") as demo:
+        # As it stands in the README, tracked by MLflow, in an interpreter of its own.
+        first = Background(clone, "train.py")
+        zygote = Zygote(clone, clone)
+        told = Story(clone, zygote, {"python train.py": first.end()})
+        told.first = run.find("latest", clone).run
+        port = free_port()
+        with Background(clone, "-m", "savepoint", "ui", "--port", str(port)) as ui:
+            for line in commands():
+                if line not in ELSEWHERE and line not in told.ended and not line.startswith("python -m savepoint"):
+                    told.ended[line] = run_small(told, line)
+            for line in commands():
+                if line.startswith("python -m savepoint diff"):
+                    told.ended[line] = Background(clone, *shlex.split(told.meant(line))[1:]).end()
+            told.ended["python -m savepoint ui"] = ui.page(port)
+        told.ended["python -m savepoint demo"] = demo.end()
+    yield told
+    zygote.close()
+
+
+def run_small(told: Story, line: str) -> Ended:
+    """A line of train.py or resume.py, with little data and no tracker."""
+    _, script, *arguments = shlex.split(told.meant(line))
+    if "--help" in arguments:  # it leaves by sys.exit, which is not for a forked child
+        return Background(told.clone, script, *arguments).end()
+    small = ["tracker=none"]
+    if script == "train.py" and "data=spirals" not in arguments:
+        small += ["trainer.max_epochs=2"] if "init_from" in line else ["trainer.max_epochs=2", "data.dataset.limit=128"]
+    return told.zygote.run(script, *arguments, *small)
+
+
+class Background:
+    """A command in an interpreter of its own, as a person would start it in the clone."""
+
+    def __init__(self, clone: Path, *arguments: str) -> None:
+        left_out = ("MLFLOW_", "HYDRA_", "PYTHONPATH")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
+        self._started = time.monotonic()
+        self._output = clone.parent / f"output-{time.monotonic_ns()}.txt"
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=clone,
+                # The clone's own code, whatever the environment has installed; and a small server.
+                env=environment | {"PYTHONPATH": str(clone / "src"), "MLFLOW_WORKERS": "2"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def end(self) -> Ended:
+        status = self._process.wait(timeout=240)
+        return Ended(status, time.monotonic() - self._started, self._output.read_text())
+
+    def page(self, port: int) -> Ended:
+        """What a browser gets, once the server is there; then Ctrl-C."""
+        page = ""
+        while not page and self._process.poll() is None and time.monotonic() - self._started < 120:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+                    page = answer.read().decode()
+            except urllib.error.URLError:
+                time.sleep(0.1)
+        os.killpg(self._process.pid, signal.SIGINT)
+        ended = self.end()
+        return Ended(ended.status, ended.seconds, ended.output + page)
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:  # only where something before it has failed
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def own_files() -> dict[str, str]:
+    """The files that "Make it yours" gives, by the path in their first line."""
+    written = [
+        block for language in ("python", "yaml") for block in blocks(language) if re.match(r"# \S+/\S+\n", block)
+    ]
+    return {block.partition("\n")[0].removeprefix("# "): block for block in written}
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) < 150
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command_runs(story: Story, line: str) -> None:
+    if line in ELSEWHERE:
+        return
+    ended = story.ended[line]
+    differ = 1 if " diff " in line else 0
+    assert ended.status == differ and "Traceback" not in ended.output, ended.output
+
+
+def test_every_line_that_is_run_elsewhere_is_in_the_readme() -> None:
+    assert ELSEWHERE.keys() <= commands().keys()
+
+
+def test_demo_prints_what_the_readme_shows(story: Story) -> None:
+    shown = next(block for block in blocks("text") if block.startswith("1. train"))
+    real = story.ended["python -m savepoint demo"].output
+    # How long it took and where it was killed is different each time.
+    varies = re.compile(r"\d+(?=\.\d s| lines)|(?<=\.)\d(?= s)|epoch_000[1-4]_step_\d{8}$", re.MULTILINE)
+    assert varies.sub("…", real) == varies.sub("…", shown)
+
+
+def test_first_run_is_the_one_that_the_readme_describes(story: Story) -> None:
+    assert story.first is not None
+    names = re.findall(r"epoch_\d+_step_\d+(?=/)", README)
+    assert set(names) == {"epoch_0020_step_00000460"}
+    assert f"{names[0]}\n" in story.ended["python train.py"].output
+    tree = next(block for block in blocks("text") if block.startswith("runs/"))
+    listed = re.findall(r"^  (\S+)", tree, re.MULTILINE)
+    newest = story.first.checkpoints / checkpoint.names(story.first.checkpoints)[-1]
+    # A clone without a git of its own has no changes.
+    assert {path.name for path in newest.iterdir()} == set(listed) - {"changes.patch"}
+
+
+def test_resume_commands_continue_the_run_that_they_name(story: Story) -> None:
+    assert story.first is not None
+    resumed = [
+        ended for line, ended in story.ended.items() if line.startswith("python resume.py") and SHOWN[:4] in line
+    ]
+    assert len(resumed) == 3
+    assert all(f"run {story.first.id} " in ended.output and "resumed from" in ended.output for ended in resumed)
+    epochs = [line["epoch"] for line in history.read(story.first.metrics) if "val/loss" in line]
+    assert epochs == list(range(1, 41))
+
+
+def test_sweep_has_six_runs_and_a_table_with_the_best_first(story: Story) -> None:
+    (table,) = story.clone.glob("sweeps/*/*/results.csv")
+    rows = [row.split(",") for row in table.read_text().splitlines()]
+    scores = [float(row[rows[0].index("best val/loss")]) for row in rows[1:]]
+    assert len(scores) == 6 and scores == sorted(scores)
+
+
+def test_fine_tuned_run_begins_with_the_other_runs_weights(story: Story) -> None:
+    (line,) = [line for line in story.ended if "init_from" in line]
+    assert story.first is not None
+    output = story.ended[line].output
+    assert f"weights from run {story.first.id}" in output
+    started = run.read(story.clone / re.findall(r"^run \S+  (\S+)", output, re.MULTILINE)[0])
+    fresh, tuned = (history.read(one.metrics)[0]["val/accuracy"] for one in (story.first, started))
+    assert float(str(tuned)) > 0.95 > float(str(fresh))
+
+
+def test_ui_serves_mlflows_page(story: Story) -> None:
+    output = story.ended["python -m savepoint ui"].output
+    assert output.startswith("http://127.0.0.1:") and "<title>MLflow</title>" in output
+
+
+def test_weights_are_read_without_savepoint(story: Story) -> None:
+    (code,) = [block for block in blocks("python") if "load_file" in block]
+    assert "savepoint" not in code
+    assert story.first is not None
+    newest, _ = checkpoint.newest(story.first.checkpoints)
+    assert newest is not None
+    # By now it was trained for longer, and has another newest checkpoint.
+    code = re.sub(r"epoch_\d+_step_\d+", newest.path.name, story.meant(code))
+    names: dict[str, dict] = {}
+    before = Path.cwd()
+    try:
+        os.chdir(story.clone)
+        exec(code, names)
+    finally:
+        os.chdir(before)
+    assert names["weights"].keys() == newest.model.keys()
+    assert all(tensor.equal(newest.model[name]) for name, tensor in names["weights"].items())
+
+
+def test_own_model_and_data_learn_and_resume_to_the_same_bits(story: Story) -> None:
+    (line,) = [line for line in story.ended if "data=spirals" in line]
+    arguments = [*shlex.split(line)[2:], "tracker=none"]
+    whole = run.read(story.clone / re.findall(r"^run \S+  (\S+)", story.ended[line].output, re.MULTILINE)[0])
+    assert history.read(whole.metrics)[-1]["val/accuracy"] > 0.95  # type: ignore[operator]
+    killed = story.clone.parent / "killed"
+    ended = story.zygote.run("train.py", *arguments, f"hydra.run.dir={killed}", once=killed / "metrics.jsonl")
+    assert ended.status == -signal.SIGKILL, ended.output
+    ended = story.zygote.run("resume.py", f"run={killed}")
+    assert ended.status == 0, ended.output
+    assert compare.runs(whole, run.read(killed)) == []
+
+
+def test_own_files_are_four_and_keep_the_repositorys_style(story: Story) -> None:
+    files = own_files()
+    assert len(files) == 4
+    code = [str(story.clone / path) for path in files if path.endswith(".py")]
+    for check in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *check, "--no-cache", *code], cwd=story.clone, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout
+
+
+def test_everything_that_the_map_names_is_there(story: Story) -> None:
+    (places,) = [block for block in blocks("text") if block.startswith("src/project/")]
+    named = re.findall(r"(?:^|(?<= ))[\w/]+(?:/|\.py|\.db)(?= )", places, re.MULTILINE)
+    assert len(named) == 11
+    assert [name for name in named if not (story.clone / name).exists()] == []
+
+
+def test_every_link_and_every_file_in_the_text_is_there() -> None:
+    prose = re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
+    named = re.findall(r"\]\((?!http)(.+?)\)|`((?:src|conf|tests|docs)/[\w./]+)`", prose)
+    assert len(named) > 6
+    assert [path for pair in named for path in pair if path and not (REPOSITORY / path).exists()] == []
+
+
+def make(folder: Path, *arguments: str) -> str:
+    program = shutil.which("make")
+    if program is None:
+        pytest.skip("there is no make here")
+    # Under `make test` another make's settings are in the environment.
+    left_out = ("MAKE", "MFLAGS", "PYTHON", "RUN", "ARGS")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
+    done = subprocess.run(
+        [program, *arguments], cwd=folder, env=environment | {"LC_ALL": "C"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    """What `make setup` looks at, before it has ever run."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy2(REPOSITORY / name, tmp_path)
+    return tmp_path
+
+
+BESIDE = {found[1]: line for line, comment in commands().items() if (found := re.match(r"make (\w+)", comment))}
+
+
+@pytest.mark.parametrize("target", BESIDE)
+def test_make_target_runs_the_line_beside_it(fresh: Path, target: str) -> None:
+    last = make(fresh, "-n", target).splitlines()[-1]
+    assert shlex.split(last.replace(".venv/bin/python", "python")) == shlex.split(BESIDE[target])
+
+
+def test_every_make_target_of_the_readme_has_its_line() -> None:
+    assert set(re.findall(r"(?:`|^)make (\w+)", README, re.MULTILINE)) <= BESIDE.keys()
+
+
+def test_make_setup_runs_the_two_lines_of_the_readme(fresh: Path) -> None:
+    lines = list(commands())
+    begin = lines.index("python3 -m venv .venv")
+    assert make(fresh, "-n", "setup").splitlines()[:2] == lines[begin : begin + 2]
+
+
+def test_second_make_setup_does_nothing_until_the_requirements_change(fresh: Path) -> None:
+    (fresh / ".venv").mkdir()
+    (fresh / ".venv" / "ready").touch()
+    assert "Nothing to be done" in make(fresh, "setup")
+    later = time.time() + 10
+    os.utime(fresh / "constraints.txt", (later, later))
+    assert "pip install" in make(fresh, "-n", "setup")
