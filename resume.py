@@ -4,8 +4,10 @@
 The config comes from the newest sound checkpoint; nothing is typed again.
 """
 
+import copy
 import logging
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent
 # This checkout's own code, also where the environment has another one installed.
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from savepoint import compose, config, files, overrides, plain, run, sweep, trackers  # noqa: E402
+from savepoint import compose, config, memory, overrides, plain, run, signals, sweep, trackers  # noqa: E402
 from savepoint import settings as settings_module  # noqa: E402
 from savepoint.errors import ConfigError, UserError  # noqa: E402
 
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("savepoint")
 CONF = REPOSITORY / "conf"
 USAGE = "usage: python resume.py run=<id|prefix|directory|latest> [trainer.max_epochs=40 …]"
-# Differences that leave the bits of what is trained as they are. Any other makes another run.
+# Differences with which a run goes on as the same one. The threads, the device and compilation may change a bit, which
+# is said; any difference that is not here makes another run.
 CONTINUES = (
     "trainer.max_epochs",
     "trainer.max_steps",
@@ -33,6 +36,7 @@ CONTINUES = (
     "trainer.profile",
     "trainer.threads",
     "trainer.device",
+    "trainer.compile",
     "checkpoint",
     "tracker",
     "data.num_workers",
@@ -64,27 +68,35 @@ def _resume(found: run.Found, changes: list[str]) -> None:
         run_dir=found.run.directory,
         run_id=found.run.id,
         repository=REPOSITORY,
-        sweep=sweep.named(found.run.directory.parent) if found.run.record.get("sweep") else None,
+        sweep=_sweep(found.run),
         known_run_id=found.run.tracker_id,
         upload=upload,
         warn=log.warning,
         announce=partial(found.run.note_tracker, tracker_settings.kind),
     )
     try:
-        from savepoint import job
-
+        with signals.held(), memory.permanent():
+            from savepoint import job
         newest = _newest(found, own)
         before = own if newest is None else plain.parse(newest.config)
         before["tracker"] = vars(tracker_settings)
-        after = overrides.apply(before, changes, CONF)
+        after = overrides.apply(_as_planned(before, own), changes, CONF)
         _refuse_other_run(before, after, found.run)
         settings = config.check(after, source=REPOSITORY / "src")
-        if after != own:
-            files.replace(found.run.directory / run.CONFIG, plain.dump(after).encode())
     except BaseException:
         tracker.abandon()
         raise
     job.train(job.Job(found.run, after, settings, tracker, REPOSITORY), resumed=newest)
+
+
+def _as_planned(trained: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint's config, to the end that the run was last given: an extension counts before it is first saved."""
+    planned = copy.deepcopy(trained)
+    for key in CONTINUES:
+        group, _, name = key.partition(".")
+        if name and isinstance(own.get(group), dict) and name in own[group]:
+            planned[group][name] = own[group][name]
+    return planned
 
 
 def _take_run(arguments: list[str]) -> tuple[str, list[str]]:
@@ -122,6 +134,12 @@ def _read_config(of: run.Run) -> dict[str, Any]:
         return plain.parse((of.directory / run.CONFIG).read_bytes())
     except OSError as error:
         raise UserError(f"{of.directory / run.CONFIG} cannot be read: {error.strerror}.") from error
+
+
+def _sweep(of: run.Run) -> trackers.Sweep | None:
+    """The sweep that the run was started in, also where its directory has been moved since."""
+    recorded = of.record.get("sweep")
+    return replace(sweep.named(of.directory.parent), id=recorded) if recorded else None
 
 
 def _of_tracker(change: str) -> bool:
@@ -193,15 +211,20 @@ def _continues(key: str) -> bool:
 
 
 def main() -> int:
+    signals.remember()
     try:
         resume(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'Stopped.'}", file=sys.stderr)
-        return getattr(interrupt, "exit_code", 130)
+        return signals.say(interrupt)
     except Exception as error:
+        if signals.pressed():
+            return signals.say(KeyboardInterrupt())
+        if isinstance(error, OSError) and run.of_the_disk(error):
+            print(f"error: The run directory cannot be written: {error.strerror}.", file=sys.stderr)
+            return 2
         told = overrides.explain(error, [each for each in sys.argv[1:] if not each.startswith("run=")], CONF)
         if told is None:
             raise
@@ -211,4 +234,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    memory.leave()
+    sys.exit(code)

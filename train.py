@@ -8,6 +8,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent
 # This checkout's own code, also where the environment has another one installed.
@@ -18,15 +19,17 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-from savepoint import compose, config, overrides, plain, run, sweep, trackers  # noqa: E402
+from savepoint import compose, config, memory, overrides, plain, run, signals, sweep, trackers  # noqa: E402
+from savepoint import settings as settings_module  # noqa: E402
 from savepoint.errors import UserError  # noqa: E402
 from savepoint.redaction import redact, redact_arguments  # noqa: E402
 
 log = logging.getLogger("savepoint")
 # Made before anything else: it names the directory of the run, or of the sweep.
 START_ID = run.new_id()
-# The sweep that this process runs, once its first job has begun, with that job's config.
-SWEEPS: list[tuple[trackers.Sweep, DictConfig]] = []
+# The sweep that this process runs, once its first job has begun, and where its jobs are tracked.
+SWEEPS: list[trackers.Sweep] = []
+TRACKED: list[settings_module.Tracker] = []
 # Why the only run of this process came to nothing.
 REFUSED: list[Exception] = []
 
@@ -38,11 +41,15 @@ def task(cfg: DictConfig) -> float | None:
     belongs_to = None
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         belongs_to = sweep.named(Path(HydraConfig.get().sweep.dir))
-        SWEEPS.append((belongs_to, cfg))
+        if not SWEEPS:
+            SWEEPS.append(belongs_to)
+            sweep.redact_record(belongs_to.dir)
         print(f"\njob {directory.name}: {' '.join(_typed())}")
     try:
         return _start(cfg, directory, belongs_to)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or signals.pressed():
+            raise _stopped(directory, error) from error
         run.remove_empty(directory)
         if belongs_to is None:
             # Past Hydra, which would print it its own way, to `main`.
@@ -57,33 +64,68 @@ def task(cfg: DictConfig) -> float | None:
 def _start(cfg: DictConfig, directory: Path, belongs_to: trackers.Sweep | None) -> float | None:
     composed = compose.plain(cfg)
     settings = config.check(composed, source=REPOSITORY / "src")
-    started = run.create(
-        directory,
-        id=run.new_id() if belongs_to else START_ID,
-        name=settings.name,
-        config=plain.dump(composed),
-        overrides=_typed(),
-        sweep=belongs_to.id if belongs_to else None,
-    )
-    _record(directory, cfg)
-    # Before torch: MLflow's start, seconds of it, happens in a process of its own beside torch's.
-    tracker = trackers.open(
-        settings.tracker,
-        run_dir=directory,
-        run_id=started.id,
-        repository=REPOSITORY,
-        sweep=belongs_to,
-        upload=settings.checkpoint.upload,
-        warn=log.warning,
-        announce=partial(started.note_tracker, settings.tracker.kind),
-    )
-    lock = started.hold()
+    TRACKED.append(settings.tracker)
+    # Before this run is one: `latest` must not be the run itself.
+    source = run.find(settings.init_from, REPOSITORY) if settings.init_from is not None else None
+    lock = run.hold(directory, str(directory))
     try:
-        from savepoint import job
-
-        return job.train(job.Job(started, composed, settings, tracker, REPOSITORY))
+        started = run.create(
+            directory,
+            id=run.new_id() if belongs_to else START_ID,
+            name=settings.name,
+            config=plain.dump(composed),
+            overrides=_typed(),
+            sweep=belongs_to.id if belongs_to else None,
+        )
+        return _train(started, cfg, composed=composed, settings=settings, belongs_to=belongs_to, source=source)
     finally:
         lock.release()
+        if not (directory / run.RECORD).exists():
+            (directory / run.LOCK).unlink(missing_ok=True)
+
+
+def _train(
+    started: run.Run,
+    cfg: DictConfig,
+    *,
+    composed: dict[str, Any],
+    settings: settings_module.Settings,
+    belongs_to: trackers.Sweep | None,
+    source: run.Found | None,
+) -> float | None:
+    try:
+        _record(started.directory, cfg)
+        # Before torch: MLflow's start, seconds of it, happens in a process of its own beside torch's.
+        tracker = trackers.open(
+            settings.tracker,
+            run_dir=started.directory,
+            run_id=started.id,
+            repository=REPOSITORY,
+            sweep=belongs_to,
+            upload=settings.checkpoint.upload,
+            warn=log.warning,
+            announce=partial(started.note_tracker, settings.tracker.kind),
+        )
+        with signals.held(), memory.permanent():
+            from savepoint import job
+        return job.train(job.Job(started, composed, settings, tracker, REPOSITORY, source))
+    except UserError:
+        if not started.metrics.exists():
+            run.discard(started)
+        raise
+
+
+def _stopped(directory: Path, error: BaseException) -> KeyboardInterrupt:
+    """What is left to do and to say if Ctrl-C came before training did."""
+    run.remove_empty(directory)
+    if isinstance(error, signals.Interrupted) or not (directory / run.RECORD).exists():
+        return error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt()
+    started = run.read(directory)
+    if started.id != START_ID and not SWEEPS:
+        return KeyboardInterrupt()  # somebody else's: this start was about to be refused
+    started.update(status="interrupted")
+    again = f"python resume.py run={started.address(REPOSITORY)}"
+    return KeyboardInterrupt(f"Stopped before training began. To start over: {again}")
 
 
 def _typed() -> list[str]:
@@ -94,20 +136,23 @@ def _record(directory: Path, cfg: DictConfig) -> None:
     """What Hydra was told, and the config before it was resolved, for people. Nothing reads it."""
     record = directory / ".hydra"
     record.mkdir(exist_ok=True)
-    (record / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(_typed())))
-    (record / "config.yaml").write_text(redact(OmegaConf.to_yaml(cfg)))
+    (record / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(_typed())), encoding="utf-8")
+    (record / "config.yaml").write_text(redact(OmegaConf.to_yaml(cfg)), encoding="utf-8")
 
 
 def _finish_sweep() -> None:
     """The table of results, best first. Not in a callback of Hydra's: those are skipped when a job has failed."""
     if not SWEEPS:
+        for unstarted in (REPOSITORY / "sweeps").glob(f"*/*-{START_ID}"):
+            sweep.remove_unstarted(unstarted)
         return
-    belongs_to, cfg = SWEEPS[0]
+    belongs_to = SWEEPS[0]
     table, text = sweep.write_table(belongs_to.dir)
     print(f"\n{text}\n\nsweep {table.parent}")
-    settings = config.check(compose.plain(cfg), source=REPOSITORY / "src")
+    if not TRACKED:
+        return  # every job was refused
     unstored = trackers.finish_sweep(
-        settings.tracker, repository=REPOSITORY, sweep=belongs_to, table=table, status=sweep.status(belongs_to.dir)
+        TRACKED[0], repository=REPOSITORY, sweep=belongs_to, table=table, status=sweep.status(belongs_to.dir)
     )
     if unstored:
         print(unstored, file=sys.stderr)
@@ -124,23 +169,19 @@ def main() -> int:
     OmegaConf.register_new_resolver("repository", lambda: str(REPOSITORY), use_cache=True)
     OmegaConf.register_new_resolver("start_id", lambda: START_ID, use_cache=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them its way
-    sys.argv[1:] = overrides.quote_raw(sys.argv[1:], ("init_from",))
-    typed = _overrides(sys.argv[1:])
+    signals.remember()
     try:
-        try:
-            task()
-        finally:
-            _finish_sweep()
-        if REFUSED:
-            raise REFUSED[0]
+        sys.argv[1:] = overrides.quote_raw(sys.argv[1:], ("init_from",))
+        _run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'Stopped.'}", file=sys.stderr)
-        return getattr(interrupt, "exit_code", 130)
+        return signals.say(interrupt)
     except Exception as error:
-        told = overrides.explain(error, typed, REPOSITORY / "conf")
+        if signals.pressed():
+            return signals.say(KeyboardInterrupt())
+        told = overrides.explain(error, _overrides(sys.argv[1:]), REPOSITORY / "conf")
         if told is None:
             raise
         print(f"error: {told}", file=sys.stderr)
@@ -148,5 +189,23 @@ def main() -> int:
     return 0
 
 
+def _run() -> None:
+    try:
+        task()
+    except OSError as error:
+        if SWEEPS or error.errno is None:  # also an option that does not exist is an OSError to Hydra
+            raise
+        # Hydra's: what a run's own code raises is in REFUSED.
+        raise UserError(f"{error.filename}: the run's directory cannot be made: {error.strerror}.") from error
+    finally:
+        _finish_sweep()
+    if REFUSED:
+        if isinstance(REFUSED[0], OSError) and run.of_the_disk(REFUSED[0]):
+            raise UserError(f"The run directory cannot be written: {REFUSED[0].strerror}.") from REFUSED[0]
+        raise REFUSED[0]
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    memory.leave()
+    sys.exit(code)

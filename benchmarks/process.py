@@ -50,7 +50,11 @@ def savepoint(folder: Path, *, epochs: int, overrides: list[str]) -> float:
 
 def handwritten(folder: Path, *, epochs: int) -> float:
     store = folder / "mlflow.db"
-    command = [str(REPOSITORY / "benchmarks" / "handwritten.py"), f"--epochs={epochs}", f"--tracking-uri=sqlite:///{store}"]
+    command = [
+        str(REPOSITORY / "benchmarks" / "handwritten.py"),
+        f"--epochs={epochs}",
+        f"--tracking-uri=sqlite:///{store}",
+    ]
     return seconds(folder, *command, f"--checkpoint={folder / 'checkpoint.pt'}", store=store)
 
 

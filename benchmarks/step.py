@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,10 +37,11 @@ from savepoint.state import Parts, TrainState  # noqa: E402
 from savepoint.trackers.none import NoTracker  # noqa: E402
 
 LIMIT, PLAIN, SAVEPOINT = "bare loop", "DataLoader loop", "Savepoint"
+Assemble = Callable[[], tuple[TrainState, Parts]]
 Timed = Callable[[], float]  # trains a new model and returns the seconds
 
 
-def bare(assemble: Callable[[], tuple[TrainState, Parts]], images: Tensor, targets: Tensor, steps: int) -> float:
+def bare(assemble: Assemble, images: Tensor, targets: Tensor, steps: int) -> float:
     """The limit: nothing but the model and the optimizer, over batches that were cut and shuffled beforehand."""
     state = assemble()[0]
     model, optimizer = state.model.train(), state.optimizer
@@ -56,7 +56,7 @@ def bare(assemble: Callable[[], tuple[TrainState, Parts]], images: Tensor, targe
     return time.perf_counter() - begun
 
 
-def plain(assemble: Callable[[], tuple[TrainState, Parts]], images: Tensor, targets: Tensor, steps: int) -> float:
+def plain(assemble: Assemble, images: Tensor, targets: Tensor, steps: int) -> float:
     """The loop of every tutorial."""
     state = assemble()[0]
     model, optimizer = state.model.train(), state.optimizer
@@ -81,7 +81,7 @@ class _Unsaved(Saves):
         pass
 
 
-def savepoint(assemble: Callable[[], tuple[TrainState, Parts]], composed: dict[str, Any], folder: Path) -> float:
+def savepoint(assemble: Assemble, folder: Path) -> float:
     """The engine's own loop, as train.py runs it."""
     state, parts = assemble()
     directory = Path(tempfile.mkdtemp(dir=folder))
@@ -89,7 +89,8 @@ def savepoint(assemble: Callable[[], tuple[TrainState, Parts]], composed: dict[s
     saves = _Unsaved(one, parts.settings, config="", patch=None, provenance={}, resumed_from=None)
     job.environment(parts.settings, threads=1)
     try:
-        with signals.watch() as stop, progress.show(epochs=None, steps=parts.settings.trainer.max_steps, done=0) as shown:
+        steps = parts.settings.trainer.max_steps
+        with signals.watch() as stop, progress.show(epochs=None, steps=steps, done=0) as shown:
             begun = time.perf_counter()
             fit(state, parts, saves, NoTracker(), shown, stop)
             return time.perf_counter() - begun
@@ -116,7 +117,7 @@ def contestants(steps: int, folder: Path) -> dict[str, Timed]:
     return {
         LIMIT: functools.partial(bare, assemble, images, targets, steps),
         PLAIN: functools.partial(plain, assemble, images, targets, steps),
-        SAVEPOINT: functools.partial(savepoint, assemble, composed, folder),
+        SAVEPOINT: functools.partial(savepoint, assemble, folder),
     }
 
 
@@ -127,11 +128,8 @@ def measure(rounds: int, steps: int) -> dict[str, list[float]]:
         timed = contestants(steps, Path(folder))
         for once in timed.values():
             once()  # torch imports parts of itself at the first backward and the first optimizer step
-        return {
-            name: [one[name] for one in turns]
-            for turns in [[{name: 1e6 * once() / steps for name, once in timed.items()} for _ in range(rounds)]]
-            for name in timed
-        }
+        turns = [{name: 1e6 * once() / steps for name, once in timed.items()} for _ in range(rounds)]
+    return {name: [turn[name] for turn in turns] for name in timed}
 
 
 def table(measured: dict[str, list[float]]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,11 +29,11 @@ class Ended:
 class Zygote:
     """Forks a child of a warm process for each command; see tests/zygote.py."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, repository: Path = REPOSITORY) -> None:
         self._folder, self._count = folder, 0
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "HYDRA_"))}
         self._process = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "tests" / "zygote.py")],
+            [sys.executable, str(repository / "tests" / "zygote.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None,
@@ -41,14 +43,25 @@ class Zygote:
         )
         self._read()
 
-    def run(self, script: str, *arguments: str, kill_after: float | None = None, signal: int = signal.SIGKILL) -> Ended:
+    def run(
+        self,
+        script: str,
+        *arguments: str,
+        kill_after: float | None = None,
+        once: Path | None = None,
+        again_after: float | None = None,
+        signal: int = signal.SIGKILL,
+    ) -> Ended:
+        """once: the signal waits until this file holds something. again_after: seconds to a second signal."""
         self._count += 1
         output = self._folder / f"output-{self._count}.txt"
         order = {
             "script": script,
             "arguments": list(arguments),
             "output": str(output),
-            "kill_after": kill_after,
+            "kill_after": kill_after if kill_after is not None or once is None else 0.0,
+            "once": str(once) if once else None,
+            "again_after": again_after,
             "signal": int(signal),
         }
         assert self._process.stdin
@@ -75,6 +88,55 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     one = Zygote(tmp_path_factory.mktemp("zygote"))
     yield one
     one.close()
+
+
+FAULTY = {"raising": "{error: bug, at: 3", "filling": "{at: null, limit: 8000", "slow": "{seconds: 0.3"}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A repository of its own, so that default directories can be used: this one's code, and models with faults."""
+
+    root: Path
+    zygote: Zygote
+
+    def run(self, script: str, *arguments: str, **signals: Any) -> Ended:
+        return self.zygote.run(script, *arguments, **signals)
+
+    def left(self) -> list[str]:
+        """What lies under runs/ and sweeps/, these included."""
+        found = [path for name in ("runs", "sweeps") for path in self.root.glob(f"{name}/**")]
+        return [str(path.relative_to(self.root)) for path in found]
+
+    def clear(self) -> None:
+        for name in ("runs", "sweeps"):
+            shutil.rmtree(self.root / name, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def the_workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    root = tmp_path_factory.mktemp("workshop")
+    copy_repository(root)
+    shutil.copy(REPOSITORY / "tests" / "faulty.py", root / "src" / "project" / "models")
+    for name, arguments in FAULTY.items():
+        target = f"_target_: project.models.faulty.{name.capitalize()}"
+        (root / "conf" / "model" / f"{name}.yaml").write_text(f"{arguments}, {target}}}")
+    zygote = Zygote(tmp_path_factory.mktemp("outputs"), root)
+    yield Workshop(root, zygote)
+    zygote.close()
+
+
+@pytest.fixture
+def workshop(the_workshop: Workshop) -> Workshop:
+    the_workshop.clear()
+    return the_workshop
+
+
+def copy_repository(root: Path) -> None:
+    for name in ("train.py", "resume.py"):
+        shutil.copy(REPOSITORY / name, root)
+    for name in ("conf", "src", "tests"):
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
 
 
 def command(script: str, *arguments: str, cwd: Path = REPOSITORY, **environment: str) -> Ended:

@@ -107,7 +107,15 @@ def test_yaml_reads_as_it_is_written(group: str, option: str) -> None:
         assert not (isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", value, re.I)), value
 
 
-@pytest.mark.parametrize("group", ["trainer", "checkpoint", "amp", "tracker", "data"])
+def test_a_data_set_need_not_repeat_how_it_is_batched() -> None:
+    """conf/config.yaml spells out the closed part of `data`, so that a fork's file says only what differs."""
+    shared = yaml.safe_load((CONF / "config.yaml").read_text())["data"]
+    assert set(shared) == {field.name for field in dataclasses.fields(settings.Data)}
+    for path in (CONF / "data").glob("*.yaml"):
+        assert set(yaml.safe_load(path.read_text())) - {"dataset"} <= set(shared), path
+
+
+@pytest.mark.parametrize("group", ["trainer", "checkpoint", "amp", "tracker"])
 def test_closed_groups_spell_out_exactly_the_keys_of_their_settings(group: str) -> None:
     names = {field.name for field in dataclasses.fields(settings.GROUPS[group])}
     for option in (option for found, option in OPTIONS if found == group):

@@ -4,7 +4,8 @@ A process that has only imported them, and forks a child for each command. The c
 that a run keeps in memory: generators, modules, optimizers. Kept out of the test process itself, whose threads a fork
 would not survive.
 
-One JSON object a line in: {"script", "arguments", "output", "kill_after": seconds or null, "signal"}.
+One JSON object a line in: {"script", "arguments", "output", "kill_after": seconds or null, "once": a file that has to
+hold something first, or null, "again_after": seconds to a second signal, or null, "signal"}.
 One out: {"status": exit status, negative for a signal, "seconds"}.
 """
 
@@ -18,6 +19,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 # All that a run imports; nothing that starts a thread.
+
+import torch._dynamo  # noqa: E402, F401  # by the first optimizer of a process, and it takes seconds
 
 import resume  # noqa: E402
 import train  # noqa: E402
@@ -57,11 +60,19 @@ def run(order: dict) -> dict:
         done, raw = os.waitpid(pid, os.WNOHANG)
         if done:
             status = os.waitstatus_to_exitcode(raw)
-        elif order["kill_after"] is not None and time.monotonic() - started > order["kill_after"]:
+        elif order["kill_after"] is not None and time.monotonic() - started > order["kill_after"] and _begun(order):
             os.kill(pid, order["signal"])
-            order["kill_after"] = None
+            again, order["again_after"] = order["again_after"], None
+            order["kill_after"] = None if again is None else time.monotonic() - started + again
         time.sleep(0.0005)
     return {"status": status, "seconds": time.monotonic() - started}
+
+
+def _begun(order: dict) -> bool:
+    try:
+        return order["once"] is None or Path(order["once"]).stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def main() -> None:

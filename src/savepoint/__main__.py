@@ -52,7 +52,7 @@ def _ui(port: str) -> int:
     print(f"http://127.0.0.1:{port}   (Ctrl-C ends it)")
     # Without its job workers: they outlive the server that is asked to end.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    address = ["--host", "127.0.0.1", "--port", port]
+    address = ["--host", "127.0.0.1", "--port", port, "--workers", "2"]
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, *address]
     try:
         return subprocess.run(command, env=environment, cwd=REPOSITORY).returncode

@@ -5,10 +5,10 @@ batch), for torch, NumPy and `random` alike. Neither touches the generators that
 number of workers, the prefetching and the point of interruption change no bit.
 """
 
+import contextlib
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,6 @@ from savepoint.settings import Data
 # Without workers, batches are loaded a few at a time: setting the model's generators aside costs 110 µs, which a batch
 # of a small data set should not pay alone. One batch of a slow data set is past this time, and goes out by itself.
 AHEAD_SECONDS = 0.002
-AHEAD_BATCHES = 16
 
 
 class _Request(NamedTuple):
@@ -70,17 +69,13 @@ class Batches:
             yield _Request(seed, list(order[batch * size : (batch + 1) * size]))
 
     def _directly(self, requests: Iterator[_Request]) -> Iterator[Any]:
-        while True:
-            ready = []
+        for request in requests:
             # Not around the `yield`: while the caller trains, the generators must be the model's.
-            with rng.isolated():
+            with rng.isolated(), _one_thread():
                 until = time.perf_counter() + AHEAD_SECONDS
-                for request in islice(requests, AHEAD_BATCHES):
-                    ready.append(_load(self._dataset, request))
-                    if time.perf_counter() > until:
-                        break
-            if not ready:
-                return
+                ready = [_load(self._dataset, request)]
+                while time.perf_counter() < until and (further := next(requests, None)):
+                    ready.append(_load(self._dataset, further))
             for batch in ready:
                 yield _pin(batch) if self._pin else batch
 
@@ -95,7 +90,7 @@ class Batches:
             persistent_workers=settings.persistent_workers,
             pin_memory=self._pin,
             collate_fn=_unchanged,
-            worker_init_fn=_Start(torch.get_num_threads()),
+            worker_init_fn=_start,
             # Its own: an iterator of a loader without one draws from the generator that dropout draws from.
             generator=torch.Generator(),
         )
@@ -119,18 +114,26 @@ class _Loaded(Dataset[Any]):
         return _load(self._dataset, request)
 
 
-class _Start:
-    """What a worker does first. A class, since a spawned worker cannot be sent a closure."""
+def _start(_worker: int) -> None:
+    """What a worker does first."""
+    # A Ctrl-C or a cluster's SIGTERM reaches the whole process group: the main process decides what comes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
 
-    def __call__(self, _worker: int) -> None:
-        # A sum over one thread and over two can differ in its last bit: workers compute as the main process would.
-        torch.set_num_threads(self._threads)
-        # A Ctrl-C or a cluster's SIGTERM reaches the whole process group: the main process decides what comes of it.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Load here as a worker does: on one thread, since a sum over one and over two can differ in its last bit.
+
+    And not the other way round: GNU's OpenMP waits for ever in a forked worker that asks for more than one thread
+    (pytorch/pytorch#17199). Setting the number takes 2 µs.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _load(dataset: Any, request: _Request) -> Any:

@@ -24,6 +24,7 @@ MODEL, TRAINING, STATE, CONFIG = "model.safetensors", "training.safetensors", "s
 PROVENANCE, PATCH, MANIFEST = "provenance.json", "changes.patch", "manifest.json"
 REQUIRED = frozenset({MODEL, TRAINING, STATE, CONFIG, PROVENANCE})
 MAX_JSON = 256 * 2**20  # bytes; a state.json beyond it is refused before it is read
+_DIGITS = re.compile(r"[0-9]{1,9}")
 _NAME = re.compile(r"epoch_(\d{4,9})_step_(\d{8,15})")
 
 
@@ -74,14 +75,18 @@ def save(
     hidden = root / f".tmp-{final.name}-{os.getpid()}"
     version = {"savepoint.format": str(FORMAT)}
     try:
-        hidden.mkdir(parents=True)
+        if not root.exists():
+            root.mkdir(parents=True)
+            files.sync_directory(root.parent)  # or a power cut could take the whole directory, sound as it is inside
+        hidden.mkdir()
         written = {
             MODEL: tensorfile.write(hidden / MODEL, model, {"format": "pt", **version, **metadata}),
             TRAINING: tensorfile.write(hidden / TRAINING, tensors, version),
             STATE: _write(hidden / STATE, text),
         }
         for name, document in documents.items():
-            written[name] = _write(hidden / name, document.encode())
+            # A patch holds whatever bytes the changed files do, read as surrogates where they are no UTF-8.
+            written[name] = _write(hidden / name, document.encode(errors="surrogateescape"))
         manifest = {"format": FORMAT, "files": {name: vars(entry) for name, entry in written.items()}}
         _write(hidden / MANIFEST, json.dumps(manifest, indent=1).encode())
         # The names inside must be on the disk before the directory gets the name by which it counts as whole.
@@ -120,12 +125,13 @@ def load(path: Path) -> Checkpoint:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the checkpoint's files, or None if every one of them is what the manifest says."""
+    """Why `load` would refuse the checkpoint, or None if it is sound: of a newer format too."""
     try:
-        for name, entry in _manifest(path).items():
-            _read(path / name, entry)
+        load(path)
     except CheckpointError as error:
         return str(error)
+    except NewerFormatError:
+        return None
     return None
 
 
@@ -196,8 +202,8 @@ def _check_format(path: Path, values: dict[str, Any], headers: list[dict[str, An
     manifest = _json(_regular(path / MANIFEST, at_most=2**20), path / MANIFEST).get("format")
     stated: list[Any] = [manifest, values.get("format")]
     for header in headers:
-        text = (header.get("__metadata__") or {}).get("savepoint.format", "")
-        stated.append(int(text) if isinstance(text, str) and text.isascii() and text.isdigit() else text)
+        text = header.get(tensorfile.METADATA, {}).get("savepoint.format", "")
+        stated.append(int(text) if _DIGITS.fullmatch(text) else text)
     if any(type(one) is not int or one != manifest for one in stated) or stated[0] < 1:
         raise CheckpointError(f"{path}: its files name different formats ({', '.join(map(repr, stated))}).")
     if stated[0] > FORMAT:

@@ -37,20 +37,21 @@ def _tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
         if one.dtype != other.dtype or one.shape != other.shape:
             found.append(f"{name}: {one.dtype} {list(one.shape)}, {other.dtype} {list(other.shape)}")
         elif not torch.equal(_bits(one), _bits(other)):
-            count = int((one != other).sum())
+            count = int((_bits(one) != _bits(other)).any(dim=1).sum())
             found.append(f"{name}: {count} of {one.numel()} values differ")
     return found
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """As bytes: two NaNs of the same bits are equal, and 0.0 and -0.0 are not."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    """As rows of bytes: two NaNs of the same bits are equal, and 0.0 and -0.0 are not."""
+    return tensor.reshape(-1, 1).contiguous().view(torch.uint8)
 
 
 def _values(a: Any, b: Any, path: str) -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
-        keys = sorted(a.keys() | b.keys())
-        return [found for key in keys for found in _values(a.get(key), b.get(key), f"{path}/{key}".lstrip("/"))]
+        at = {key: f"{path}/{key}".lstrip("/") for key in sorted(a.keys() | b.keys())}
+        found = [f"{at[key]}: only in one of the two" for key in at if key not in a or key not in b]
+        return found + [each for key in at if key in a and key in b for each in _values(a[key], b[key], at[key])]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [found for i in range(len(a)) for found in _values(a[i], b[i], f"{path}/{i}")]
     # By text too: 1 and 1.0, 0.0 and -0.0 are equal, and not the same.

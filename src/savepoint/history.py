@@ -4,6 +4,7 @@ A tracker is a view of this file. Non-finite values are the strings "nan", "inf"
 them; `float()` reads them back.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -36,7 +37,9 @@ class History:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        # It writes nothing that `append` has not tried to: on a full disk, that has already raised.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def read(path: Path) -> list[dict[str, object]]:

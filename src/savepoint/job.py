@@ -5,6 +5,7 @@ import getpass
 import hashlib
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+import torch._dynamo  # every optimizer imports it at its first call: rather here, where `memory.permanent` holds
 
-from savepoint import build, checkpoint, history, plain, progress, provenance, signals, state
+from savepoint import build, checkpoint, files, history, plain, progress, provenance, signals, state
 from savepoint import run as runs
 from savepoint.errors import UserError
 from savepoint.loop import finished, fit
@@ -29,83 +31,107 @@ from savepoint.trackers import Tracker
 
 # How long the end of a run waits for what the tracker has not stored yet; somebody who pressed Ctrl-C waits less.
 TRACKER_SECONDS = {"finished": 60.0, "failed": 60.0, "interrupted": 15.0}
+IMPATIENT_SECONDS = 1.0  # the same after a second Ctrl-C
 THREADS = torch.get_num_threads()  # before any run of this process sets another number
 log = logging.getLogger("savepoint")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run, ready to be trained by this process. config, settings: checked. repository: the directory of train.py."""
+    """A run, ready to be trained by this process. config, settings: checked. repository: the directory of train.py.
+
+    source: the run that `init_from` means, where that has been looked for already.
+    """
 
     run: Run
     config: dict[str, Any]
     settings: Settings
     tracker: Tracker
     repository: Path
+    source: runs.Found | None = None
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on with it."""
+        return f"python resume.py run={self.run.address(self.repository)}"
 
 
 def train(job: Job, *, resumed: checkpoint.Checkpoint | None = None) -> float | None:
     """Train the run from its beginning, or from a checkpoint, to its planned end. Returns the best checkpoint.monitor.
 
-    Raises: UserError for a start that is refused (a fresh run leaves nothing behind), Interrupted once a requested
-    stop has been saved.
+    Raises: UserError for a start that is refused, Interrupted once a requested stop has been saved, or if Ctrl-C ends
+    the run at once.
     """
     with progress.logs(job.run.directory):
         try:
             return _train(job, resumed)
-        except KeyboardInterrupt:
-            job.run.update(status="interrupted")
-            job.tracker.abandon()
+        except (UserError, signals.Interrupted):
             raise
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or signals.pressed():
+                if job.run.record["status"] == "running":
+                    job.run.update(status="interrupted")
+                raise signals.Interrupted(signal.SIGINT, f"Stopped at once. To go on: {job.resume}") from error
+            log.exception("The run failed.")
+            with contextlib.suppress(OSError):
+                job.run.update(status="failed")
+            raise
+        finally:
+            job.tracker.abandon()  # nothing, once it was closed
 
 
 def _train(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:
     run, settings = job.run, job.settings
-    try:
-        recorded = resumed.provenance.get("threads") if resumed else None
-        environment(settings, threads=settings.trainer.threads or recorded or THREADS)
-        train_state, parts = build.assemble(job.config, settings, source=job.repository / "src", checkpoint=resumed)
-        if resumed is not None:
-            _check_length(job, train_state, resumed)
-            state.restore(train_state, resumed)
-        elif settings.init_from is not None:
-            _start_from(settings.init_from, job, train_state)
-    except UserError:
-        job.tracker.abandon()
-        if resumed is None and not run.metrics.exists():
-            runs.discard(run)
-        raise
-    checkpoint.clean(run.checkpoints)
-    history.cut(run.metrics, lines=train_state.history_lines)
+    train_state, parts = _ready(job, resumed)
     saves, source = _saves(job, resumed, parts)
-    run.update(status="running")
+    run.update(status="running", name=settings.name)
     _introduce(job, parts, train_state, resumed, source)
-    status = "failed"
+    status, patient = "failed", True
     try:
         with _signals_and_progress(parts, train_state) as (stop, shown), _profiled(settings, run):
+            if signals.pressed():  # while a library was imported, and the library kept it to itself
+                raise KeyboardInterrupt
             fit(train_state, parts, saves, job.tracker, shown, stop)
         status = "finished" if finished(train_state, parts) else "interrupted"
     except KeyboardInterrupt:
-        status = "interrupted"
+        status, patient = "interrupted", False
         raise
     except OSError as error:
-        kept = f"{saves.newest.name} is kept" if saves.newest else "no checkpoint was written yet"
+        if not runs.of_the_disk(error):
+            raise
+        kept = f"{saves.newest.name} is kept" if saves.newest else "No checkpoint was written yet"
         raise UserError(
-            f"The run directory cannot be written: {error.strerror or error}. {kept}. "
-            f"Make room, then: python resume.py run={run.id}"
+            f"The run directory cannot be written: {error.strerror}. {kept}. Make room, then: {job.resume}"
         ) from error
-    except Exception:
-        log.exception("The run failed.")
-        raise
     finally:
         saves.history.close()
-        _let_go(job, status)
+        _let_go(job, status, patient=patient)
     _conclude(job, train_state, saves)
     if status == "interrupted":
         assert stop.signal is not None
         where = f"epoch {train_state.epoch}, step {train_state.step}"
         raise signals.Interrupted(stop.signal, f"Interrupted after {where}. Nothing is lost.")
     return train_state.best["value"] if train_state.best else None
+
+
+def _ready(job: Job, resumed: checkpoint.Checkpoint | None) -> tuple[TrainState, Parts]:
+    """Build everything, and move it to where training begins or goes on. Only then is anything on the disk changed."""
+    settings = job.settings
+    recorded = resumed.provenance.get("threads") if resumed else None
+    environment(settings, threads=settings.trainer.threads or recorded or THREADS)
+    train_state, parts = build.assemble(job.config, settings, source=job.repository / "src", checkpoint=resumed)
+    if resumed is not None:
+        _check_length(job, train_state, resumed)
+        state.restore(train_state, resumed)
+    elif settings.init_from is not None:
+        _start_from(job.source or runs.find(settings.init_from, job.repository), job, train_state)
+    text = plain.dump(job.config).encode()
+    path = job.run.directory / runs.CONFIG
+    if path.read_bytes() != text:
+        files.replace(path, text)
+    checkpoint.clean(job.run.checkpoints)
+    history.cut(job.run.metrics, lines=train_state.history_lines)
+    return train_state, parts
 
 
 def environment(settings: Settings, *, threads: int) -> None:
@@ -121,15 +147,17 @@ def environment(settings: Settings, *, threads: int) -> None:
     torch.autograd.set_detect_anomaly(trainer.detect_anomaly)
 
 
-def _start_from(text: str, job: Job, train_state: TrainState) -> None:
+def _start_from(found: runs.Found, job: Job, train_state: TrainState) -> None:
     """Fine-tune: the weights and buffers of another run, and nothing else of it."""
-    found = runs.find(text, job.repository)
     settings = plain.parse((found.run.directory / runs.CONFIG).read_bytes()).get("checkpoint")
     kept = settings if isinstance(settings, dict) else {}
     loaded = checkpoint.select(
         found.run.checkpoints, found.checkpoint or "last", monitor=kept.get("monitor"), mode=kept.get("mode", "min")
     )
     state.restore_model(train_state.model, loaded)
+    # The very checkpoint: `latest` would mean another one when this run starts over.
+    listed = found.run.address(job.repository) == found.run.id
+    job.config["init_from"] = f"{found.run.id if listed else found.run.directory}@{loaded.path.name}"
     job.run.update(parents=[found.run.id])
     log.info("weights from run %s, %s", found.run.id, loaded.path.name)
 
@@ -154,7 +182,7 @@ def _saves(job: Job, resumed: checkpoint.Checkpoint | None, parts: Parts) -> tup
     }
     patch = provenance.patch(job.repository)
     if patch is not None:
-        (job.run.directory / checkpoint.PATCH).write_text(patch, errors="surrogateescape")
+        (job.run.directory / checkpoint.PATCH).write_bytes(patch.encode(errors="surrogateescape"))
     saves = Saves(
         job.run,
         job.settings,
@@ -179,7 +207,7 @@ def _introduce(
         parents=job.run.record["parents"],
     )
     parameters = sum(parameter.numel() for parameter in train_state.model.parameters())
-    log.info("run %s  %s", job.run.id, shown_path(job.run.directory))
+    log.info("run %s  %s", job.run.id, job.run.directory)
     log.info("device %s (%d threads)  %s: %s parameters", parts.device, source["threads"],
              type(train_state.model).__name__, f"{parameters:,}")  # fmt: skip
     log.info("data %s training samples in %s batches, %s validation samples", f"{parts.train.samples:,}",
@@ -195,7 +223,9 @@ def _tags(git: dict[str, Any], command: str) -> dict[str, str]:
     tags = {f"git.{key}": str(value) for key, value in git.items() if value is not None} | {"command": command}
     if git["commit"] is not None:
         tags["mlflow.source.git.commit"] = git["commit"]
-    return tags | {"mlflow.source.name": "train.py", "mlflow.user": getpass.getuser()}
+    with contextlib.suppress(KeyError, OSError, ImportError):  # a container may run as a user without a name
+        tags["mlflow.user"] = getpass.getuser()
+    return tags | {"mlflow.source.name": "train.py"}
 
 
 @contextlib.contextmanager
@@ -220,13 +250,15 @@ def _profiled(settings: Settings, run: Run) -> Iterator[None]:
         yield
     path = run.directory / "trace.json"
     profiler.export_chrome_trace(str(path))
+    path.write_text(path.read_text().replace(str(path), path.name))  # it says where it was written: runs are moved
     log.info("%s", profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
-    log.info("trace %s (open it at chrome://tracing or ui.perfetto.dev)", shown_path(path))
+    log.info("trace %s (open it at chrome://tracing or ui.perfetto.dev)", path)
 
 
-def _let_go(job: Job, status: str) -> None:
-    job.run.update(status=status)
-    unstored = job.tracker.close(status, TRACKER_SECONDS[status])
+def _let_go(job: Job, status: str, *, patient: bool) -> None:
+    with contextlib.suppress(OSError):  # a full disk is being told already
+        job.run.update(status=status)
+    unstored = job.tracker.close(status, TRACKER_SECONDS[status] if patient else IMPATIENT_SECONDS)
     if unstored is not None:
         log.warning("%s", unstored)
 
@@ -238,9 +270,9 @@ def _conclude(job: Job, train_state: TrainState, saves: Saves) -> None:
     if train_state.metrics:
         log.info("last %s", "  ".join(f"{name} {value:.4g}" for name, value in train_state.metrics.items()))
     if saves.newest is not None:
-        log.info("checkpoint %s", shown_path(saves.newest))
+        log.info("checkpoint %s", saves.newest)
     further = "" if job.run.record["status"] != "finished" else f" trainer.max_epochs={2 * max(1, train_state.epoch)}"
-    log.info("to go on: python resume.py run=%s%s", job.run.id, further)
+    log.info("to go on: %s%s", job.resume, further)
     if job.settings.tracker.kind == "mlflow":
         log.info("to look at it: make ui   (or: python -m savepoint ui)")
 
@@ -253,8 +285,3 @@ def flatten(config: Any, prefix: str = "") -> dict[str, str]:
             flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
         return flat
     return {prefix: str(config)}
-
-
-def shown_path(path: Path) -> str:
-    """Relative to where the person is, if it lies there."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -16,6 +16,9 @@ def fit(state: TrainState, parts: Parts, saves: Saves, tracker: Tracker, progres
     trainer, cadence, schedule = parts.settings.trainer, parts.settings.checkpoint, parts.settings.scheduler
     history = saves.history
     state.model.train()
+    # Or torch warns of a schedule that steps before the first update of this process: where a run resumes at the end of
+    # an epoch, or the scaler skips that update.
+    state.optimizer._opt_called = True  # type: ignore[attr-defined]
 
     while not finished(state, parts) and stop.signal is None:
         batches = parts.train.epoch(state.epoch, start=state.batch)

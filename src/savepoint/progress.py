@@ -1,11 +1,11 @@
 """What a person sees while a run trains: a bar with rate and ETA on a terminal, one plain line an epoch elsewhere."""
 
 import contextlib
+import copy
 import logging
-import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,9 +91,9 @@ def show(*, epochs: int | None, steps: int, done: int) -> Iterator[Progress]:
 def logs(directory: Path) -> Iterator[None]:
     """What is logged goes to the terminal as it is, and to the run's train.log with the time, without secrets."""
     terminal = logging.StreamHandler(_Stdout())
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(_Shown())
     terminal.addFilter(lambda record: not record.exc_info)  # a traceback is for the file; Python prints it anyway
-    file = logging.FileHandler(directory / "train.log", encoding="utf-8")
+    file = _File(directory / "train.log", encoding="utf-8")
     file.setFormatter(_Redacted(directory))
     root = logging.getLogger()
     level = root.level
@@ -105,8 +105,14 @@ def logs(directory: Path) -> Iterator[None]:
     finally:
         for handler in (terminal, file):
             root.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):  # a full disk, on which the last line did not fit
+                handler.close()
         root.setLevel(level)
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A line that the disk refuses is worth neither the run nor a traceback on the terminal."""
 
 
 class _Stdout:
@@ -119,18 +125,33 @@ class _Stdout:
         sys.stdout.flush()
 
 
+class _Shown(logging.Formatter):
+    """A path is shown relative to where the person is, if it lies there."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(_with_paths(record, _from_here))
+
+
 class _Redacted(logging.Formatter):
     """Without secrets, and without the run directory's own path: the log moves with it."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
-        self._own = [str(directory.absolute()), os.path.relpath(directory)]
+        self._own = str(directory.absolute())
 
     def format(self, record: logging.LogRecord) -> str:
-        text = redact(super().format(record))
-        for path in self._own:
-            text = text.replace(path, "<run>")
-        return text
+        return redact(super().format(_with_paths(record, Path.absolute))).replace(self._own, "<run>")
+
+
+def _from_here(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _with_paths(record: logging.LogRecord, show: Callable[[Path], Path]) -> logging.LogRecord:
+    changed = copy.copy(record)
+    if isinstance(record.args, tuple):
+        changed.args = tuple(show(value) if isinstance(value, Path) else value for value in record.args)
+    return changed
 
 
 def _number(value: float) -> str:

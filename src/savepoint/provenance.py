@@ -53,7 +53,8 @@ def patch(repository: Path) -> str | None:
     parts = [tracked]
     for name in (_git(repository, "ls-files", "--others", "--exclude-standard", "-z") or "").split("\0"):
         path = repository / name
-        if name and path.suffix in SOURCE_SUFFIXES and path.is_file() and path.stat().st_size <= MAX_UNTRACKED:
+        source = name and path.suffix in SOURCE_SUFFIXES and path.is_file() and path.stat().st_size <= MAX_UNTRACKED
+        if source and not _of_a_run(path):
             # Exits with 1, as diff does where there is a difference.
             added = _git(repository, "diff", "--no-index", "--binary", "/dev/null", name, strip=False, ok=(1,))
             parts.append(added or "")
@@ -98,6 +99,11 @@ def _git(repository: Path, *arguments: str, strip: bool = True, ok: tuple[int, .
         return None
     text = done.stdout.decode(errors="surrogateescape")
     return text.strip() if strip else text
+
+
+def _of_a_run(path: Path) -> bool:
+    """A run that lies in the repository, where git does not ignore it, is what the code made, and no part of it."""
+    return any((parent / "run.json").is_file() for parent in path.parents)
 
 
 def _version(package: str) -> str | None:

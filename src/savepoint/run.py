@@ -4,10 +4,13 @@ A directory is a run if and only if it holds `run.json`, which is written atomic
 directory's own path: a run that is moved or copied resumes where it lies.
 """
 
+import contextlib
+import errno
 import json
 import logging
 import re
 import secrets
+import shlex
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +20,9 @@ from savepoint import files, provenance
 from savepoint.errors import UserError
 
 RECORD, CONFIG, CHECKPOINTS, METRICS, LOG = "run.json", "config.yaml", "checkpoints", "metrics.jsonl", "train.log"
+LOCK = ".lock"
 MIN_ID, MIN_TRACKER_ID = 4, 6  # characters of a prefix
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 log = logging.getLogger("savepoint")
 
 
@@ -52,15 +57,34 @@ class Run:
     def note_tracker(self, kind: str, tracker_id: str) -> None:
         """Keep the tracker's run id, and tell it. Seconds after the start: training does not wait for it."""
         if tracker_id != self.tracker_id:
-            self.update(tracker={"kind": kind, "run_id": tracker_id})
+            with contextlib.suppress(OSError):  # a full disk is for the checkpoints to tell; `record` has it by then
+                self.update(tracker={"kind": kind, "run_id": tracker_id})
         log.info("%s run %s", kind, tracker_id)
 
     def hold(self) -> files.Lock:
         """Keep other processes from training this run, until this one ends. Raises: UserError if one does already."""
-        lock = files.Lock(self.directory / ".lock")
-        if not lock.acquire():
-            raise UserError(f"Run {self.id} is being trained by another process. Wait for it, or stop it first.")
-        return lock
+        return hold(self.directory, f"Run {self.id}")
+
+    def address(self, repository: Path) -> str:
+        """What to type after `run=`: the id, or the directory where no id is looked for."""
+        inside = self.directory.is_relative_to(repository)
+        place = self.directory.relative_to(repository).parts if inside else ("",)
+        listed = (place[0], len(place)) in (("runs", 3), ("sweeps", 4))
+        return self.id if listed else shlex.quote(str(self.directory))
+
+
+def hold(directory: Path, what: str) -> files.Lock:
+    """The lock of a directory in which something trains. Raises: UserError if another process has it."""
+    lock = files.Lock(directory / LOCK)
+    if not lock.acquire():
+        lock.release()
+        raise UserError(f"{what} is being trained by another process. Wait for it, or stop it first.")
+    return lock
+
+
+def of_the_disk(error: OSError) -> bool:
+    """Whether the disk refused, because it is full, say, and not a file that somebody's code looked for."""
+    return error.errno in _DISK_ERRORS
 
 
 def new_id() -> str:
@@ -107,20 +131,19 @@ def create(
 
 def discard(run: Run) -> None:
     """A start that was refused leaves no run. What else lies in the directory is not ours to delete."""
-    for name in (RECORD, CONFIG, METRICS, LOG, ".lock", "tracker.log", ".tracker.lock"):
+    for name in (RECORD, CONFIG, METRICS, LOG, LOCK, "tracker.log", ".tracker.lock"):
         (run.directory / name).unlink(missing_ok=True)
     shutil.rmtree(run.directory / ".hydra", ignore_errors=True)
     remove_empty(run.directory)
 
 
 def remove_empty(directory: Path) -> None:
-    """Remove a directory that holds nothing, and its date's directory if that holds nothing else."""
-    try:
+    """Remove a directory that holds nothing, and those around it that were made for it and hold nothing else."""
+    with contextlib.suppress(OSError):
         directory.rmdir()
         if directory.parent.parent.name in ("runs", "sweeps"):
             directory.parent.rmdir()
-    except OSError:
-        return
+            directory.parent.parent.rmdir()
 
 
 def read(directory: Path) -> Run:
@@ -194,9 +217,12 @@ def _by_id(name: str, runs: list[Run]) -> Run:
     exact = [run for run in runs if name in (run.id, run.tracker_id)]
     own = [run for run in runs if len(name) >= MIN_ID and run.id.startswith(name)]
     tracked = [run for run in runs if len(name) >= MIN_TRACKER_ID and (run.tracker_id or "").startswith(name)]
-    matches = exact or list({run.id: run for run in own + tracked}.values())
+    matches = exact or list({run.directory: run for run in own + tracked}.values())
     if len(matches) == 1:
         return matches[0]
+    if len({run.id for run in matches}) == 1:
+        places = ", ".join(str(run.directory) for run in matches)
+        raise UserError(f"run={name} has been copied. Give one of these directories: {places}.")
     if matches:
         ids = ", ".join(run.id for run in matches)
         raise UserError(f"run={name} could be any of {ids}. Give more characters.")

@@ -43,8 +43,6 @@ class Saves:
         is the last, when there is no next one.
         """
         state.history_lines = self.history.lines
-        # The checkpoint counts on these lines: they must reach the disk before its manifest does.
-        self.history.sync()
         model, tree = capture(state)
         provenance = self._provenance | {"run_id": self._run.id, "tracker_run_id": self._run.tracker_id}
         documents = {checkpoint.CONFIG: self._config, checkpoint.PROVENANCE: json.dumps(provenance, indent=1)}
@@ -56,6 +54,8 @@ class Saves:
             "savepoint.config_sha256": provenance["config_sha256"],
         }
         try:
+            # The checkpoint counts on these lines: they must reach the disk before its manifest does.
+            self.history.sync()
             self.newest = checkpoint.save(
                 self._run.checkpoints, model=model, state=tree, documents=documents, metadata=metadata
             )

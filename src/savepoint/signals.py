@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM as a request: the loop finishes its step, saves, and says how to go on."""
+"""Ctrl-C and SIGTERM as a request: the loop finishes its step, saves, and says how to go on.
+
+Before the loop there is nothing to save: there Ctrl-C ends the process at once, in one line.
+"""
 
 import contextlib
 import signal
@@ -15,6 +18,49 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + number  # what a shell reports for a process that the signal ended
+
+
+_PRESSED: list[int] = []
+
+
+def remember() -> None:
+    """From here on a Ctrl-C raises KeyboardInterrupt, as always, and `pressed` knows of it.
+
+    Raised inside the import of a library, or while one tidies up, it can come out as that library's own error.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _raise)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Around the import of torch, whose C++ parts abort the process if an exception comes: Ctrl-C acts at its end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda number, _frame: _PRESSED.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if _PRESSED:
+        raise KeyboardInterrupt
+
+
+def pressed() -> bool:
+    """Whether Ctrl-C has ended what this process was doing, whatever error came of it."""
+    return bool(_PRESSED)
+
+
+def say(interrupt: KeyboardInterrupt) -> int:
+    """The last words of a process that was stopped, and its exit code."""
+    print(f"\n{str(interrupt) or 'Stopped.'}", file=sys.stderr)
+    return getattr(interrupt, "exit_code", 128 + signal.SIGINT)
+
+
+def _raise(number: int, _frame: FrameType | None) -> None:
+    _PRESSED.append(number)
+    raise KeyboardInterrupt
 
 
 @dataclass

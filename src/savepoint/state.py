@@ -85,7 +85,7 @@ _PLAIN = (
 def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The model's tensors under its own names, and all the rest as one tree. Nothing is copied: save it at once."""
     whole = state.model.state_dict()
-    model = {name: value for name, value in whole.items() if _holds(value)}
+    model = {name: value for name, value in whole.items() if _holds(name, value)}
     tree = {name: getattr(state, name) for name in _PLAIN}
     tree |= {
         "optimizer": state.optimizer.state_dict(),
@@ -99,8 +99,15 @@ def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return model, tree
 
 
-def _holds(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and value.dtype in tensorfile.NAMES
+def _holds(name: str, value: Any) -> bool:
+    """Whether model.safetensors can hold it. What a module calls its extra state is no parameter, even as a tensor."""
+    if not isinstance(value, Tensor) or _extra(name) or name == tensorfile.METADATA:
+        return False
+    return value.layout is torch.strided and value.dtype in tensorfile.NAMES
+
+
+def _extra(name: str) -> bool:
+    return name.rpartition(".")[2] == "_extra_state"  # torch's own name for what `get_extra_state` gives
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:
@@ -141,7 +148,11 @@ def fits(model: nn.Module, weights: Mapping[str, Any], checkpoint: Checkpoint) -
     faults += [f"unexpected {name}" for name in weights if name not in own]
     for name in own.keys() & weights.keys():
         here, there = own[name], weights[name]
-        if isinstance(here, Tensor) and isinstance(there, Tensor):
+        if _extra(name):
+            continue  # may be anything, and of another shape at every step
+        if isinstance(here, Tensor) != isinstance(there, Tensor):
+            faults.append(f"{name} is a {type(there).__name__} there and a {type(here).__name__} in the model")
+        elif isinstance(here, Tensor):
             if here.shape != there.shape:
                 faults.append(f"{name} is {list(there.shape)} there and {list(here.shape)} in the model")
             elif here.dtype != there.dtype:

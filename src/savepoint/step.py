@@ -66,7 +66,8 @@ def summarise(parts: Parts, sums: dict[str, Tensor], samples: int) -> dict[str, 
     """`loss` and the task's metrics from an epoch's sums. Waits for the device."""
     host = {name: value.cpu() for name, value in sums.items()}
     loss = float(host.pop("loss")) / samples
-    return {"loss": loss, **parts.task.compute(host, samples)}
+    # As Python's own floats: what a library gave may be NumPy's or a tensor, which no JSON holds.
+    return {"loss": loss} | {name: float(value) for name, value in parts.task.compute(host, samples).items()}
 
 
 def _forward(parts: Parts, batch: Any) -> Outcome:
@@ -79,9 +80,11 @@ def _forward(parts: Parts, batch: Any) -> Outcome:
 
 def _add(sums: dict[str, Tensor], outcome: Outcome) -> None:
     # Added up on the device: reading a loss on every step would wait for the device on every step.
-    wide = torch.float32 if outcome.loss.device.type == "mps" else torch.float64
-    values = {"loss": outcome.loss.detach().to(wide) * outcome.samples, **outcome.sums}
-    for name, value in values.items():
+    if "loss" not in sums:
+        wide = torch.float32 if outcome.loss.device.type == "mps" else torch.float64
+        sums["loss"] = torch.zeros((), dtype=wide, device=outcome.loss.device)
+    sums["loss"].add_(outcome.loss.detach(), alpha=outcome.samples)  # multiplied in the wider type
+    for name, value in outcome.sums.items():
         if name in sums:
             sums[name] += value
         else:

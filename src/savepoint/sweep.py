@@ -10,10 +10,10 @@ from typing import Any
 
 from savepoint import files, history, plain
 from savepoint import run as runs
-from savepoint.errors import UserError
+from savepoint.redaction import redact
 from savepoint.trackers import Sweep
 
-FAILURE, TABLE = "failure.json", "results.csv"
+FAILURE, TABLE, RECORD = "failure.json", "results.csv", "multirun.yaml"
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,27 @@ class Result:
     monitor: str | None = None
     ascending: bool = field(default=True, repr=False)
 
-    def rank(self) -> tuple[bool, float, int]:
+    def rank(self) -> tuple[bool, float]:
         score = math.inf if self.score is None else self.score if self.ascending else -self.score
-        return self.score is None, score, int(self.number)
+        return self.score is None, score
 
 
 def named(directory: Path) -> Sweep:
     """The sweep whose jobs lie in `directory`, the same in every process: its id ends the directory's name."""
     return Sweep(id=directory.name.rpartition("-")[2], name=directory.name, dir=directory)
+
+
+def redact_record(sweep: Path) -> None:
+    """Hydra writes what was typed into multirun.yaml before any config is checked: take out what is secret."""
+    record = sweep / RECORD
+    if record.exists():
+        files.replace(record, redact(record.read_text(encoding="utf-8")).encode())
+
+
+def remove_unstarted(sweep: Path) -> None:
+    """Leave nothing of a sweep that was refused before its first job."""
+    (sweep / RECORD).unlink(missing_ok=True)
+    runs.remove_empty(sweep)
 
 
 def note_failure(job: Path, typed: list[str], error: str) -> None:
@@ -46,16 +59,19 @@ def note_failure(job: Path, typed: list[str], error: str) -> None:
 
 
 def results(sweep: Path) -> list[Result]:
-    """Every job's result, best first; those that measured nothing last."""
-    jobs = sorted((path for path in sweep.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    """Every job's result, best first, equal ones as the jobs were; those that measured nothing last."""
     found = []
-    for path in jobs:
+    for path in sorted((path for path in sweep.iterdir() if path.is_dir()), key=_order):
         if (path / FAILURE).exists():
             typed = json.loads((path / FAILURE).read_bytes())["overrides"]
             found.append(Result(path.name, "refused", _pairs(typed)))
         elif (path / runs.RECORD).exists():
             found.append(_result(path))
     return sorted(found, key=Result.rank)
+
+
+def _order(job: Path) -> tuple[int, str]:
+    return int(job.name) if job.name.isdecimal() else 0, job.name
 
 
 def _result(path: Path) -> Result:
@@ -95,7 +111,4 @@ def write_table(sweep: Path) -> tuple[Path, str]:
 
 def status(sweep: Path) -> str:
     """Of the sweep as a whole: finished if each of its jobs is."""
-    found = results(sweep)
-    if not found:
-        raise UserError(f"{sweep}: none of the sweep's jobs started.")
-    return "finished" if all(result.status == "finished" for result in found) else "failed"
+    return "finished" if all(result.status == "finished" for result in results(sweep)) else "failed"

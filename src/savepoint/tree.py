@@ -51,23 +51,21 @@ def join(tensors: dict[str, Tensor], values: Any) -> Any:
     return _Joiner(tensors).decode(values, ())
 
 
-def _leaves(tree: Any, depth: int = 0) -> Iterator[Tensor]:
+def _leaves(tree: Any, seen: set[int], depth: int = 0) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
         yield tree
-    elif depth < MAX_DEPTH and isinstance(tree, dict):
-        for value in tree.values():
-            yield from _leaves(value, depth + 1)
-    elif depth < MAX_DEPTH and isinstance(tree, list | tuple):
-        for value in tree:
-            yield from _leaves(value, depth + 1)
+    elif depth < MAX_DEPTH and isinstance(tree, dict | list | tuple) and id(tree) not in seen:
+        seen.add(id(tree))  # once: a tree with circles in it has more ways through it than there is time
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(value, seen, depth + 1)
 
 
 def _shared_storages(tree: Any) -> set[int]:
     """Addresses of the memory that two or more different tensor objects of the tree look into."""
     first: dict[int, int] = {}
     shared: set[int] = set()
-    for tensor in _leaves(tree):
-        address = tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+    for tensor in _leaves(tree, set()):
+        address = tensor.untyped_storage().data_ptr() if _plain(tensor) else 0
         if address and first.setdefault(address, id(tensor)) != id(tensor):
             shared.add(address)
     return shared
@@ -101,7 +99,7 @@ class _Splitter:
         if kind in (Tensor, torch.nn.Parameter):
             return self._tensor(value.detach(), id(value), path)
         if kind is np.ndarray:
-            return {"$array": self._add(torch.from_numpy(np.ascontiguousarray(value)), path)}
+            return self._array(value, path)
         raise TreeError(
             f"{_text(path)}: cannot save {kind.__module__}.{kind.__qualname__} exactly. "
             "State holds tensors, NumPy arrays, numbers, strings, None, lists, tuples and dicts of them."
@@ -119,8 +117,8 @@ class _Splitter:
         return {tag: pairs}
 
     def _tensor(self, tensor: Tensor, identity: int, path: tuple[str, ...]) -> Any:
-        if tensor.layout is not torch.strided or tensor.dtype not in NAMES or tensor.is_meta:
-            kind = f"{tensor.layout} tensor of {tensor.dtype} on {tensor.device}"
+        if not _plain(tensor):
+            kind = f"{'nested' if tensor.is_nested else tensor.layout} tensor of {tensor.dtype} on {tensor.device}"
             raise TreeError(f"{_text(path)}: cannot save a {kind}.")
         address = tensor.untyped_storage().data_ptr()
         if address in self._shared or not tensor.is_contiguous():
@@ -137,6 +135,16 @@ class _Splitter:
             self._storages[address] = self._add(memory, (*path, "(memory)"))
         place = [NAMES[tensor.dtype], list(tensor.shape), list(tensor.stride()), tensor.storage_offset()]
         return {"$view": [self._storages[address], *place]}
+
+    def _array(self, array: Any, path: tuple[str, ...]) -> Any:
+        try:
+            # Copied: torch warns of arrays that are read-only. Not ascontiguousarray, which adds a dimension to none.
+            tensor = torch.from_numpy(np.array(array, order="C"))
+        except (TypeError, ValueError):  # objects, text, another byte order
+            tensor = None
+        if tensor is None or not _plain(tensor):
+            raise TreeError(f"{_text(path)}: cannot save a NumPy array of {array.dtype!r}.")
+        return {"$array": self._add(tensor, path)}
 
     def _add(self, tensor: Tensor, path: tuple[str, ...]) -> str:
         name = wanted = _text(path)
@@ -175,7 +183,7 @@ class _Joiner:
                 case "$view":
                     return self._view(*content)
                 case "$tuple":
-                    return tuple(self.decode(content, path))
+                    return tuple(self.decode(item, (*path, str(i))) for i, item in enumerate(content))
                 case "$bytes":
                     return bytes.fromhex(content)
                 case "$int":
@@ -183,7 +191,7 @@ class _Joiner:
                 case "$float":
                     return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[content]
                 case "$dict" | "$ordered" | "$counter":
-                    pairs = [(self.decode(k, path), self.decode(v, (*path, str(k)))) for k, v in content]
+                    pairs = [(self.decode(k, (*path, "(key)")), self.decode(v, (*path, str(k)))) for k, v in content]
                     if tag == "$counter":
                         return Counter(dict(pairs))
                     return dict(pairs) if tag == "$dict" else OrderedDict(pairs)
@@ -193,7 +201,17 @@ class _Joiner:
 
     def _view(self, name: str, dtype: str, shape: list[int], stride: list[int], offset: int) -> Tensor:
         memory = self._tensors[name].untyped_storage()
+        # Checked here: `set_` makes room for a view that does not fit, and what it finds there is nobody's.
+        last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if all(shape) else -1
+        if min(0, *shape, *stride, offset) < 0 or (last + 1) * DTYPES[dtype].itemsize > memory.nbytes():
+            raise ValueError("it looks beyond its memory")
         return torch.empty(0, dtype=DTYPES[dtype]).set_(memory, offset, shape, stride)
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether a tensor is numbers in memory and no more than that."""
+    strided = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
+    return strided and tensor.dtype in NAMES
 
 
 def _text(path: tuple[str, ...]) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from savepoint import memory
 from savepoint.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ class Rounds:
 
 def follow(order: Message, inbox: Inbox, say: Say) -> None:
     """Mirror one run until it is closed or the parent is gone."""
-    from savepoint.trackers.mlflow_mirror import Mirror
+    with memory.permanent():
+        from savepoint.trackers.mlflow_mirror import Mirror
 
     mirror = Mirror(order, say)
     rounds = Rounds(mirror, say, uri=order["uri"])

@@ -1,0 +1,53 @@
+"""Models with a fault each. The workshop's project has this file among its models, with an option for each class."""
+
+import resource
+import time
+
+from torch import Tensor, nn
+
+
+class Raising(nn.Module):
+    """Raises at its `at`-th forward pass, or while it is built if `at` is 0. error: `bug`, or `file`, which is missing."""
+
+    def __init__(self, *, error: str = "bug", at: int = 3) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        self.error, self.left = error, at
+        if at == 0:
+            raise KeyError("a bug while it is built")
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left == 0 and self.error == "file":
+            raise FileNotFoundError(2, "No such file or directory", "data/cat.png")
+        if self.left == 0:
+            raise RuntimeError("a bug in the model")
+        return self.linear(inputs.flatten(1))
+
+
+class Filling(nn.Module):
+    """From its `at`-th forward pass on, no file can become larger than `limit` bytes: the disk is as good as full."""
+
+    def __init__(self, *, at: int | None = None, limit: int = 8000) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        self.at, self.limit, self.count = at, limit, 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.count += 1
+        if self.count == self.at:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, resource.RLIM_INFINITY))
+        return self.linear(inputs.flatten(1))
+
+
+class Slow(nn.Module):
+    """Takes its time for each batch."""
+
+    def __init__(self, *, seconds: float = 0.3) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        self.seconds = seconds
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        time.sleep(self.seconds)
+        return self.linear(inputs.flatten(1))

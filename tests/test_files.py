@@ -1,0 +1,168 @@
+"""Files that are on the disk whole or not at all."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from savepoint import files
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The system calls that make a file durable, in the order in which they were made."""
+    made: list[str] = []
+    fsync, rename, replace = os.fsync, os.rename, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        made.append(f"fsync {path.name} ({path.stat().st_size if path.is_file() else 'directory'})")
+        fsync(descriptor)
+
+    def noted(function: object) -> object:
+        def call(source: Path, target: Path) -> None:
+            made.append(f"rename to {Path(target).name}")
+            function(source, target)  # type: ignore[operator]
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted(rename))
+    monkeypatch.setattr(os, "replace", noted(replace))
+    return made
+
+
+def test_write_syncs_all_bytes_of_the_file(tmp_path: Path, calls: list[str]) -> None:
+    files.write(tmp_path / "a", b"12345")
+    assert calls == ["fsync a (5)"]
+    assert (tmp_path / "a").read_bytes() == b"12345"
+
+
+def test_write_never_overwrites(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(FileExistsError):
+        files.write(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_modes_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        files.write(tmp_path / "written", b"")
+        files.replace(tmp_path / "replaced", b"")
+    finally:
+        os.umask(before)
+    for name in ("written", "replaced"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+
+
+def test_replace_syncs_the_bytes_then_renames_then_syncs_the_directory(tmp_path: Path, calls: list[str]) -> None:
+    files.replace(tmp_path / "a", b"12345")
+    assert len(calls) == 3
+    assert calls[0].startswith("fsync .a.") and calls[0].endswith("(5)")
+    assert calls[1:] == ["rename to a", f"fsync {tmp_path.name} (directory)"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_replace_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="No space"):
+        files.replace(tmp_path / "a", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_what_a_killed_replace_left_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / f".a.{os.getpid()}.tmp").write_bytes(b"torn")
+    files.replace(tmp_path / "a", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"new")]
+
+
+def test_replace_gives_the_name_to_a_new_file(tmp_path: Path) -> None:
+    """Whoever has the old one open goes on reading the old contents."""
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with open(path, "rb") as reader:
+        files.replace(path, b"new")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+OTHER = """
+import sys
+from pathlib import Path
+from savepoint.files import Lock
+lock = Lock(Path(sys.argv[1]))
+print(lock.acquire(), flush=True)
+sys.stdin.read()
+"""
+
+
+def other(path: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1])},
+    )
+
+
+def test_a_lock_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
+    with other(tmp_path / "lock") as holder:
+        assert holder.stdout and holder.stdout.readline() == "True\n"
+        lock = files.Lock(tmp_path / "lock")
+        assert lock.acquire() is False
+        holder.kill()
+        holder.wait()
+        assert lock.acquire() is True
+        lock.release()
+
+
+def test_a_released_lock_can_be_taken_by_another_process(tmp_path: Path) -> None:
+    lock = files.Lock(tmp_path / "lock")
+    assert lock.acquire() is True
+    with other(tmp_path / "lock") as refused:
+        assert refused.communicate("")[0] == "False\n"
+    lock.release()
+    with other(tmp_path / "lock") as taken:
+        assert taken.communicate("")[0] == "True\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path) -> None:
+    """A data loading worker lives on for seconds after its parent was killed."""
+    script = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom savepoint.files import Lock\n"
+        "lock = Lock(Path(sys.argv[1]))\nassert lock.acquire()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n    time.sleep(30)\n    os._exit(0)\n"
+        "print(child, flush=True)\nos._exit(0)\n"
+    )
+    output = tmp_path / "child"
+    with open(output, "w") as file:
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "lock")],
+            stdout=file,
+            check=True,
+            env=os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1])},
+        )
+    child = int(output.read_text())
+    try:
+        os.kill(child, 0)
+        lock = files.Lock(tmp_path / "lock")
+        assert lock.acquire() is True
+        lock.release()
+    finally:
+        os.kill(child, 9)
