@@ -94,7 +94,7 @@ def _as_planned(trained: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     planned = copy.deepcopy(trained)
     for key in CONTINUES:
         group, _, name = key.partition(".")
-        if name and isinstance(own.get(group), dict) and name in own[group]:
+        if name and all(isinstance(one.get(group), dict) for one in (own, planned)) and name in own[group]:
             planned[group][name] = own[group][name]
     return planned
 

@@ -90,7 +90,12 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     one.close()
 
 
-FAULTY = {"raising": "{error: bug, at: 3", "filling": "{at: null, limit: 8000", "slow": "{seconds: 0.3"}
+FAULTY = {
+    "raising": "{error: bug, at: 3",
+    "filling": "{at: null, limit: 8000",
+    "slow": "{seconds: 0.3",
+    "swallowing": "{_partial_: false",
+}
 
 
 @dataclass(frozen=True)

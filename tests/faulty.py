@@ -1,6 +1,9 @@
 """Models with a fault each. The workshop's project has this file among its models, with an option for each class."""
 
+import contextlib
+import os
 import resource
+import signal
 import time
 
 from torch import Tensor, nn
@@ -37,6 +40,19 @@ class Filling(nn.Module):
         self.count += 1
         if self.count == self.at:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, resource.RLIM_INFINITY))
+        return self.linear(inputs.flatten(1))
+
+
+class Swallowing(nn.Module):
+    """Ctrl-C comes while it is built, and it keeps that to itself, as some libraries do while they are imported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def forward(self, inputs: Tensor) -> Tensor:
         return self.linear(inputs.flatten(1))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -240,11 +241,11 @@ def test_changed_code_and_threads_are_told_in_one_line(workshop: Workshop, direc
 
 
 def test_threads_are_those_of_the_checkpoint(workshop: Workshop, directory: Path) -> None:
-    for name in NAMES[1:]:
-        rewrite(
-            directory / "checkpoints" / name / "config.yaml", lambda data: data.replace(b"threads: 1", b"threads: null")
-        )
-    assert "(1 threads)" in resumed(workshop, directory).output
+    newest = directory / "checkpoints" / NAMES[4]
+    rewrite(newest / "config.yaml", lambda data: data.replace(b"threads: 1", b"threads: null"))
+    shutil.copy(newest / "config.yaml", directory)
+    rewrite(newest / "provenance.json", lambda data: data.replace(b'"threads": 1', b'"threads": 3'))
+    assert "(3 threads)" in resumed(workshop, directory).output
 
 
 # Damage, and moves
@@ -338,6 +339,7 @@ HOSTILE = {
     "a call": (lambda data: data.replace(b"project.models.mlp.Mlp", b"os.system"), "'os.system' is not allowed"),
     "an alias bomb": (lambda data: data + b"a: &a [1]\nb: [*a, *a]\n", "the anchor &a"),
     "a tag": (lambda data: data.replace(b"seed: 0", b"seed: !!python/name:os.system 0"), "the tag"),
+    "another shape": (lambda data: re.sub(rb"trainer:\n(  .*\n)+", b"trainer: 5\n", data), "trainer"),
     "the environment": (lambda data: data.replace(b"name: null", b"name: ${oc.env:HOME}"), "the interpolation"),
 }
 

@@ -182,7 +182,7 @@ def test_learning_rates_are_those_that_the_update_used() -> None:
     update(state, parts, window(4))
     for group in state.optimizer.param_groups:
         group["lr"] = 9.0  # what a schedule does next
-    assert state.learning_rates == [0.5, 0.25]
+    assert state.learning_rates == [0.5, 0.25] and {type(rate) for rate in state.learning_rates} == {float}
 
 
 def test_training_metrics_are_means_over_samples_of_unequal_batches() -> None:

@@ -270,6 +270,12 @@ def test_ctrl_c_before_training_is_one_line(workshop: Workshop, tmp_path: Path, 
     assert run.read(tmp_path / "run").record["status"] == "interrupted"
 
 
+def test_ctrl_c_that_a_library_keeps_to_itself_still_stops_the_run(workshop: Workshop) -> None:
+    ended = workshop.run("train.py", *QUICK, "model=swallowing")
+    assert ended.status == 130 and "Stopped at once. To go on: python resume.py run=" in ended.output, ended.output
+    assert only_run(workshop).record["status"] == "interrupted"
+
+
 # Bugs and full disks
 
 

@@ -366,7 +366,7 @@ def test_a_tree_of_the_greatest_depth_comes_back(tmp_path: Path) -> None:
 def nested(tag: str, depth: int) -> Any:
     value: Any = []
     for _ in range(depth):
-        value = {tag: [value]} if tag == "$tuple" else {tag: [[value, 1]]}
+        value = {tag: [value]} if tag in ("$tuple", "plain") else {tag: [[value, 1]]}
     return value
 
 
@@ -410,8 +410,9 @@ FOUR = {"m": torch.zeros(16, dtype=torch.uint8)}
         nested("$tuple", 400),
         nested("$dict", 400),
         nested("$counter", 400),
+        nested("plain", 100),
     ],
-    ids=lambda values: next(iter(values)),
+    ids=lambda values: str(values)[:12],
 )
 def test_join_refuses_what_split_never_writes(values: Any) -> None:
     tensors = FOUR | {"empty": torch.empty(0, dtype=torch.uint8), "bf16": torch.zeros(1, dtype=torch.bfloat16)}

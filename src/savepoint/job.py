@@ -214,6 +214,8 @@ def _introduce(
              f"{len(parts.train):,}", f"{parts.val.samples:,}")  # fmt: skip
     if resumed is not None:
         log.info("resumed from %s: epoch %d, step %d", resumed.path.name, train_state.epoch, train_state.step)
+        if finished(train_state, parts):
+            log.info("the run is finished: there is nothing to train up to its planned end")
         if changed := provenance.differences(resumed.provenance, source):
             log.warning("changed since that checkpoint, so bits may differ: %s", "; ".join(changed))
 
@@ -271,10 +273,23 @@ def _conclude(job: Job, train_state: TrainState, saves: Saves) -> None:
         log.info("last %s", "  ".join(f"{name} {value:.4g}" for name, value in train_state.metrics.items()))
     if saves.newest is not None:
         log.info("checkpoint %s", saves.newest)
-    further = "" if job.run.record["status"] != "finished" else f" trainer.max_epochs={2 * max(1, train_state.epoch)}"
-    log.info("to go on: %s%s", job.resume, further)
+    further = _further(job, train_state)
+    if further is not None:
+        log.info("to go on: %s%s", job.resume, further)
     if job.settings.tracker.kind == "mlflow":
         log.info("to look at it: make ui   (or: python -m savepoint ui)")
+
+
+def _further(job: Job, train_state: TrainState) -> str | None:
+    """What to add to the command that goes on with the run; None where nothing would make it go on."""
+    trainer = job.settings.trainer
+    if job.run.record["status"] != "finished":
+        return ""
+    if train_state.schedule_length is not None:
+        return None  # the schedule ends where the run did
+    if trainer.max_steps is not None and train_state.step >= trainer.max_steps:
+        return f" trainer.max_steps={2 * train_state.step}"
+    return f" trainer.max_epochs={2 * train_state.epoch}"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:
