@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Workshop, command
+from conftest import REPOSITORY, Workshop, command
 
 from savepoint import checkpoint, compare, history, run
 
@@ -400,3 +400,21 @@ def test_pipe_gets_one_plain_line_an_epoch(workshop: Workshop) -> None:
     lines = [line for line in ended.output.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 2 and re.search(r"epoch 2/2  step 8  .*val/loss \S+ .* samples/s$", lines[1])
     assert "\x1b" not in ended.output and "━" not in ended.output
+
+
+def test_a_run_goes_on_when_nobody_reads_its_output_any_more(tmp_path: Path) -> None:
+    """As in `python train.py | head -1`."""
+    directory = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "train.py"), *QUICK, f"hydra.run.dir={directory}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout and process.stderr
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(), errors) == (0, "")
+    assert run.read(directory).record["status"] == "finished"

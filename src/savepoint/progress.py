@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -119,10 +120,21 @@ class _Stdout:
     """Whatever stdout is at the moment: while a bar is shown, rich puts a stream there that writes above the bar."""
 
     def write(self, text: str) -> None:
-        sys.stdout.write(text)
+        with _whoever_reads():
+            sys.stdout.write(text)
 
     def flush(self) -> None:
-        sys.stdout.flush()
+        with _whoever_reads():
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _whoever_reads() -> Iterator[None]:
+    """`python train.py | head` goes on training when head has seen enough; train.log has the rest."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Shown(logging.Formatter):

@@ -144,22 +144,31 @@ def fits(model: nn.Module, weights: Mapping[str, Any], checkpoint: Checkpoint) -
     Raises: CheckpointError that lists what is missing, unexpected or of another shape.
     """
     own = model.state_dict()
-    faults = [f"missing {name}" for name in own if name not in weights]
-    faults += [f"unexpected {name}" for name in weights if name not in own]
-    for name in own.keys() & weights.keys():
-        here, there = own[name], weights[name]
-        if _extra(name):
-            continue  # may be anything, and of another shape at every step
-        if isinstance(here, Tensor) != isinstance(there, Tensor):
-            faults.append(f"{name} is a {type(there).__name__} there and a {type(here).__name__} in the model")
-        elif isinstance(here, Tensor):
-            if here.shape != there.shape:
-                faults.append(f"{name} is {list(there.shape)} there and {list(here.shape)} in the model")
-            elif here.dtype != there.dtype:
-                faults.append(f"{name} is {there.dtype} there and {here.dtype} in the model")
-    if faults:
-        some = "; ".join(sorted(faults)[:8]) + ("; …" if len(faults) > 8 else "")
-        raise CheckpointError(f"{checkpoint.path} does not fit the model that its config builds: {some}.")
+    kinds = {
+        "missing": [name for name in own if name not in weights],
+        "unexpected": [name for name in weights if name not in own],
+        "different": [told for name in own if name in weights and (told := _misfit(name, own[name], weights[name]))],
+    }
+    if any(kinds.values()):
+        faults = "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
+        raise CheckpointError(f"{checkpoint.path} does not fit the model that the config builds. {faults}.")
+
+
+def _misfit(name: str, here: Any, there: Any) -> str | None:
+    if _extra(name):
+        return None  # may be anything, and of another shape at every step
+    if isinstance(here, Tensor) != isinstance(there, Tensor):
+        return f"{name} is a {type(there).__name__} there and a {type(here).__name__} in the model"
+    if isinstance(here, Tensor) and here.shape != there.shape:
+        return f"{name} is {list(there.shape)} there and {list(here.shape)} in the model"
+    if isinstance(here, Tensor) and here.dtype != there.dtype:
+        return f"{name} is {there.dtype} there and {here.dtype} in the model"
+    return None
+
+
+def _some(names: list[str], *, most: int = 6) -> str:
+    rest = len(names) - most
+    return ", ".join(sorted(names)[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any], checkpoint: Checkpoint) -> None:
