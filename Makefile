@@ -9,6 +9,7 @@ help:  ## show this
 setup: .venv/ready  ## make .venv and install the tested versions
 
 .venv/ready: pyproject.toml constraints.txt
+	@echo "Making .venv and installing the tested versions. That takes minutes, once."
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -26,10 +27,10 @@ ui: setup  ## the tracker's web page
 	.venv/bin/python -m savepoint ui
 
 test: setup  ## the tests, under ten minutes
-	.venv/bin/python -m pytest -m 'not long'
+	.venv/bin/python -m pytest -n 2 --dist loadfile -m 'not long'
 
 test-all: setup  ## the tests and those that take longer
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 check: setup  ## lint, types and tests
 	.venv/bin/python -m ruff check .

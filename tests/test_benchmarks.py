@@ -1,5 +1,6 @@
 """The programs behind the README's numbers run, and print their tables. What they measure is no test's to judge."""
 
+import pytest
 from conftest import command
 
 
@@ -12,6 +13,7 @@ def test_step_benchmark_prints_a_ratio_for_each_loop() -> None:
     assert ratios[0] == 1.0 and min(ratios) > 0
 
 
+@pytest.mark.long
 def test_process_benchmark_prints_a_ratio_for_each_store() -> None:
     ended = command("benchmarks/process.py", "--turns=1", "--epochs=1")
     assert ended.status == 0, ended.output

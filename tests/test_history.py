@@ -1,11 +1,12 @@
 """metrics.jsonl: whole lines, strict JSON, cut back to what a checkpoint knows."""
 
+import contextlib
 import json
 import math
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -126,14 +127,19 @@ def test_cut_leaves_nothing_beside_the_file(path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[], None]]:
-    """No file of this process grows beyond 200 bytes: the system refuses, as a full disk does. Gives a way to make room."""
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process grows beyond 200 bytes: the system refuses, as a full disk does.
+
+    Not a fixture: pytest writes its own output before it tears one down, and that may go to a file too.
+    """
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def fill(log: History) -> None:
@@ -141,22 +147,20 @@ def fill(log: History) -> None:
         log.append(step=step, epoch=0, values={"train/loss": 1.0})
 
 
-def test_a_full_disk_is_reported_by_append_and_not_again_by_close(path: Path, full_disk: Callable[[], None]) -> None:
+def test_a_full_disk_is_reported_by_append_and_not_again_by_close(path: Path) -> None:
     """`close` runs while the error is on its way out; another one there would take its place."""
     log = History(path)
-    with pytest.raises(OSError):
-        fill(log)
-    log.close()
+    with full_disk():
+        with pytest.raises(OSError):
+            fill(log)
+        log.close()
     assert len(history.read(path)) == log.lines > 0
 
 
-def test_a_line_that_a_full_disk_tore_is_completed_once_there_is_room(
-    path: Path, full_disk: Callable[[], None]
-) -> None:
+def test_a_line_that_a_full_disk_tore_is_completed_once_there_is_room(path: Path) -> None:
     log = History(path)
-    with pytest.raises(OSError):
+    with full_disk(), pytest.raises(OSError):
         fill(log)
-    full_disk()
     log.append(step=1000, epoch=0, values={})
     log.close()
     assert history.read(path)[-1]["step"] == 1000

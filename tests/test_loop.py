@@ -146,6 +146,7 @@ def go(
     # In training, batch norm refuses a batch of one sample: its statistics are frozen, but for the running ones' shape.
     model[1].eval()
     model[1].train = lambda mode=True: model[1]  # type: ignore[method-assign,assignment]
+    model.eval()  # as libraries of pretrained models give them
     optimizer = torch.optim.Adam(list(model.named_parameters()), lr=0.05)
     schedule = scheduler(optimizer) if scheduler else NoSchedule()
     scaler = torch.amp.GradScaler("cpu", enabled=fp16 is not None, init_scale=fp16 or 1.0)
@@ -189,6 +190,13 @@ def assert_same_run(one: Fitted, other: Fitted) -> None:
     assert len(one.lines) == len(other.lines) > 0
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """Three epochs that nobody interrupted."""
+    with rng.isolated():
+        return go(tmp_path_factory.mktemp("loop") / "whole")
+
+
 # Interruption
 
 
@@ -209,20 +217,20 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 def test_a_run_stopped_around_an_epochs_end_and_resumed_equals_one_that_was_not(
     tmp_path: Path, schedule: dict[str, Any], accumulate: int
 ) -> None:
-    whole = go(tmp_path / "whole", accumulate=accumulate, **schedule)
+    at_the_end = {"every_n_epochs": None}
+    whole = go(tmp_path / "whole", accumulate=accumulate, keep=at_the_end, **schedule)
     per_epoch = math.ceil(BATCHES / accumulate)
     total = 3 * per_epoch
     assert whole.state.step == total
     for at in sorted({1, per_epoch - 1, per_epoch, per_epoch + 1, total - 1}):
-        first = go(tmp_path / f"{at}", accumulate=accumulate, stop_at=at, **schedule)
+        first = go(tmp_path / f"{at}", accumulate=accumulate, stop_at=at, keep=at_the_end, **schedule)
         assert first.state.step == at
-        second = go(tmp_path / f"{at}", accumulate=accumulate, **schedule)
+        second = go(tmp_path / f"{at}", accumulate=accumulate, keep=at_the_end, **schedule)
         assert second.watcher.steps == list(range(at + 1, total + 1))
         assert_same_run(second, whole)
 
 
-def test_a_run_stopped_after_every_update_equals_one_that_was_not(tmp_path: Path) -> None:
-    whole = go(tmp_path / "whole")
+def test_a_run_stopped_after_every_update_equals_one_that_was_not(tmp_path: Path, whole: Fitted) -> None:
     for at in range(1, 19):
         last = go(tmp_path / "pieces", stop_at=at)
     assert_same_run(go(tmp_path / "pieces"), whole)
@@ -239,8 +247,7 @@ def test_a_stop_in_the_middle_of_an_epoch_saves_where_it_stands(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("batch", [1, 3, BATCHES])
-def test_a_stop_during_validation_is_as_if_validation_had_not_begun(tmp_path: Path, batch: int) -> None:
-    whole = go(tmp_path / "whole")
+def test_a_stop_during_validation_is_as_if_validation_had_not_begun(tmp_path: Path, whole: Fitted, batch: int) -> None:
     stop, task, seen = Stop(), Squares(), []
 
     def on_call(training: bool) -> None:
@@ -258,22 +265,25 @@ def test_a_stop_during_validation_is_as_if_validation_had_not_begun(tmp_path: Pa
     assert_same_run(go(tmp_path / "run"), whole)
 
 
-def test_a_stop_at_the_last_update_of_an_epoch_leaves_its_validation_to_the_resumed_run(tmp_path: Path) -> None:
+def test_a_stop_at_the_last_update_of_an_epoch_leaves_its_validation_to_the_resumed_run(
+    tmp_path: Path, whole: Fitted
+) -> None:
     first = go(tmp_path / "run", stop_at=BATCHES)
     assert (first.state.epoch, first.state.batch) == (0, BATCHES)
     assert first.epoch_lines == []
-    assert_same_run(go(tmp_path / "run"), go(tmp_path / "whole"))
+    assert_same_run(go(tmp_path / "run"), whole)
 
 
-def test_a_stop_asked_for_before_the_first_update_saves_the_beginning(tmp_path: Path) -> None:
+def test_a_stop_asked_for_before_the_first_update_saves_the_beginning(tmp_path: Path, whole: Fitted) -> None:
     first = go(tmp_path / "run", stop=Stop(15))
     assert first.checkpoints == [(0, 0)] and first.watcher.steps == []
-    assert_same_run(go(tmp_path / "run"), go(tmp_path / "whole"))
+    assert_same_run(go(tmp_path / "run"), whole)
 
 
-def test_a_kill_loses_what_came_after_the_newest_checkpoint_and_repeats_it_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_kill_loses_what_came_after_the_newest_checkpoint_and_repeats_it_with_the_same_bits(
+    tmp_path: Path, whole: Fitted
+) -> None:
     """Lines that the checkpoint does not know are cut, a torn one among them, and logged again."""
-    whole = go(tmp_path / "whole")
     killed = go(tmp_path / "run", stop_at=16, keep={"every_n_steps": 5})
     newest = killed.run.checkpoints / "epoch_0002_step_00000016"
     checkpoint.set_aside(newest)
@@ -302,6 +312,13 @@ def test_max_steps_at_an_epochs_end_still_gets_that_epochs_validation(tmp_path: 
     assert finished(fitted.state, fitted.parts)
 
 
+def test_max_steps_at_an_epochs_end_still_gets_that_validation_if_it_was_stopped_in_it(tmp_path: Path) -> None:
+    whole = go(tmp_path / "whole", max_steps=BATCHES, max_epochs=None)
+    first = go(tmp_path / "run", max_steps=BATCHES, max_epochs=None, stop_at=BATCHES)
+    assert not finished(first.state, first.parts)
+    assert_same_run(go(tmp_path / "run", max_steps=BATCHES, max_epochs=None), whole)
+
+
 def test_max_epochs_ends_training_if_it_comes_before_max_steps(tmp_path: Path) -> None:
     fitted = go(tmp_path / "run", max_steps=1000, max_epochs=2)
     assert (fitted.state.step, fitted.state.epoch) == (2 * BATCHES, 2)
@@ -309,10 +326,10 @@ def test_max_epochs_ends_training_if_it_comes_before_max_steps(tmp_path: Path) -
 
 @pytest.mark.parametrize("short", [{"max_steps": 8}, {"max_steps": BATCHES}, {"max_epochs": 1}], ids=str)
 def test_a_run_that_is_continued_past_its_end_equals_one_that_was_planned_longer(
-    tmp_path: Path, short: dict[str, int]
+    tmp_path: Path, whole: Fitted, short: dict[str, int]
 ) -> None:
     go(tmp_path / "run", **short)
-    assert_same_run(go(tmp_path / "run"), go(tmp_path / "whole"))
+    assert_same_run(go(tmp_path / "run"), whole)
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
@@ -407,7 +424,7 @@ def test_every_checkpoint_of_a_run_resumes_to_the_same_end(tmp_path: Path) -> No
         for later in checkpoint.names(directory / "checkpoints"):
             if later > name:
                 shutil.rmtree(directory / "checkpoints" / later)
-        assert_same_run(go(directory, max_epochs=2, keep={"every_n_steps": 1}), whole)
+        assert_same_run(go(directory, max_epochs=2), whole)
 
 
 def test_neither_cadence_nor_logging_changes_what_is_trained(tmp_path: Path) -> None:
@@ -435,7 +452,7 @@ def test_the_history_is_on_the_disk_before_the_checkpoint_that_counts_on_it(
     fitted = go(tmp_path / "run", max_epochs=1)
     assert synced.index("metrics.jsonl") < synced.index("manifest.json")
     newest, _ = checkpoint.newest(fitted.run.checkpoints)
-    assert newest is not None and newest.state["history_lines"] == len(fitted.lines) == 4
+    assert newest is not None and newest.state["history_lines"] == len(fitted.lines) == 3
 
 
 def no_space(*_: Any) -> None:
@@ -444,9 +461,8 @@ def no_space(*_: Any) -> None:
 
 @pytest.mark.parametrize("call", ["rename", "fsync"])
 def test_a_full_disk_in_mid_training_costs_a_checkpoint_and_not_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+    tmp_path: Path, whole: Fitted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
-    whole = go(tmp_path / "whole")
     real = getattr(os, call)
     full = Squares()
     training = [0]
@@ -507,7 +523,7 @@ def test_a_checkpoint_says_which_run_it_belongs_to(tmp_path: Path) -> None:
 
 
 def test_an_epochs_line_holds_every_metric_as_a_mean_over_samples(tmp_path: Path) -> None:
-    fitted = go(tmp_path / "run", max_epochs=1)
+    fitted = go(tmp_path / "run", max_epochs=1, log_every_n_steps=None)
     (line,) = fitted.epoch_lines
     assert set(line) == {"step", "epoch", "time", "train/loss", "train/absolute", "val/loss", "val/absolute", "lr", "system/samples_per_second"}  # fmt: skip
     assert (line["step"], line["epoch"]) == (BATCHES, 1)
@@ -534,10 +550,17 @@ def test_recent_loss_is_the_mean_over_the_samples_since_it_was_last_logged(tmp_p
 def test_progress_and_tracker_are_told_of_every_line(tmp_path: Path) -> None:
     fitted = go(tmp_path / "run", max_epochs=2, log_every_n_steps=4)
     assert fitted.watcher.steps == list(range(1, 13)) and fitted.watcher.epochs == [1, 2]
-    assert fitted.tracker.lines == [1, 2, 3, 4, 5] == list(range(1, len(fitted.lines) + 1))
+    assert fitted.tracker.lines == [1, 2, 3, 4] == list(range(1, len(fitted.lines) + 1))
 
 
-def test_training_is_in_training_mode_also_after_validation(tmp_path: Path) -> None:
+def test_a_step_has_one_line(tmp_path: Path) -> None:
+    """The end of an epoch too, where both are due: a tracker keeps one point for each key and step."""
+    fitted = go(tmp_path / "run", max_epochs=2, log_every_n_steps=1)
+    assert [line["step"] for line in fitted.lines] == list(range(1, 2 * BATCHES + 1))
+    assert all("train/recent_loss" in line for line in fitted.lines)
+
+
+def test_training_is_in_training_mode_from_the_start_and_after_validation(tmp_path: Path) -> None:
     task, seen = Squares(), []
     task.on_call = seen.append
     go(tmp_path / "run", task=task, max_epochs=2)

@@ -33,7 +33,7 @@ ELSEWHERE = {
     "python3 -m venv .venv": "minutes of installing: test_make_setup_runs_the_two_lines_of_the_readme",
     ".venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'": "the same",
     ". .venv/bin/activate": "the story's python is the one that runs this test",
-    'python -m pytest -m "not long"': "it is what runs this test",
+    'python -m pytest -n 2 --dist loadfile -m "not long"': "it is what runs this test",
 }
 
 

@@ -1,14 +1,19 @@
 """The promise: a run that was killed anywhere, and resumed in a new process, ends in the same bits."""
 
+import collections
 import os
 import random
 import signal
+import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from conftest import Zygote
+from conftest import REPOSITORY, Zygote
 
-from savepoint import checkpoint, compare, run
+from savepoint import checkpoint, compare, history, run
 
 SEED = int(os.environ.get("SAVEPOINT_TEST_SEED", "0"))
 SHORT = ("tracker=none", "trainer.log_every_n_steps=5", "data.batch_size=128", "trainer.threads=1")
@@ -39,6 +44,7 @@ CONFIGS = {
         *("checkpoint.every_n_epochs=2", "checkpoint.keep_last=1", "trainer.max_epochs=5"),
     ),
 }
+NOT_POINTS = ("step", "time")  # of a line of metrics.jsonl; all else is a point in the tracker
 TRIALS = 5  # for each config: 35 in all
 
 
@@ -79,3 +85,35 @@ def test_killed_and_resumed_run_equals_uninterrupted_run(
     resumed = run.read(directory)
     assert compare.runs(whole, resumed) == [], f"killed after {kills} s; SAVEPOINT_TEST_SEED={SEED}"
     assert checkpoint.names(resumed.checkpoints) == checkpoint.names(whole.checkpoints)
+
+
+def test_a_tracked_run_killed_in_fresh_interpreters_equals_one_that_was_not(zygote: Zygote, tmp_path: Path) -> None:
+    """As a person does it, MLflow included: what it shows is every line of metrics.jsonl, and no point twice."""
+    store = tmp_path / "mlflow.db"
+    config = ("trainer.max_epochs=30", "data.dataset.augment=true", "model=cnn", "trainer.log_every_n_steps=7")
+    whole, directory = tmp_path / "whole", tmp_path / "killed"
+    ended = zygote.run("train.py", *SHORT, *config, f"hydra.run.dir={whole}")
+    assert ended.status == 0, ended.output
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
+    start = [sys.executable, str(REPOSITORY / "train.py"), *SHORT[1:], *config, f"hydra.run.dir={directory}"]
+    again = [sys.executable, str(REPOSITORY / "resume.py"), f"run={directory}"]
+    chance = random.Random(SEED)
+    for command in (start, again):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        lines = len(history.read(directory / run.METRICS))
+        while len(history.read(directory / run.METRICS)) <= lines + chance.randint(3, 15) and process.poll() is None:
+            time.sleep(0.01)
+        assert process.poll() is None, "killed before its end"
+        process.kill()
+        process.wait()
+    subprocess.run(again, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    resumed = run.read(directory)
+    assert compare.runs(run.read(whole), resumed) == []
+    logged = [(key, line["step"]) for line in history.read(resumed.metrics) for key in line if key not in NOT_POINTS]
+    with sqlite3.connect(store) as database:
+        shown = database.execute("select key, step from metrics where run_uuid = ?", [resumed.tracker_id]).fetchall()
+        runs = database.execute("select count(*) from runs").fetchone()
+    database.close()
+    assert collections.Counter(shown) == collections.Counter(logged)
+    assert len(set(shown)) == len(shown), "one point for each key and step"
+    assert runs == (1,), "the same run of the tracker each time"

@@ -28,7 +28,7 @@ def fit(state: TrainState, parts: Parts, saves: Saves, tracker: Tracker, progres
         while state.batch < len(parts.train):
             update(state, parts, list(islice(batches, trainer.accumulate)))
             progress.advance(epoch=state.epoch, step=state.step)
-            if _due(trainer.log_every_n_steps, state.step):
+            if _due(trainer.log_every_n_steps, state.step) and state.batch < len(parts.train):
                 history.append(step=state.step, epoch=state.epoch, values=_recent(state))
                 tracker.wake()
             if schedule.interval == "step":
@@ -46,10 +46,12 @@ def fit(state: TrainState, parts: Parts, saves: Saves, tracker: Tracker, progres
         rate = (state.samples - samples) / (time.perf_counter() - started)
         state.metrics = {f"train/{name}": value for name, value in summarise(parts, state.sums, state.samples).items()}
         state.metrics |= {f"val/{name}": value for name, value in measured.items()} | _rates(state)
+        # In the epoch's own line where both are due: a step has one line, and a tracker one point for each key.
+        recent = _recent(state) if _due(trainer.log_every_n_steps, state.step) else {}
         state.epoch, state.batch = state.epoch + 1, 0
         state.sums, state.samples, state.logged = {}, 0, (0.0, 0)
         _note_best(state, parts)
-        values = state.metrics | {"system/samples_per_second": rate}
+        values = state.metrics | recent | {"system/samples_per_second": rate}
         history.append(step=state.step, epoch=state.epoch, values=values)
         progress.epoch(epoch=state.epoch, step=state.step, values=values)
         if schedule.interval == "epoch":
