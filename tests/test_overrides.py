@@ -1,12 +1,14 @@
 """Overrides: raw text that Hydra leaves alone, its errors in a line, and changes to a stored config."""
 
 import copy
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import REPOSITORY
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
@@ -314,4 +316,5 @@ def test_all_faults_of_a_resume_are_reported_together(conf: Path) -> None:
 
 def test_importing_overrides_does_not_import_hydra() -> None:
     code = "import sys, savepoint.overrides; sys.exit(any(m in sys.modules for m in ('hydra', 'omegaconf', 'torch')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

@@ -330,7 +330,8 @@ def test_every_make_target_of_the_readme_has_its_line() -> None:
 def test_make_setup_runs_the_two_lines_of_the_readme(fresh: Path) -> None:
     lines = list(commands())
     begin = lines.index("python3 -m venv .venv")
-    assert make(fresh, "-n", "setup").splitlines()[:2] == lines[begin : begin + 2]
+    told = make(fresh, "-n", "setup").splitlines()
+    assert [line for line in told if not line.startswith("echo ")][:2] == lines[begin : begin + 2]
 
 
 def test_second_make_setup_does_nothing_until_the_requirements_change(fresh: Path) -> None:

@@ -3,10 +3,12 @@
 import copy
 import dataclasses
 import doctest
+import os
 import subprocess
 import sys
 
 import pytest
+from conftest import REPOSITORY
 
 from savepoint import settings
 from savepoint.settings import Settings, read
@@ -173,4 +175,5 @@ def test_the_example_in_the_docstring_runs() -> None:
 
 def test_reading_settings_imports_neither_torch_nor_hydra() -> None:
     code = "import sys, savepoint.settings; sys.exit(any(m in sys.modules for m in ('torch', 'hydra', 'omegaconf', 'yaml')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

@@ -369,7 +369,10 @@ def test_weights_that_do_not_fit_are_listed(workshop: Workshop, tmp_path: Path) 
     assert workshop.run("train.py", *QUICK, f"hydra.run.dir={tmp_path / 'parent'}").status == 0
     ended = workshop.run("train.py", *QUICK, "model.hidden=[]", f"init_from={tmp_path / 'parent'}")
     assert ended.status == 2 and ended.output.count("\n") == 1, ended.output
-    assert "unexpected hidden.0.linear.weight" in ended.output and "head.weight is [10, 256] there" in ended.output
+    assert (
+        "unexpected: hidden.0.linear.bias, hidden.0.linear.weight" in ended.output
+        and "head.weight is [10, 256] there" in ended.output
+    )
     assert workshop.left() == []
 
 
