@@ -172,6 +172,9 @@ def main() -> int:
     signals.remember()
     try:
         sys.argv[1:] = overrides.quote_raw(sys.argv[1:], ("init_from",))
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(compose.help_text(_overrides(sys.argv[1:]), REPOSITORY / "conf"))
+            return 0
         _run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

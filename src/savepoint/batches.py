@@ -8,7 +8,7 @@ number of workers, the prefetching and the point of interruption change no bit.
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -59,14 +59,14 @@ class Batches:
         return iter(self._loader)
 
     def _requests(self, epoch: int, start: int) -> Iterator[_Request]:
-        order: Sequence[int] = range(self.samples)
+        order = list(range(self.samples))
         if self._split == "train" and self._settings.shuffle:
             generator = torch.Generator().manual_seed(rng.fold_in(self._seed, "order", epoch))
             order = torch.randperm(self.samples, generator=generator).tolist()
         size = self._settings.batch_size
         for batch in range(start, self._count):
             seed = rng.fold_in(self._seed, self._split, epoch, batch)
-            yield _Request(seed, list(order[batch * size : (batch + 1) * size]))
+            yield _Request(seed, order[batch * size : (batch + 1) * size])
 
     def _directly(self, requests: Iterator[_Request]) -> Iterator[Any]:
         for request in requests:

@@ -29,7 +29,7 @@ class Classification:
         logits = model(inputs)
         loss = cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         # Counted on the device and read once in an epoch: `.item()` here would make a GPU wait at every step.
-        correct = (logits.argmax(dim=1) == targets).sum()
+        correct = (logits.argmax(dim=1) == targets).count_nonzero()
         return Outcome(loss=loss, samples=len(targets), sums={"correct": correct})
 
     def compute(self, sums: Mapping[str, Tensor], samples: int) -> dict[str, float]:
