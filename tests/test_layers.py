@@ -11,8 +11,8 @@ ENGINE = REPOSITORY / "src" / "savepoint"
 # From the bottom up. A module imports from lines above its own, never from its own line or below.
 LAYERS = """
     errors files memory task torch_classes redaction settings
-    tensorfile rng history signals plain trackers.points trackers.plot
-    targets
+    strict rng history signals plain trackers.points trackers.plot
+    tensorfile targets
     tree trust compose overrides progress provenance
     trackers config
     run trackers.none trackers.mlflow_process trackers.mlflow_store batches checkpoint

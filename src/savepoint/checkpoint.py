@@ -16,14 +16,13 @@ from typing import Any
 
 from torch import Tensor
 
-from savepoint import files, tensorfile, tree
+from savepoint import files, strict, tensorfile, tree
 from savepoint.errors import CheckpointError, UserError
 
 FORMAT = 1
 MODEL, TRAINING, STATE, CONFIG = "model.safetensors", "training.safetensors", "state.json", "config.yaml"
 PROVENANCE, PATCH, MANIFEST = "provenance.json", "changes.patch", "manifest.json"
 REQUIRED = frozenset({MODEL, TRAINING, STATE, CONFIG, PROVENANCE})
-MAX_JSON = 256 * 2**20  # bytes; a state.json beyond it is refused before it is read
 _DIGITS = re.compile(r"[0-9]{1,9}")
 _NAME = re.compile(r"epoch_(\d{4,9})_step_(\d{8,15})")
 
@@ -110,10 +109,11 @@ def load(path: Path) -> Checkpoint:
     Raises: CheckpointError that names the file if anything is missing, extra or not as the manifest says;
     NewerFormatError if the checkpoint is sound and of a later format.
     """
-    contents = {name: _read(path / name, entry) for name, entry in _manifest(path).items()}
-    values = _json(contents[STATE], path / STATE)
+    stated, entries = _manifest(path)
+    contents = {name: _read(path / name, entry) for name, entry in entries.items()}
+    values = strict.parse(contents[STATE], path / STATE)
     headers = [tensorfile.read_header(contents[name], name=str(path / name))[0] for name in (MODEL, TRAINING)]
-    _check_format(path, values, headers)
+    _check_format(path, stated, values, headers)
     model, _ = tensorfile.read(contents[MODEL], name=str(path / MODEL))
     tensors, _ = tensorfile.read(contents[TRAINING], name=str(path / TRAINING))
     try:
@@ -121,7 +121,7 @@ def load(path: Path) -> Checkpoint:
         config = contents[CONFIG].decode()
     except (tree.TreeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return Checkpoint(path, model, state, config, _json(contents[PROVENANCE], path / PROVENANCE))
+    return Checkpoint(path, model, state, config, strict.parse(contents[PROVENANCE], path / PROVENANCE))
 
 
 def damage(path: Path) -> str | None:
@@ -135,9 +135,10 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def _manifest(path: Path) -> dict[str, tensorfile.Written]:
+def _manifest(path: Path) -> tuple[Any, dict[str, tensorfile.Written]]:
+    """The format that the manifest names, unchecked, and its entries: exactly the files that are there."""
     try:
-        manifest = _json(_regular(path / MANIFEST, at_most=2**20), path / MANIFEST)
+        manifest = strict.parse(strict.read(path / MANIFEST, at_most=2**20), path / MANIFEST)
         listed = manifest["files"].items()
         entries = {name: tensorfile.Written(entry["size"], entry["sha256"]) for name, entry in listed}
         present = {entry.name for entry in os.scandir(path)} - {MANIFEST}
@@ -149,57 +150,18 @@ def _manifest(path: Path) -> dict[str, tensorfile.Written]:
         raise CheckpointError(f"{path}: missing {', '.join(missing)}.")
     if extra := sorted(present - set(entries)):
         raise CheckpointError(f"{path}: {', '.join(extra)} not in the manifest.")
-    return entries
+    return manifest.get("format"), entries
 
 
 def _read(path: Path, entry: tensorfile.Written) -> bytearray:
-    data = _regular(path, exactly=entry.size)
+    data = strict.read(path, exactly=entry.size)
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise CheckpointError(f"{path}: its SHA-256 is not the manifest's.")
     return data
 
 
-def _regular(path: Path, *, exactly: int | None = None, at_most: int | None = None) -> bytearray:
-    """A file's bytes. Its size is checked before memory is taken. A link, a pipe or a device is no part of this."""
-    try:
-        if path.is_symlink() or not path.is_file():
-            raise CheckpointError(f"{path}: missing, or not a plain file.")
-        size = path.stat().st_size
-        if exactly is not None and size != exactly:
-            raise CheckpointError(f"{path}: {size} bytes, and the manifest says {exactly}.")
-        if at_most is not None and size > at_most:
-            raise CheckpointError(f"{path}: {size} bytes, more than such a file ever has.")
-        data = bytearray(size)
-        with open(path, "rb", buffering=0) as file:
-            view, done = memoryview(data), 0
-            while done < size and (count := file.readinto(view[done:])):
-                done += count
-        if done != size:
-            raise CheckpointError(f"{path}: became shorter while it was read.")
-        return data
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}.") from error
-
-
-def _json(data: bytearray, path: Path) -> dict[str, Any]:
-    if len(data) > MAX_JSON:
-        raise CheckpointError(f"{path}: {len(data)} bytes, more than such a file ever has.")
-    try:
-        value = json.loads(bytes(data), object_pairs_hook=tensorfile.unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not strict JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not an object.")
-    return value
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _check_format(path: Path, values: dict[str, Any], headers: list[dict[str, Any]]) -> None:
+def _check_format(path: Path, manifest: Any, values: dict[str, Any], headers: list[dict[str, Any]]) -> None:
     """A format is believed only where every file that names one agrees: one flipped digit is damage, not the future."""
-    manifest = _json(_regular(path / MANIFEST, at_most=2**20), path / MANIFEST).get("format")
     stated: list[Any] = [manifest, values.get("format")]
     for header in headers:
         text = header.get(tensorfile.METADATA, {}).get("savepoint.format", "")
@@ -267,7 +229,7 @@ def best(root: Path, *, monitor: str, mode: str) -> list[str]:
     scores = []
     for name in names(root):
         try:
-            values = _json(_regular(root / name / STATE, at_most=MAX_JSON), root / name / STATE)
+            values = strict.parse(strict.read(root / name / STATE, at_most=strict.MAX_JSON), root / name / STATE)
             score = tree.join({}, values["metrics"].get(monitor))
         except (CheckpointError, tree.TreeError, KeyError, AttributeError):
             continue  # damaged: it cannot be the best, and resume is where damage is reported

@@ -201,7 +201,7 @@ def _introduce(
     git = source["git"]
     job.tracker.start(
         name=job.run.record["name"],
-        params=flatten(job.config),
+        params=plain.flatten(job.config),
         tags=_tags(git, source["command"]),
         documents=[job.run.directory / runs.CONFIG, job.run.directory / checkpoint.PATCH],
         parents=job.run.record["parents"],
@@ -290,13 +290,3 @@ def _further(job: Job, train_state: TrainState) -> str | None:
     if trainer.max_steps is not None and train_state.step >= trainer.max_steps:
         return f" trainer.max_steps={2 * train_state.step}"
     return f" trainer.max_epochs={2 * train_state.epoch}"
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, str]:
-    """`{"a": {"b": 1}}` as `{"a.b": "1"}`, as a tracker shows parameters."""
-    if isinstance(config, dict) and config:
-        flat: dict[str, str] = {}
-        for key, value in config.items():
-            flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
-        return flat
-    return {prefix: str(config)}

@@ -54,6 +54,20 @@ def join(path: str, key: object) -> str:
     return f"{path}[{shown(key)}]"
 
 
+def flatten(config: Any, prefix: str = "") -> dict[str, str]:
+    """A config as a tracker shows parameters.
+
+    >>> flatten({"model": {"hidden": [8], "dropout": 0.1}, "seed": 1})
+    {'model.hidden': '[8]', 'model.dropout': '0.1', 'seed': '1'}
+    """
+    if isinstance(config, dict) and config:
+        flat: dict[str, str] = {}
+        for key, value in config.items():
+            flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
+        return flat
+    return {prefix: str(config)}
+
+
 def shown(value: object, *, limit: int = 80) -> str:
     """`value` in ASCII and in few characters, so that look-alikes and control characters can be seen."""
     # Sliced first: an error about a string of a megabyte need not escape all of it.

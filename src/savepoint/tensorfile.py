@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from savepoint import strict
 from savepoint.errors import CheckpointError
 
 DTYPES = {
@@ -123,7 +124,7 @@ def read_header(data: bytes | bytearray, *, name: str) -> tuple[dict[str, Any], 
     if length >= MAX_HEADER or 8 + length > len(data):
         raise CheckpointError(f"{name}: not a safetensors file, or cut short.")
     try:
-        header = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=unique)
+        header = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=strict.unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name}: its header cannot be read ({error}).") from error
     if not isinstance(header, dict):
@@ -132,14 +133,6 @@ def read_header(data: bytes | bytearray, *, name: str) -> tuple[dict[str, Any], 
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{name}: its metadata is not text.")
     return header, 8 + length
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads(object_pairs_hook=…)`: a key that stands twice is an error, not the last one's victory."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return result
 
 
 def _tensor(data: bytearray, start: int, key: str, entry: Any, name: str) -> tuple[Tensor, tuple[int, int]]:
