@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# A process that was started in the background ignores Ctrl-C, and so would every process that the tests start.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -55,6 +60,7 @@ class Zygote:
         """once: the signal waits until this file holds something. again_after: seconds to a second signal."""
         self._count += 1
         output = self._folder / f"output-{self._count}.txt"
+        output.touch()  # a child may be killed before it opens it
         order = {
             "script": script,
             "arguments": list(arguments),
