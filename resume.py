@@ -161,7 +161,7 @@ def _newest(found: run.Found, own: dict[str, Any]) -> "Checkpoint | None":
     """The newest sound checkpoint. Newer ones that are damaged are named, and set aside."""
     from savepoint import checkpoint
 
-    newest, damaged = checkpoint.newest(found.run.checkpoints)
+    newest, damaged = checkpoint.latest(found.run.checkpoints)
     for path, what in damaged:
         aside = checkpoint.set_aside(path)
         print(f"damaged, now {aside.name}: {what}", file=sys.stderr)

@@ -139,10 +139,10 @@ def test_one_flipped_bit_anywhere_is_damage_and_names_the_file(tmp_path: Path, n
         assert str(path) in str(caught.value)
         if name != MANIFEST:  # a digit of another file's digest there names that file
             assert name in str(caught.value)
-        assert checkpoint.damage(path) == str(caught.value)
+        assert checkpoint.verify(path) == str(caught.value)
     (path / name).write_bytes(whole)
     checkpoint.load(path)
-    assert checkpoint.damage(path) is None
+    assert checkpoint.verify(path) is None
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -151,7 +151,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (path / name).unlink()
     with pytest.raises(CheckpointError, match=name):
         checkpoint.load(path)
-    assert checkpoint.damage(path) is not None
+    assert checkpoint.verify(path) is not None
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -353,7 +353,7 @@ def test_a_newer_format_is_refused_by_name_if_every_file_agrees(tmp_path: Path) 
     ):
         checkpoint.load(path)
     with pytest.raises(checkpoint.NewerFormatError):
-        checkpoint.newest(tmp_path)
+        checkpoint.latest(tmp_path)
 
 
 @pytest.mark.parametrize("only", ["manifest", "state", "model", "training"])
@@ -363,7 +363,7 @@ def test_a_format_that_one_file_alone_names_is_damage(tmp_path: Path, only: str,
     with_format(path, number, only=only)
     with pytest.raises(CheckpointError, match="its files name different formats"):
         checkpoint.load(path)
-    assert checkpoint.damage(path) is not None
+    assert checkpoint.verify(path) is not None
 
 
 def test_there_is_no_format_before_the_first(tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_a_sound_checkpoint_of_a_newer_format_is_never_set_aside(tmp_path: Path)
     path = save(tmp_path)
     with_format(path, 2)
     before = (path / MANIFEST).read_bytes()
-    assert checkpoint.damage(path) is None
+    assert checkpoint.verify(path) is None
     assert save(tmp_path) == path
     assert (path / MANIFEST).read_bytes() == before
 
@@ -388,7 +388,7 @@ def test_a_sound_checkpoint_of_a_newer_format_is_never_set_aside(tmp_path: Path)
 def test_newest_is_the_newest(tmp_path: Path) -> None:
     for step in (1, 3, 2):
         save(tmp_path, epoch=step, step=step)
-    found, damaged = checkpoint.newest(tmp_path)
+    found, damaged = checkpoint.latest(tmp_path)
     assert found is not None and found.state["step"] == 3 and damaged == []
 
 
@@ -397,7 +397,7 @@ def test_newest_falls_back_over_damaged_ones_and_names_them(tmp_path: Path) -> N
     (paths[2] / MODEL).unlink()
     with open(paths[1] / STATE, "ab") as file:
         file.write(b" ")
-    found, damaged = checkpoint.newest(tmp_path)
+    found, damaged = checkpoint.latest(tmp_path)
     assert found is not None and found.path == paths[0]
     assert [path for path, _ in damaged] == [paths[2], paths[1]]
     assert MODEL in damaged[0][1] and STATE in damaged[1][1]
@@ -405,9 +405,9 @@ def test_newest_falls_back_over_damaged_ones_and_names_them(tmp_path: Path) -> N
 
 def test_newest_of_nothing_sound_is_none(tmp_path: Path) -> None:
     (save(tmp_path) / MANIFEST).unlink()
-    found, damaged = checkpoint.newest(tmp_path)
+    found, damaged = checkpoint.latest(tmp_path)
     assert found is None and len(damaged) == 1
-    assert checkpoint.newest(tmp_path / "nowhere") == (None, [])
+    assert checkpoint.latest(tmp_path / "nowhere") == (None, [])
 
 
 # Atomicity
@@ -477,7 +477,7 @@ def test_a_save_that_fails_at_any_call_leaves_the_older_checkpoint_and_no_partia
         for name in visible(root):
             checkpoint.load(root / name)  # a visible one is a whole one
         assert not list(root.glob(".tmp-*")), "what was half written takes up a full disk"
-        found, damaged = checkpoint.newest(root)
+        found, damaged = checkpoint.latest(root)
         assert found is not None and damaged == []
 
 

@@ -134,7 +134,7 @@ def test_all_differences_are_told_and_not_the_first_alone(tmp_path: Path) -> Non
 
 def test_checkpoints_can_be_compared_without_their_runs(tmp_path: Path) -> None:
     def loaded(name: str, **state: Any) -> Checkpoint:
-        newest, _ = checkpoint.newest(made(tmp_path / name, **state).checkpoints)
+        newest, _ = checkpoint.latest(made(tmp_path / name, **state).checkpoints)
         assert newest is not None
         return newest
 

@@ -156,7 +156,7 @@ def go(
 
     directory.mkdir(exist_ok=True)
     run = Run(directory, {"id": "abcd1234"})
-    newest, damaged = checkpoint.newest(run.checkpoints)
+    newest, damaged = checkpoint.latest(run.checkpoints)
     assert damaged == []
     if newest is not None:
         states.restore(state, newest)
@@ -239,7 +239,7 @@ def test_a_run_stopped_after_every_update_equals_one_that_was_not(tmp_path: Path
 
 def test_a_stop_in_the_middle_of_an_epoch_saves_where_it_stands(tmp_path: Path) -> None:
     fitted = go(tmp_path / "run", stop_at=BATCHES + 2)
-    newest, _ = checkpoint.newest(fitted.run.checkpoints)
+    newest, _ = checkpoint.latest(fitted.run.checkpoints)
     assert newest is not None and newest.path.name == "epoch_0001_step_00000008"
     assert (newest.state["epoch"], newest.state["step"], newest.state["batch"]) == (1, BATCHES + 2, 2)
     assert newest.state["samples"] == 4 and "loss" in newest.state["sums"]
@@ -451,7 +451,7 @@ def test_the_history_is_on_the_disk_before_the_checkpoint_that_counts_on_it(
     monkeypatch.setattr(os, "fsync", noted)
     fitted = go(tmp_path / "run", max_epochs=1)
     assert synced.index("metrics.jsonl") < synced.index("manifest.json")
-    newest, _ = checkpoint.newest(fitted.run.checkpoints)
+    newest, _ = checkpoint.latest(fitted.run.checkpoints)
     assert newest is not None and newest.state["history_lines"] == len(fitted.lines) == 3
 
 
@@ -514,7 +514,7 @@ def test_the_checkpoint_resumed_from_is_kept_until_a_newer_one_is_durable(
 
 
 def test_a_checkpoint_says_which_run_it_belongs_to(tmp_path: Path) -> None:
-    newest, _ = checkpoint.newest(go(tmp_path / "run", max_epochs=1).run.checkpoints)
+    newest, _ = checkpoint.latest(go(tmp_path / "run", max_epochs=1).run.checkpoints)
     assert newest is not None and newest.provenance["run_id"] == "abcd1234" and newest.config == ""
     assert json.loads((newest.path / "provenance.json").read_text())["tracker_run_id"] is None
 

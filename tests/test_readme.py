@@ -239,7 +239,7 @@ def test_weights_are_read_without_savepoint(story: Story) -> None:
     (code,) = [block for block in blocks("python") if "load_file" in block]
     assert "savepoint" not in code
     assert story.first is not None
-    newest, _ = checkpoint.newest(story.first.checkpoints)
+    newest, _ = checkpoint.latest(story.first.checkpoints)
     assert newest is not None
     # By now it was trained for longer, and has another newest checkpoint.
     code = re.sub(r"epoch_\d+_step_\d+", newest.path.name, story.meant(code))

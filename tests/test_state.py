@@ -157,7 +157,7 @@ def test_optimizer_state_keeps_its_dtype_whatever_the_parameters_are(
     assert {name: tensor.dtype for name, tensor in all_tensors(resumed).items()} == kinds
     train(whole, 30)
     # The generators' state is that of the save: the resumed run sees the inputs that the whole one saw.
-    rng.restore(checkpoint.newest(tmp_path)[0].state["rng"])  # type: ignore[union-attr]
+    rng.restore(checkpoint.latest(tmp_path)[0].state["rng"])  # type: ignore[union-attr]
     train(resumed, 30)
     assert_same(resumed, whole)
 
@@ -212,7 +212,7 @@ def test_a_plateau_schedule_goes_on_with_what_it_has_seen(tmp_path: Path) -> Non
 
 def test_the_scaler_goes_on_from_its_scale_and_its_count(tmp_path: Path) -> None:
     resumes_exactly(tmp_path, lambda: fresh(linear(torch.float32), fp16=True))
-    loaded, _ = checkpoint.newest(tmp_path)
+    loaded, _ = checkpoint.latest(tmp_path)
     assert (
         loaded is not None
         and loaded.state["scaler"]["scale"] == 16.0

@@ -223,7 +223,7 @@ def test_stop_saves_in_the_middle_of_an_epoch_and_resuming_gives_the_same_bits(
     assert f"python resume.py run={stopped}" in ended.output
     made = run.read(stopped)
     assert made.record["status"] == "interrupted"
-    newest, _ = checkpoint.newest(made.checkpoints)
+    newest, _ = checkpoint.latest(made.checkpoints)
     assert newest and 0 < newest.state["batch"] < 360 and newest.state["epoch"] == 0
     ended = workshop.run("resume.py", f"run={stopped}")
     assert ended.status == 0, ended.output
@@ -245,7 +245,7 @@ def test_second_ctrl_c_stops_at_once_and_breaks_nothing(workshop: Workshop, tmp_
     made = run.read(tmp_path / "run")
     assert made.record["status"] == "interrupted"
     assert checkpoint.names(made.checkpoints) == ["epoch_0000_step_00000001"] and not list(made.checkpoints.glob(".*"))
-    assert checkpoint.damage(made.checkpoints / "epoch_0000_step_00000001") is None
+    assert checkpoint.verify(made.checkpoints / "epoch_0000_step_00000001") is None
 
 
 def test_second_sigterm_ends_the_process_as_if_nobody_watched(workshop: Workshop, tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_fine_tuning_takes_the_weights_and_nothing_else(workshop: Workshop) -> N
         assert ended.status == 0, ended.output
         tuned = run.every(workshop.root)[-1]
         assert tuned.record["parents"] == [parent.id]
-        newest, _ = checkpoint.newest(tuned.checkpoints)
+        newest, _ = checkpoint.latest(tuned.checkpoints)
         name = checkpoint.names(parent.checkpoints)[expected] if isinstance(expected, int) else expected
         assert all(weights[name][key].equal(newest.model[key]) for key in newest.model)
         assert newest.state["step"] == 8 and f"init_from: {parent.id}@{name}" in newest.config

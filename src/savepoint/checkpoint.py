@@ -1,4 +1,4 @@
-"""One checkpoint on the disk: `save`, `load`. A root of many: `names`, `newest`, `best`, `prune`.
+"""One checkpoint on the disk: `save`, `load`, `verify`. A root of many: `names`, `latest`, `best`, `prune`.
 
 A checkpoint is a directory that appears whole or not at all (docs/checkpoint-format.md says what is in it). It is never
 rewritten. This module sees tensors and trees, never a model.
@@ -66,7 +66,7 @@ def save(
     assert REQUIRED - {MODEL, TRAINING, STATE} <= set(documents), "a checkpoint always says where it comes from"
     final = root / name_of(epoch=state["epoch"], step=state["step"])
     if final.exists():
-        if damage(final) is None:
+        if verify(final) is None:
             return final  # sound, and of this very step: the same bytes would be written again
         set_aside(final)
     tensors, values = tree.split({"format": FORMAT, **state})
@@ -124,7 +124,7 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(path, model, state, config, strict.parse(contents[PROVENANCE], path / PROVENANCE))
 
 
-def damage(path: Path) -> str | None:
+def verify(path: Path) -> str | None:
     """Why `load` would refuse the checkpoint, or None if it is sound: of a newer format too."""
     try:
         load(path)
@@ -188,7 +188,7 @@ def _order(name: str) -> tuple[int, int]:
     return int(match[2]), int(match[1])
 
 
-def newest(root: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
+def latest(root: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
     """The newest sound checkpoint, and each newer one that is damaged, with what is wrong with it."""
     damaged: list[tuple[Path, str]] = []
     for name in reversed(names(root)):
@@ -206,7 +206,7 @@ def select(root: Path, choice: str, *, monitor: str | None, mode: str) -> Checkp
     """
     there = names(root)
     if choice == "last":
-        loaded, damaged = newest(root)
+        loaded, damaged = latest(root)
         if loaded is None:
             raise CheckpointError(damaged[0][1] if damaged else f"{root} holds no checkpoint.")
         return loaded

@@ -15,7 +15,7 @@ def runs(a: Run, b: Run) -> list[str]:
 
     Identity and time are not compared: the run ids, the provenance, and in metrics.jsonl what depends on the clock.
     """
-    pair = [checkpoint.newest(run.checkpoints)[0] for run in (a, b)]
+    pair = [checkpoint.latest(run.checkpoints)[0] for run in (a, b)]
     if pair[0] is None or pair[1] is None:
         return [f"{run.directory}: no sound checkpoint" for run, one in zip((a, b), pair, strict=True) if one is None]
     found = [] if pair[0].path.name == pair[1].path.name else [f"checkpoint: {pair[0].path.name}, {pair[1].path.name}"]

@@ -49,7 +49,7 @@ def _demo(repository: Path, root: Path) -> int:
     differences = compare.runs(*pair)
     for difference in differences:
         print(f"   {difference}")
-    last, _ = checkpoint.newest(pair[1].checkpoints)
+    last, _ = checkpoint.latest(pair[1].checkpoints)
     assert last is not None
     tensors = len(last.model), len(tree.split(last.state)[0])
     print(f"   {last.path.name}: {tensors[0]} tensors of the model, {tensors[1]} of the training state")
