@@ -52,7 +52,8 @@ def resume(arguments: list[str]) -> None:
     found = _find(wanted)
     lock = found.run.hold()
     try:
-        _resume(found, changes)
+        with run.told(found.run.directory):
+            _resume(found, changes)
     finally:
         lock.release()
 
@@ -162,9 +163,16 @@ def _newest(found: run.Found, own: dict[str, Any]) -> "Checkpoint | None":
     from savepoint import checkpoint
 
     newest, damaged = checkpoint.latest(found.run.checkpoints)
+    if damaged and newest is None:
+        # Starting over would cut the run's history to nothing, and a disk that is ill may be well again tomorrow.
+        raise UserError(
+            f"Run {found.run.id} has {len(damaged)} checkpoints, and none is sound. Of the newest: {damaged[0][1]} Of "
+            f"all: python -m savepoint verify {found.run.address(REPOSITORY)} To start over: move "
+            f"{found.run.checkpoints} away first."
+        )
     for path, what in damaged:
         aside = checkpoint.set_aside(path)
-        print(f"damaged, now {aside.name}: {what}", file=sys.stderr)
+        print(f"damaged, now {aside.name}: {plain.printable(what, limit=1000)}", file=sys.stderr)
     if found.checkpoint is not None:
         _check_choice(found, newest, own)
     if newest is None:
@@ -215,16 +223,13 @@ def main() -> int:
     try:
         resume(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain.printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         return signals.say(interrupt)
     except Exception as error:
         if signals.pressed():
             return signals.say(KeyboardInterrupt())
-        if isinstance(error, OSError) and run.of_the_disk(error):
-            print(f"error: The run directory cannot be written: {error.strerror}.", file=sys.stderr)
-            return 2
         told = overrides.explain(error, [each for each in sys.argv[1:] if not each.startswith("run=")], CONF)
         if told is None:
             raise

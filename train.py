@@ -46,7 +46,8 @@ def task(cfg: DictConfig) -> float | None:
             sweep.redact_record(belongs_to.dir)
         print(f"\njob {directory.name}: {' '.join(_typed())}")
     try:
-        return _start(cfg, directory, belongs_to)
+        with run.told(directory):
+            return _start(cfg, directory, belongs_to)
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) or signals.pressed():
             raise _stopped(directory, error) from error
@@ -94,18 +95,19 @@ def _train(
     source: run.Found | None,
 ) -> float | None:
     try:
-        _record(started.directory, cfg)
-        # Before torch: MLflow's start, seconds of it, happens in a process of its own beside torch's.
-        tracker = trackers.open(
-            settings.tracker,
-            run_dir=started.directory,
-            run_id=started.id,
-            repository=REPOSITORY,
-            sweep=belongs_to,
-            upload=settings.checkpoint.upload,
-            warn=log.warning,
-            announce=partial(started.note_tracker, settings.tracker.kind),
-        )
+        with run.told(started.directory):
+            _record(started.directory, cfg)
+            # Before torch: MLflow's start, seconds of it, happens in a process of its own beside torch's.
+            tracker = trackers.open(
+                settings.tracker,
+                run_dir=started.directory,
+                run_id=started.id,
+                repository=REPOSITORY,
+                sweep=belongs_to,
+                upload=settings.checkpoint.upload,
+                warn=log.warning,
+                announce=partial(started.note_tracker, settings.tracker.kind),
+            )
         with signals.held(), memory.permanent():
             from savepoint import job
         return job.train(job.Job(started, composed, settings, tracker, REPOSITORY, source))
@@ -203,8 +205,6 @@ def _run() -> None:
     finally:
         _finish_sweep()
     if REFUSED:
-        if isinstance(REFUSED[0], OSError) and run.of_the_disk(REFUSED[0]):
-            raise UserError(f"The run directory cannot be written: {REFUSED[0].strerror}.") from REFUSED[0]
         raise REFUSED[0]
 
 

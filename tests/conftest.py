@@ -56,8 +56,16 @@ class Zygote:
         once: Path | None = None,
         again_after: float | None = None,
         signal: int = signal.SIGKILL,
+        umask: int | None = None,
+        temporary: Path | None = None,
+        disk: Path | None = None,
+        **fault: Any,
     ) -> Ended:
-        """once: the signal waits until this file holds something. again_after: seconds to a second signal."""
+        """once: the signal waits until this file holds something. again_after: seconds to a second signal.
+
+        temporary: what everything takes for the system's temporary directory. disk: a directory whose disk does what
+        `fault` says; see tests/disk.py.
+        """
         self._count += 1
         output = self._folder / f"output-{self._count}.txt"
         output.touch()  # a child may be killed before it opens it
@@ -69,6 +77,10 @@ class Zygote:
             "once": str(once) if once else None,
             "again_after": again_after,
             "signal": int(signal),
+            "disk": str(disk) if disk else None,
+            "fault": fault,
+            "umask": umask,
+            "temporary": str(temporary) if temporary else None,
         }
         assert self._process.stdin
         self._process.stdin.write(json.dumps(order) + "\n")

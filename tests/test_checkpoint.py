@@ -1,6 +1,5 @@
 """One checkpoint on the disk, whole or not at all, and a root of many."""
 
-import builtins
 import errno
 import hashlib
 import json
@@ -419,9 +418,8 @@ class Power:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> None:
         self.calls: list[str] = []
         self._fail_at = fail_at
-        for name in ("fsync", "rename", "replace", "mkdir"):
+        for name in ("open", "write", "fsync", "rename", "replace", "mkdir"):
             monkeypatch.setattr(os, name, self._noting(name, getattr(os, name)))
-        monkeypatch.setattr(builtins, "open", self._noting("open", open))
 
     def _noting(self, name: str, function: Any) -> Any:
         def call(*arguments: Any, **keywords: Any) -> Any:
@@ -453,7 +451,7 @@ def test_a_checkpoint_gets_its_name_after_all_else_is_on_the_disk(
     synced = [call.removeprefix("fsync ") for call in calls[:named] if call.startswith("fsync")]
     # Each file, the manifest last, then the directory that names them; before all, the root's own name.
     assert synced == [tmp_path.name, MODEL, TRAINING, STATE, CONFIG, PROVENANCE, PATCH, MANIFEST, hidden]
-    assert calls[named + 1 :] == ["fsync checkpoints"]
+    assert calls[named + 1 :] == ["open checkpoints", "fsync checkpoints"]
 
 
 def test_a_save_that_fails_at_any_call_leaves_the_older_checkpoint_and_no_partial_one(

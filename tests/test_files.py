@@ -1,5 +1,6 @@
 """Files that are on the disk whole or not at all."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -166,3 +167,40 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path
         lock.release()
     finally:
         os.kill(child, 9)
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def without(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", without)
+    lock = files.Lock(tmp_path / "lock")
+    with pytest.raises(OSError, match="No locks available"):
+        lock.acquire()
+    lock.release()
+
+
+def test_an_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`os.fsync` names none, and by its name a file of the run is told from others."""
+
+    def ill(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", ill)
+    for call, path in ((lambda: files.write(tmp_path / "a", b""), tmp_path / "a"), (lambda: files.sync_directory(tmp_path), tmp_path)):  # fmt: skip
+        with pytest.raises(OSError) as caught:
+            call()
+        assert caught.value.filename == str(path)
+
+
+def test_remove_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "a").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    for name in ("link", "missing"):
+        files.remove(tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept", "a"]
+    files.remove(tmp_path / "kept")
+    assert list(tmp_path.iterdir()) == []

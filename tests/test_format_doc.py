@@ -20,6 +20,7 @@ from savepoint import (
     checkpoint,
     compose,
     config,
+    encoding,
     loop,
     plain,
     progress,
@@ -38,7 +39,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DOC = (REPOSITORY / "docs" / "checkpoint-format.md").read_text(encoding="utf-8")
 (READER,) = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
 # The engine's own list of what JSON has no word for.
-TAGS = set(re.findall(r'"(\$[a-z]+)"', Path(tree.__file__).read_text(encoding="utf-8")))
+TAGS = set(re.findall(r'"(\$[a-z]+)"', Path(tree.__file__).read_text(encoding="utf-8"))) | encoding.TAGS
 CONFIGS = {
     "adamw, in the middle of an epoch": (
         *("data.dataset.augment=true", "model.batch_norm=true", "scheduler=warmup_cosine"),
@@ -75,7 +76,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         where = saves.Saves(one, settings, config=text, patch=None, provenance=source, resumed_from=None)
         with progress.show(epochs=None, steps=1, done=0) as shown:
             loop.fit(state, parts, where, NoTracker(), shown, signals.Stop())
-        where.history.close()
+        where.close()
         generators = {"python": random.getstate(), "numpy": np.random.get_state(legacy=False)}
         generators |= {"torch": torch.get_rng_state(), "devices": rng.capture()["devices"]}
     assert where.newest is not None
@@ -131,14 +132,41 @@ def test_reader_reads_every_dtype_and_every_tag(reader: SimpleNamespace, tmp_pat
     random_bits = torch.randint(0, 256, (48,), dtype=torch.uint8)
     every = {name: random_bits.clone().view(dtype) for name, dtype in tensorfile.DTYPES.items() if name != "BOOL"}
     every |= {"BOOL": torch.tensor([True, False]), "empty": torch.zeros(0, 3), "scalar": torch.tensor(-0.0)}
+    others = {name: random_bits.clone().view(dtype) for name, dtype in encoding.DTYPES.items() if name not in every}
     matrix = torch.arange(12, dtype=torch.bfloat16).reshape(3, 4)
+    wide = torch.complex(torch.tensor([1.0, -0.0]).double(), torch.tensor([torch.inf, 3.0]).double())
+    dense = torch.tensor([[0, 1.5, 0, 2], [0, 0, 0, 0], [3, 0, 0, 4], [0, 0, 5, 0]])
     state = {
         "epoch": 0,
         "step": 0,
-        "tensors": every,
+        "tensors": every | others,
+        "lazy": [wide.conj(), wide.conj().imag, wide.to(torch.complex64).conj()],
+        "sparse": {
+            str(each.layout): each
+            for each in (
+                dense.to_sparse(),
+                dense.to_sparse_csr(),
+                dense.to_sparse_csc(),
+                dense.to_sparse_bsr(2),
+                dense.to_sparse_bsc(2),
+                torch.sparse_coo_tensor(torch.tensor([[1, 1]]), torch.tensor([2.0, 3.0]), (4,)),
+            )
+        },
+        "leaves": [
+            torch.nn.Parameter(dense),
+            torch.nn.Parameter(dense[0], requires_grad=False),
+            torch.ones(2, requires_grad=True),
+        ],
         "views": {"whole": matrix, "row": matrix[1], "turned": matrix.t(), "apart": torch.ones(4, 6)[:, ::2]},
         "same": [every["F32"], every["F32"]],
-        "array": np.arange(6, dtype=np.int16).reshape(2, 3)[:, ::-1],
+        "arrays": [
+            np.arange(6, dtype=np.int16),
+            np.arange(6, dtype=np.int16).reshape(2, 3)[:, ::-1].T,
+            np.zeros((0, 2)),
+            np.array([1j]),
+        ],
+        "scalars": [np.float32(0.1), np.int64(-3), np.bool_(True), np.complex128(complex(1, -0.0))],
+        "complex": [complex(-0.0, float("inf")), 1j],
         "numbers": [2**53, -(2**70), 2**53 - 1, 0.1, -0.0, 5e-324, 1.0, 1, True, None, float("inf"), float("-inf")],
         "others": ((), (1, (2.0,)), b"\x00\xff", "ü\n", [], {}),
         "mappings": {
@@ -180,14 +208,32 @@ def test_doc_names_every_file_key_tag_and_dtype(trained: SimpleNamespace) -> Non
     assert sorted(words - spoken) == []
 
 
+def sparse(live: Tensor) -> dict[str, Any]:
+    """What the page says of a sparse tensor, as torch itself tells it."""
+    layout = str(live.layout).removeprefix("torch.sparse_")
+    described = {
+        "layout": layout,
+        "shape": list(live.shape),
+        "coalesced": live.is_coalesced() if live.is_sparse else None,
+    }
+    if live.is_sparse:
+        return described | {"indices": [live._indices()], "values": live._values()}
+    rows = layout in ("csr", "bsr")
+    indices = [live.crow_indices(), live.col_indices()] if rows else [live.ccol_indices(), live.row_indices()]
+    return described | {"indices": indices, "values": live.values()}
+
+
 def differences(read: Any, live: Any, path: str) -> list[str]:
     """Every place where they are not the same, by type, order of keys, dtype, shape and bits."""
     if isinstance(live, Tensor | np.ndarray):
+        if isinstance(live, Tensor) and live.layout is not torch.strided:
+            return differences(read, sparse(live), path)
         live = live.detach().contiguous() if isinstance(live, Tensor) else torch.from_numpy(live.copy())
-        bits = live.reshape(-1).view(torch.uint8).numpy().tobytes()
+        bits = live.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy().tobytes()
         name = str(live.dtype).removeprefix("torch.")
         # NumPy has no such dtype: the bits come as integers.
-        named = name == str(read.dtype) or (read.dtype.kind == "u" and name.startswith(("bfloat", "float8")))
+        unnamed = ("bfloat", "float8", "float4", "complex32")
+        named = name == str(read.dtype) or (read.dtype.kind == "u" and name.startswith(unnamed))
         same = named and read.dtype.itemsize == live.element_size() and read.shape == tuple(live.shape)
         return [] if same and np.ascontiguousarray(read).tobytes() == bits else [f"{path}: {read!r}, {live!r}"]
     if type(read) is not type(live):

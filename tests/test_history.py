@@ -147,20 +147,42 @@ def fill(log: History) -> None:
         log.append(step=step, epoch=0, values={"train/loss": 1.0})
 
 
-def test_a_full_disk_is_reported_by_append_and_not_again_by_close(path: Path) -> None:
-    """`close` runs while the error is on its way out; another one there would take its place."""
+def test_a_full_disk_costs_no_training_and_is_told_before_a_checkpoint_counts_on_the_lines(path: Path) -> None:
     log = History(path)
     with full_disk():
-        with pytest.raises(OSError):
-            fill(log)
+        fill(log)
+        with pytest.raises(OSError, match=path.name):
+            log.sync()
         log.close()
-    assert len(history.read(path)) == log.lines > 0
+    assert 0 < len(history.read(path)) < log.lines == 100
 
 
-def test_a_line_that_a_full_disk_tore_is_completed_once_there_is_room(path: Path) -> None:
+def test_lines_that_a_full_disk_refused_are_written_once_there_is_room(path: Path) -> None:
     log = History(path)
-    with full_disk(), pytest.raises(OSError):
+    with full_disk():
         fill(log)
     log.append(step=1000, epoch=0, values={})
+    log.sync()
     log.close()
-    assert history.read(path)[-1]["step"] == 1000
+    assert [line["step"] for line in history.read(path)] == [*range(100), 1000]
+
+
+def test_sync_alone_writes_what_is_pending(path: Path) -> None:
+    log = History(path)
+    with full_disk():
+        fill(log)
+    log.sync()
+    log.close()
+    assert len(history.read(path)) == 100
+
+
+def test_sync_tells_that_somebody_removed_the_file(path: Path) -> None:
+    log = History(path)
+    log.append(step=1, epoch=0, values={})
+    path.rename(path.with_name("elsewhere"))
+    with pytest.raises(FileNotFoundError, match=path.name):
+        log.sync()
+    path.write_bytes(b"")  # another file of that name is not it
+    with pytest.raises(FileNotFoundError, match=path.name):
+        log.sync()
+    log.close()

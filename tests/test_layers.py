@@ -13,6 +13,7 @@ LAYERS = """
     errors files memory task torch_classes redaction settings
     strict rng history signals plain trackers.points trackers.plot
     tensorfile targets
+    encoding snapshot
     tree trust compose overrides progress provenance
     trackers config
     run trackers.none trackers.mlflow_process trackers.mlflow_store batches checkpoint

@@ -175,7 +175,7 @@ def go(
     try:
         fit(state, parts, saves, tracker, watcher, stop)
     finally:
-        saves.history.close()
+        saves.close()
     return fitted
 
 
@@ -474,7 +474,7 @@ def test_a_full_disk_in_mid_training_costs_a_checkpoint_and_not_the_run(
 
     full.on_call = on_call
     with caplog.at_level(logging.WARNING):
-        fitted = go(tmp_path / "run", task=full)
+        fitted = go(tmp_path / "run", task=full, keep={"async_save": False})
     assert fitted.checkpoints == [(1, 6), (3, 18)]
     assert [record.getMessage() for record in caplog.records] == [
         "No checkpoint at step 12: No space left on device. Training goes on; epoch_0001_step_00000006 is kept."

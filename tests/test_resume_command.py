@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Ended, Workshop, command
 
-from savepoint import compare, history, run
+from savepoint import checkpoint, compare, history, run
 
 QUICK = (
     "tracker=none",
@@ -289,11 +289,18 @@ def test_damaged_checkpoint_is_named_set_aside_and_fallen_back_from(
     assert aside == {f".damaged-{NAMES[3]}", f".damaged-{NAMES[4]}"}
 
 
-def test_run_without_a_sound_checkpoint_starts_over(
+def test_run_whose_checkpoints_are_all_damaged_is_refused_in_one_line_and_stays_as_it_is(
     workshop: Workshop, finished: dict[int, Path], directory: Path
 ) -> None:
-    for name in NAMES[1:]:
+    """Starting over would cut its history to nothing, for what may be a disk that is ill today."""
+    there = checkpoint.names(directory / "checkpoints")
+    for name in there:
         flip(directory / "checkpoints" / name)
+    before = contents(directory)
+    told = refused(workshop, f"run={directory}")
+    assert f"has {len(there)} checkpoints, and none is sound" in told and f"savepoint verify {directory}" in told
+    assert contents(directory) == before
+    shutil.move(directory / "checkpoints", directory.parent / "away")  # as it says
     ended = resumed(workshop, directory)
     assert "has no checkpoint: it starts over from its config.yaml" in ended.output
     assert compare.runs(run.read(finished[4]), run.read(directory)) == []

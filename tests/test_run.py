@@ -131,6 +131,36 @@ def test_only_the_disks_own_errors_are_the_disks() -> None:
     assert not run.of_the_disk(FileNotFoundError(errno.ENOENT, "gone")) and not run.of_the_disk(OSError("odd"))
 
 
+def test_whatever_is_wrong_with_a_file_of_the_run_is_the_disks(tmp_path: Path) -> None:
+    inside, outside = str(tmp_path / "run" / "checkpoints"), str(tmp_path / "data" / "cat.png")
+    for code in (errno.ENOENT, errno.EACCES, errno.ESTALE, errno.ENOSPC):
+        assert run.of_the_disk(OSError(code, "odd", inside), tmp_path / "run")
+        assert not run.of_the_disk(OSError(code, "odd", outside), tmp_path / "run")
+    with pytest.raises(UserError, match="cannot be written: odd"), run.told(tmp_path / "run"):
+        raise OSError(errno.EACCES, "odd", inside)
+    with pytest.raises(OSError, match="odd"), run.told(tmp_path / "run"):
+        raise OSError(errno.EACCES, "odd", outside)
+
+
+def test_what_a_killed_process_left_of_a_runs_files_is_removed_by_the_next(tmp_path: Path) -> None:
+    made = create(tmp_path)
+    for name in (".run.json.123.tmp", ".metrics.jsonl.123.tmp", ".config.yaml.123.tmp"):
+        (tmp_path / name).write_text("torn")
+    (tmp_path / ".mine.tmp").write_text("a person's")
+    made.hold().release()
+    assert [path.name for path in tmp_path.glob(".*.tmp")] == [".mine.tmp"]
+
+
+def test_start_that_the_disk_refuses_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: run.Run, **_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run.Run, "update", full)
+    with pytest.raises(OSError, match="No space"):
+        create(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_tracker_id_that_does_not_fit_on_the_disk_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def test_strided_shared_and_expanded_tensors_are_written_in_row_major_order(tmp_
         "transposed": grid.permute(2, 0, 1),
         "stepped": grid[:, ::2, 1:],
         "expanded": torch.tensor([7.0]).expand(5),
+        "one": torch.ones(1).as_strided((1,), (0,)),
         "same": grid,
         "again": grid,
         "parameter": torch.nn.Parameter(torch.ones(3)),
@@ -304,9 +305,20 @@ def test_every_shorter_file_is_refused(tmp_path: Path) -> None:
             tensorfile.read(bytearray(data[:length]), name="file")
 
 
-def test_a_header_that_asks_for_names_outside_is_only_a_name() -> None:
-    tensors, _ = tensorfile.read(raw({"../../etc/passwd": entry("U8", [1], 0, 1)}, b"\x05"), name="file")
-    assert tensors["../../etc/passwd"].tolist() == [5]
+@pytest.mark.parametrize(
+    "outside", ["../../etc/passwd", "/etc/passwd", "a/..", "a\\..\\b", "\\\\host\\x", "..", "a\0b"]
+)
+def test_a_name_that_would_lead_a_reader_elsewhere_is_refused(tmp_path: Path, outside: str) -> None:
+    with pytest.raises(CheckpointError, match="file: it has a tensor named"):
+        tensorfile.read(raw({outside: entry("U8", [1], 0, 1)}, b"\x05"), name="file")
+    with pytest.raises(AssertionError):
+        tensorfile.write(tmp_path / "file", {outside: torch.ones(1)}, {})
+
+
+@pytest.mark.parametrize("inside", ["a..b", "...", "a/.../b", "~", "", "layer.0/weight", ".hidden"])
+def test_a_name_with_dots_that_leads_nowhere_is_read(inside: str) -> None:
+    tensors, _ = tensorfile.read(raw({inside: entry("U8", [1], 0, 1)}, b"\x05"), name="file")
+    assert tensors[inside].tolist() == [5]
 
 
 def test_tensors_may_stand_in_the_header_in_any_order() -> None:

@@ -298,7 +298,8 @@ def test_file_that_the_project_misses_is_a_bug_and_no_full_disk(workshop: Worksh
 
 
 def test_full_disk_costs_one_line_and_no_checkpoint_that_was_there(workshop: Workshop, tmp_path: Path) -> None:
-    config = (*QUICK, "model=filling", "trainer.max_epochs=3")
+    # At a known moment of a known save, so not beside it: tests/test_durability.py has every other.
+    config = (*QUICK, "model=filling", "trainer.max_epochs=3", "checkpoint.async_save=false")
     whole, full = tmp_path / "whole", tmp_path / "full"
     assert workshop.run("train.py", *config, f"hydra.run.dir={whole}").status == 0
     ended = workshop.run("train.py", *config, "model.at=11", f"hydra.run.dir={full}")

@@ -5,13 +5,18 @@ that a run keeps in memory: generators, modules, optimizers. Kept out of the tes
 would not survive.
 
 One JSON object a line in: {"script", "arguments", "output", "kill_after": seconds or null, "once": a file that has to
-hold something first, or null, "again_after": seconds to a second signal, or null, "signal"}.
+hold something first, or null, "again_after": seconds to a second signal, or null, "signal", "disk": a directory whose
+disk is watched, or null, "fault": what happens there (disk.Fault), "umask": number or null, "temporary": what
+everything takes for the system's temporary directory, or null}. A script is train.py, resume.py or a module beside this
+one with a `main`.
 One out: {"status": exit status, negative for a signal, "seconds"}.
 """
 
+import importlib
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,9 +25,10 @@ sys.path.insert(0, str(REPOSITORY))
 
 # All that a run imports; nothing that starts a thread.
 
+import disk  # noqa: E402
 import torch._dynamo  # noqa: E402, F401  # by the first optimizer of a process, and it takes seconds
 
-import resume  # noqa: E402
+import resume  # noqa: E402, F401
 import train  # noqa: E402
 from savepoint import job  # noqa: E402, F401
 from savepoint import run as runs  # noqa: E402
@@ -33,9 +39,15 @@ def child(order: dict) -> int:
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.argv = [order["script"], *order["arguments"]]
+    if order["umask"] is not None:
+        os.umask(order["umask"])
+    if order["temporary"] is not None:
+        os.environ["TMPDIR"] = tempfile.tempdir = order["temporary"]
+    if order["disk"]:
+        disk.Disk(Path(order["disk"]), disk.Fault(**order["fault"])).install()
     # What is made at import, anew.
     train.START_ID = runs.new_id()
-    code = (train if order["script"] == "train.py" else resume).main()
+    code = importlib.import_module(order["script"].removesuffix(".py")).main()
     sys.stdout.flush()
     return code
 

@@ -4,12 +4,17 @@ A checkpoint is a directory that appears whole or not at all (docs/checkpoint-fo
 rewritten. This module sees tensors and trees, never a model.
 """
 
+import contextlib
+import errno
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +29,8 @@ MODEL, TRAINING, STATE, CONFIG = "model.safetensors", "training.safetensors", "s
 PROVENANCE, PATCH, MANIFEST = "provenance.json", "changes.patch", "manifest.json"
 REQUIRED = frozenset({MODEL, TRAINING, STATE, CONFIG, PROVENANCE})
 _DIGITS = re.compile(r"[0-9]{1,9}")
-_NAME = re.compile(r"epoch_(\d{4,9})_step_(\d{8,15})")
+_PRUNED = ".tmp-pruned-"
+_NAME = re.compile(r"epoch_([0-9]{4,9})_step_([0-9]{8,15})")
 
 
 class NewerFormatError(UserError):
@@ -42,6 +48,17 @@ class Checkpoint:
     provenance: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A checkpoint that is not on the disk yet. values: of state.json. documents: name → text."""
+
+    name: str
+    model: tensorfile.Plan
+    training: tensorfile.Plan
+    values: Any
+    documents: dict[str, str]
+
+
 def name_of(*, epoch: int, step: int) -> str:
     """Epochs and optimizer updates completed, so that names sort in training order."""
     return f"epoch_{epoch:04d}_step_{step:08d}"
@@ -55,39 +72,51 @@ def save(
     documents: Mapping[str, str],
     metadata: Mapping[str, str],
 ) -> Path:
-    """Write a checkpoint under `root` and return its path once it is durable.
+    """Write a checkpoint under `root` and return its path once it is durable: see `draft` and `publish`."""
+    return publish(root, draft(model=model, state=state, documents=documents, metadata=metadata))
+
+
+def draft(
+    *, model: Mapping[str, Tensor], state: Mapping[str, Any], documents: Mapping[str, str], metadata: Mapping[str, str]
+) -> Draft:
+    """All that a checkpoint will hold. Tensors are referred to, everything else is copied.
 
     model: what `model.safetensors` holds. state: every other value and tensor, as one tree with `epoch` and `step`.
     documents: the text files (config.yaml, provenance.json, changes.patch). metadata: for the header of
     model.safetensors, so that the file alone is traceable.
-    Raises: TreeError for state that cannot be saved exactly, before anything is written; OSError if the disk refuses,
-    after what was written has been removed.
+    Raises: TreeError for state that cannot be saved exactly.
     """
     assert REQUIRED - {MODEL, TRAINING, STATE} <= set(documents), "a checkpoint always says where it comes from"
-    final = root / name_of(epoch=state["epoch"], step=state["step"])
+    tensors, values = tree.split({"format": FORMAT, **state})
+    version = {"savepoint.format": str(FORMAT)}
+    return Draft(
+        name=name_of(epoch=state["epoch"], step=state["step"]),
+        model=tensorfile.Plan(model, {"format": "pt", **version, **metadata}),
+        training=tensorfile.Plan(tensors, version),
+        values=values,
+        documents=dict(documents),
+    )
+
+
+def publish(root: Path, draft: Draft) -> Path:
+    """Write a checkpoint under `root` and return its path once it is durable.
+
+    Raises: OSError if the disk refuses, after what was written has been removed.
+    """
+    final = root / draft.name
     if final.exists():
         if verify(final) is None:
             return final  # sound, and of this very step: the same bytes would be written again
         set_aside(final)
-    tensors, values = tree.split({"format": FORMAT, **state})
-    text = json.dumps(values, indent=1, allow_nan=False).encode()
     hidden = root / f".tmp-{final.name}-{os.getpid()}"
-    version = {"savepoint.format": str(FORMAT)}
     try:
         if not root.exists():
             root.mkdir(parents=True)
             files.sync_directory(root.parent)  # or a power cut could take the whole directory, sound as it is inside
         hidden.mkdir()
-        written = {
-            MODEL: tensorfile.write(hidden / MODEL, model, {"format": "pt", **version, **metadata}),
-            TRAINING: tensorfile.write(hidden / TRAINING, tensors, version),
-            STATE: _write(hidden / STATE, text),
-        }
-        for name, document in documents.items():
-            # A patch holds whatever bytes the changed files do, read as surrogates where they are no UTF-8.
-            written[name] = _write(hidden / name, document.encode(errors="surrogateescape"))
+        written = _write_files(hidden, draft)
         manifest = {"format": FORMAT, "files": {name: vars(entry) for name, entry in written.items()}}
-        _write(hidden / MANIFEST, json.dumps(manifest, indent=1).encode())
+        files.write(hidden / MANIFEST, json.dumps(manifest, indent=1).encode())
         # The names inside must be on the disk before the directory gets the name by which it counts as whole.
         files.sync_directory(hidden)
         os.rename(hidden, final)
@@ -98,9 +127,21 @@ def save(
     return final
 
 
-def _write(path: Path, data: bytes) -> tensorfile.Written:
-    files.write(path, data)
-    return tensorfile.Written(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+def _write_files(directory: Path, draft: Draft) -> dict[str, tensorfile.Written]:
+    """All files but the manifest. Two threads work out digests meanwhile: that takes longer than writing does."""
+    plans = {MODEL: draft.model, TRAINING: draft.training}
+    written = {}
+    with ThreadPoolExecutor(len(plans)) as hashers:
+        digests = {name: hashers.submit(plan.sha256) for name, plan in plans.items()}
+        sizes = {name: files.write(directory / name, plan.chunks()) for name, plan in plans.items()}
+        texts = {STATE: json.dumps(draft.values, indent=1, allow_nan=False)} | draft.documents
+        for name, text in texts.items():
+            # A patch holds whatever bytes the changed files do, read as surrogates where they are no UTF-8.
+            data = text.encode(errors="surrogateescape")
+            size = files.write(directory / name, data)
+            written[name] = tensorfile.Written(size=size, sha256=hashlib.sha256(data).hexdigest())
+        hashed = {name: tensorfile.Written(sizes[name], digests[name].result()) for name in plans}
+    return hashed | written
 
 
 def load(path: Path) -> Checkpoint:
@@ -110,7 +151,8 @@ def load(path: Path) -> Checkpoint:
     NewerFormatError if the checkpoint is sound and of a later format.
     """
     stated, entries = _manifest(path)
-    contents = {name: _read(path / name, entry) for name, entry in entries.items()}
+    with ThreadPoolExecutor(2) as readers:  # the two files of tensors side by side: digests take the time
+        contents = dict(zip(entries, readers.map(lambda name: _read(path / name, entries[name]), entries)))
     values = strict.parse(contents[STATE], path / STATE)
     headers = [tensorfile.read_header(contents[name], name=str(path / name))[0] for name in (MODEL, TRAINING)]
     _check_format(path, stated, values, headers)
@@ -118,9 +160,10 @@ def load(path: Path) -> Checkpoint:
     tensors, _ = tensorfile.read(contents[TRAINING], name=str(path / TRAINING))
     try:
         state = tree.join(tensors, values)
-        config = contents[CONFIG].decode()
+        config = bytes(contents[CONFIG]).decode()
     except (tree.TreeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+    _check_name(path, state)
     return Checkpoint(path, model, state, config, strict.parse(contents[PROVENANCE], path / PROVENANCE))
 
 
@@ -153,11 +196,21 @@ def _manifest(path: Path) -> tuple[Any, dict[str, tensorfile.Written]]:
     return manifest.get("format"), entries
 
 
-def _read(path: Path, entry: tensorfile.Written) -> bytearray:
-    data = strict.read(path, exactly=entry.size)
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
+def _read(path: Path, entry: tensorfile.Written) -> strict.Memory:
+    data, digest = strict.read_digested(path, exactly=entry.size)
+    if digest != entry.sha256:
         raise CheckpointError(f"{path}: its SHA-256 is not the manifest's.")
     return data
+
+
+def _check_name(path: Path, state: Any) -> None:
+    """A directory that was renamed would count as of another step than its state is."""
+    epoch, step = (state.get("epoch"), state.get("step")) if isinstance(state, dict) else (None, None)
+    if type(epoch) is not int or type(step) is not int or min(epoch, step) < 0:
+        raise CheckpointError(f"{path / STATE}: it does not say of which epoch and step it is.")
+    own = name_of(epoch=epoch, step=step)
+    if _NAME.fullmatch(path.name) and path.name != own:
+        raise CheckpointError(f"{path}: its state is that of {own}, so it was renamed.")
 
 
 def _check_format(path: Path, manifest: Any, values: dict[str, Any], headers: list[dict[str, Any]]) -> None:
@@ -228,30 +281,94 @@ def best(root: Path, *, monitor: str, mode: str) -> list[str]:
     """
     scores = []
     for name in names(root):
-        try:
-            values = strict.parse(strict.read(root / name / STATE, at_most=strict.MAX_JSON), root / name / STATE)
-            score = tree.join({}, values["metrics"].get(monitor))
-        except (CheckpointError, tree.TreeError, KeyError, AttributeError):
-            continue  # damaged: it cannot be the best, and resume is where damage is reported
-        if isinstance(score, int | float) and score == score and values.get("batch") == 0:
-            scores.append((score if mode == "min" else -score, _order(name), name))
+        with contextlib.suppress(CheckpointError):  # it cannot be the best, and resume is where damage is reported
+            score = _measured(root / name).get(monitor)
+            if isinstance(score, int | float) and score == score:
+                scores.append((score if mode == "min" else -score, _order(name), name))
     return [name for _, _, name in sorted(scores)]
 
 
+def _measured(path: Path) -> dict[str, Any]:
+    """The metrics that were measured at this very checkpoint."""
+    try:
+        found = (path / STATE).lstat()
+    except OSError as error:
+        raise CheckpointError(f"{path / STATE}: {error.strerror}.") from error
+    return _metrics(path / STATE, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _metrics(path: Path, identity: tuple[int, int, int]) -> dict[str, Any]:
+    """Remembered by the file's identity, or each save of a long run would read what all checkpoints before it hold."""
+    values = strict.parse(strict.read(path, at_most=strict.MAX_JSON), path)
+    try:
+        metrics = tree.join({}, values.get("metrics"))
+    except tree.TreeError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return metrics if isinstance(metrics, dict) and values.get("batch") == 0 else {}
+
+
 def prune(
-    root: Path, *, keep_last: int, keep_best: int, monitor: str | None, mode: str, protect: str | None
+    root: Path,
+    *,
+    keep_last: int,
+    keep_best: int,
+    keep_every_n_epochs: int | None = None,
+    monitor: str | None,
+    mode: str,
+    protect: str | None,
 ) -> list[str]:
-    """Delete what retention does not keep, and return the names. Call it only once the newest one is durable."""
-    kept = set(names(root)[-keep_last:]) | {protect}
+    """Delete what retention does not keep, and return the names. Call it only once the newest one is durable.
+
+    A damaged one, as far as sizes tell, is never kept in place of a sound one. What the disk does not let itself be
+    read or deleted is kept, and the next call tries again.
+    """
+    there = names(root)
+    damaged = {name: _damaged(root / name) for name in there}
+    sound = [name for name in there if damaged[name] is False]
+    kept = {protect, *(name for name in there if damaged[name] is None)}
+    kept |= set(there[there.index(sound[-keep_last]) :] if len(sound) >= keep_last else there)
+    if keep_every_n_epochs is not None:
+        first = {_order(name)[1]: name for name in reversed(there)}
+        kept |= {name for epoch, name in first.items() if epoch > 0 and epoch % keep_every_n_epochs == 0}
     if monitor is not None:
-        kept |= set(best(root, monitor=monitor, mode=mode)[:keep_best])
-    dropped = [name for name in names(root) if name not in kept]
+        kept |= set([name for name in best(root, monitor=monitor, mode=mode) if name in sound][:keep_best])
+    return _delete(root, [name for name in there if name not in kept])
+
+
+def _damaged(path: Path) -> bool | None:
+    """Whether a checkpoint is, as far as its sizes and its state.json tell; None if the disk does not say.
+
+    Retention hashes no gigabytes: that is what resume does.
+    """
+    try:
+        for name, entry in _manifest(path)[1].items():
+            found = (path / name).lstat()
+            if not stat.S_ISREG(found.st_mode) or found.st_size != entry.size:
+                return True
+        _measured(path)
+    except (CheckpointError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        unknown = isinstance(cause, OSError) and cause.errno not in (errno.ENOENT, errno.ENOTDIR)
+        return None if unknown else True
+    return False
+
+
+def _delete(root: Path, dropped: list[str]) -> list[str]:
+    """Delete those that are directories of this run, and no links to others'. Returns the names that are gone."""
+    gone = []
     for name in dropped:
         # Renamed first: a kill in the middle of deleting must not leave what looks like a damaged checkpoint.
-        hidden = root / f".tmp-pruned-{name}-{os.getpid()}"
-        os.rename(root / name, hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
-    return dropped
+        if (root / name).is_dir() and not (root / name).is_symlink():
+            with contextlib.suppress(OSError):
+                os.rename(root / name, root / f"{_PRUNED}{name}-{os.getpid()}")
+                gone.append(name)
+    with contextlib.suppress(OSError):
+        if gone:
+            files.sync_directory(root)  # or a power cut could bring a name back whose files are deleted
+        for hidden in root.glob(f"{_PRUNED}*"):  # also what an earlier call could not delete
+            files.remove(hidden)
+    return gone
 
 
 def set_aside(path: Path) -> Path:
@@ -266,5 +383,6 @@ def set_aside(path: Path) -> Path:
 
 def clean(root: Path) -> None:
     """Remove what a killed process left half written or half deleted. Call it while no other process uses the run."""
-    for entry in root.glob(".tmp-*"):
-        shutil.rmtree(entry, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the next start tries again
+        for entry in root.glob(".tmp-*"):
+            files.remove(entry)

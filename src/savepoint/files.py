@@ -5,16 +5,33 @@ is followed by fsync of the file, and every rename by fsync of the directory tha
 """
 
 import contextlib
+import errno
 import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
+_HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # what a lock that another process holds answers, by system
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows would turn line ends into its own
 
-def write(path: Path, data: bytes) -> None:
-    """Write a new file and wait until its bytes are on the disk. Its mode follows the umask."""
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+
+def write(path: Path, chunks: bytes | Iterable[bytes | memoryview]) -> int:
+    """Write a new file, wait until its bytes are on the disk, and return how many. Its mode follows the umask."""
+    size = 0
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+    try:
+        for chunk in [chunks] if isinstance(chunks, bytes) else chunks:
+            rest = memoryview(chunk)
+            size += len(rest)
+            while rest:  # the system may take less than it is given: two gigabytes at most, or what a disk has left
+                rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # neither call names it
+        raise
+    finally:
+        os.close(descriptor)
+    return size
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -31,6 +48,21 @@ def replace(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed `replace` of this file left. Call it only where no other process can be replacing it."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a directory with all that is in it, as far as the disk lets it. Follows no link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def sync_directory(path: Path) -> None:
     """Wait until the names in this directory are on the disk. Windows has no such call, and needs none."""
     if os.name == "nt":
@@ -38,6 +70,9 @@ def sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(descriptor)
 
@@ -53,7 +88,7 @@ class Lock:
         self._file = open(path, "a+b")  # noqa: SIM115 - held for as long as the lock is
 
     def acquire(self) -> bool:
-        """Take the lock; False if another process holds it."""
+        """Take the lock; False if another process holds it. Raises: OSError where the file system has no locks."""
         try:
             if os.name == "nt":
                 import msvcrt
@@ -64,8 +99,11 @@ class Lock:
                 import fcntl
 
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno in _HELD:
+                return False
+            error.filename = self._file.name
+            raise
         return True
 
     def release(self) -> None:

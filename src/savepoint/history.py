@@ -5,9 +5,11 @@ them; `float()` reads them back.
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,25 +18,46 @@ from savepoint import files
 
 
 class History:
-    """The file, open for appending. `lines` is how many it holds."""
+    """The file, open for appending. `lines` is how many it holds, or will: those that a full disk refused are kept."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines = len(read(path))
-        self._file = open(path, "ab")  # noqa: SIM115 - open for as long as the run is
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open for as long as the run is
+        self._pending = b""
+        self._turn = threading.Lock()
 
     def append(self, *, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Add one line. It is with the system at once, and on the disk after `sync`."""
         line: dict[str, object] = {"step": step, "epoch": epoch, "time": time.time()}
         for name, value in values.items():
             line[name] = value if math.isfinite(value) else str(float(value))
-        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        self.lines += 1
+        text = json.dumps(line, allow_nan=False).encode() + b"\n"
+        with self._turn:
+            self._pending += text
+            self.lines += 1
+            # A disk that refuses a line costs no training: it is written before the next one, and `sync` tells.
+            with contextlib.suppress(OSError):
+                self._write()
 
     def sync(self) -> None:
-        """Wait until every line is on the disk. Before a manifest is written: it counts on them."""
-        os.fsync(self._file.fileno())
+        """Wait until every line is on the disk. Before a manifest is written: it counts on them.
+
+        Raises: OSError if the disk refuses a line, or somebody removed the file.
+        """
+        with self._turn:
+            try:
+                self._write()
+                os.fsync(self._file.fileno())
+                if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            except OSError as error:
+                error.filename = str(self.path)
+                raise
+
+    def _write(self) -> None:
+        while self._pending:  # torn where the disk became full: what follows completes the line
+            self._pending = self._pending[os.write(self._file.fileno(), self._pending) :]
 
     def close(self) -> None:
         # It writes nothing that `append` has not tried to: on a full disk, that has already raised.

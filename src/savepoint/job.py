@@ -55,6 +55,12 @@ class Job:
         """The command that goes on with it."""
         return f"python resume.py run={self.run.address(self.repository)}"
 
+    def failed(self) -> None:
+        """Keep a bug's traceback in train.log."""
+        log.exception("The run failed.")
+        with contextlib.suppress(OSError):
+            self.run.update(status="failed")
+
 
 def train(job: Job, *, resumed: checkpoint.Checkpoint | None = None) -> float | None:
     """Train the run from its beginning, or from a checkpoint, to its planned end. Returns the best checkpoint.monitor.
@@ -67,14 +73,17 @@ def train(job: Job, *, resumed: checkpoint.Checkpoint | None = None) -> float | 
             return _train(job, resumed)
         except (UserError, signals.Interrupted):
             raise
+        except OSError as error:
+            if not runs.of_the_disk(error, job.run.directory):
+                job.failed()
+                raise
+            raise UserError(_disk_refused(job, error)) from error
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or signals.pressed():
                 if job.run.record["status"] == "running":
                     job.run.update(status="interrupted")
                 raise signals.Interrupted(signal.SIGINT, f"Stopped at once. To go on: {job.resume}") from error
-            log.exception("The run failed.")
-            with contextlib.suppress(OSError):
-                job.run.update(status="failed")
+            job.failed()
             raise
         finally:
             job.tracker.abandon()  # nothing, once it was closed
@@ -96,15 +105,8 @@ def _train(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:
     except KeyboardInterrupt:
         status, patient = "interrupted", False
         raise
-    except OSError as error:
-        if not runs.of_the_disk(error):
-            raise
-        kept = f"{saves.newest.name} is kept" if saves.newest else "No checkpoint was written yet"
-        raise UserError(
-            f"The run directory cannot be written: {error.strerror}. {kept}. Make room, then: {job.resume}"
-        ) from error
     finally:
-        saves.history.close()
+        saves.close()
         _let_go(job, status, patient=patient)
     _conclude(job, train_state, saves)
     if status == "interrupted":
@@ -112,6 +114,15 @@ def _train(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:
         where = f"epoch {train_state.epoch}, step {train_state.step}"
         raise signals.Interrupted(stop.signal, f"Interrupted after {where}. Nothing is lost.")
     return train_state.best["value"] if train_state.best else None
+
+
+def _disk_refused(job: Job, error: OSError) -> str:
+    there = checkpoint.names(job.run.checkpoints)
+    kept = f"{there[-1]} is kept" if there else "There is no checkpoint"
+    if not job.run.directory.is_dir():
+        return f"The run directory is gone: {job.run.directory}. Start another run."
+    mend = "Make room" if error.errno in runs.FULL else "Mend that"
+    return f"The run directory cannot be written: {error.strerror}. {kept}. {mend}, then: {job.resume}"
 
 
 def _ready(job: Job, resumed: checkpoint.Checkpoint | None) -> tuple[TrainState, Parts]:

@@ -35,7 +35,7 @@ def fit(state: TrainState, parts: Parts, saves: Saves, tracker: Tracker, progres
                 state.scheduler.step()
             if state.step == trainer.max_steps or stop.signal is not None:
                 break
-            if _due(cadence.every_n_steps, state.step):
+            if _due(cadence.every_n_steps, state.step) or saves.due():
                 saves.save(state)
         if state.batch < len(parts.train) or stop.signal is not None:
             break

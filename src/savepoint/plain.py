@@ -76,6 +76,17 @@ def shown(value: object, *, limit: int = 80) -> str:
     return text[:limit] + ("..." if cut or len(text) > limit else "")
 
 
+def printable(text: str, *, limit: int | None = None) -> str:
+    """`text` fit for a terminal: lines and letters stay, what could move the cursor or hide is escaped.
+
+    >>> printable("größer" + chr(27) + "[2J" + chr(10) + "b" + chr(0x202E)), printable("abcdef", limit=3)
+    ('größer\\\\x1b[2J\\nb\\\\u202e', 'abc...')
+    """
+    cut = text if limit is None else text[:limit]
+    safe = "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in cut)
+    return safe + ("..." if len(cut) < len(text) else "")
+
+
 class _Reader:
     """Plain values from a stream of YAML events. No node graph is ever built, so nothing can be shared or expanded."""
 

@@ -8,10 +8,12 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import re
 import secrets
 import shlex
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ from savepoint.errors import UserError
 RECORD, CONFIG, CHECKPOINTS, METRICS, LOG = "run.json", "config.yaml", "checkpoints", "metrics.jsonl", "train.log"
 LOCK = ".lock"
 MIN_ID, MIN_TRACKER_ID = 4, 6  # characters of a prefix
-_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DISK_ERRORS = FULL | {errno.EROFS, errno.EIO}
 log = logging.getLogger("savepoint")
 
 
@@ -79,12 +82,30 @@ def hold(directory: Path, what: str) -> files.Lock:
     if not lock.acquire():
         lock.release()
         raise UserError(f"{what} is being trained by another process. Wait for it, or stop it first.")
+    for name in (RECORD, CONFIG, METRICS):
+        files.remove_leftovers(directory / name)  # of a process that was killed: nobody else writes them now
     return lock
 
 
-def of_the_disk(error: OSError) -> bool:
-    """Whether the disk refused, because it is full, say, and not a file that somebody's code looked for."""
+def of_the_disk(error: OSError, directory: Path | None = None) -> bool:
+    """Whether the disk refused, because it is full, say, and not a file that somebody's code looked for.
+
+    directory: the run's. Whatever is wrong with a file of it, or with the directory itself, is of the disk.
+    """
+    if directory is not None and isinstance(error.filename, str | os.PathLike):
+        return Path(error.filename).absolute().is_relative_to(directory.absolute())
     return error.errno in _DISK_ERRORS
+
+
+@contextlib.contextmanager
+def told(directory: Path) -> Iterator[None]:
+    """What the disk refuses in here is worded for a person. Raises: UserError for that."""
+    try:
+        yield
+    except OSError as error:
+        if not of_the_disk(error, directory):
+            raise
+        raise UserError(f"The run directory cannot be written: {error.strerror}.") from error
 
 
 def new_id() -> str:
@@ -114,25 +135,33 @@ def create(
     if (directory / CHECKPOINTS).exists():
         raise UserError(f"{directory} holds checkpoints, but no {RECORD}. Give a new directory.")
     directory.mkdir(parents=True, exist_ok=True)
-    files.replace(directory / CONFIG, config.encode())
+    for parent in list(directory.absolute().parents)[:3]:
+        # Hydra may just have made them: a power cut must not take their names, with all that this run will save.
+        with contextlib.suppress(OSError):
+            files.sync_directory(parent)
     run = Run(directory, {})
-    run.update(
-        id=id,
-        name=name,
-        status="running",
-        started=provenance.now(),
-        tracker=None,
-        parents=list(parents),
-        sweep=sweep,
-        overrides=overrides,
-    )
+    try:
+        files.replace(directory / CONFIG, config.encode())
+        run.update(
+            id=id,
+            name=name,
+            status="running",
+            started=provenance.now(),
+            tracker=None,
+            parents=list(parents),
+            sweep=sweep,
+            overrides=overrides,
+        )
+    except OSError:
+        discard(run)
+        raise
     return run
 
 
 def discard(run: Run) -> None:
     """A start that was refused leaves no run. What else lies in the directory is not ours to delete."""
     for name in (RECORD, CONFIG, METRICS, LOG, LOCK, "tracker.log", ".tracker.lock"):
-        (run.directory / name).unlink(missing_ok=True)
+        files.remove(run.directory / name)
     shutil.rmtree(run.directory / ".hydra", ignore_errors=True)
     remove_empty(run.directory)
 

@@ -69,10 +69,13 @@ class Trainer:
 class Checkpoint:
     every_n_epochs: int | None = setting(1, at_least(1))
     every_n_steps: int | None = setting(None, at_least(1))
+    every_n_minutes: float | None = setting(None, above(0))
     keep_last: int = setting(2, at_least(1))
     keep_best: int = setting(1, at_least(0))
+    keep_every_n_epochs: int | None = setting(None, at_least(1))
     monitor: str | None = setting("val/loss", not_empty)
     mode: str = setting("min", one_of("min", "max"))
+    async_save: bool = True
     upload: bool = True
 
 

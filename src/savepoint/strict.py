@@ -1,37 +1,85 @@
 """Files that a stranger may have written: what is odd about them is an error before any of it is used."""
 
+import contextlib
+import errno
+import hashlib
 import json
+import mmap
+import os
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from savepoint.errors import CheckpointError
 
+Memory = bytearray | mmap.mmap  # what a file is read into
+CHUNK = 8 * 2**20  # bytes that are read at a time
 MAX_JSON = 256 * 2**20  # bytes; a state.json beyond it is refused before it is read
 
 
-def read(path: Path, *, exactly: int | None = None, at_most: int | None = None) -> bytearray:
-    """A file's bytes. Its size is checked before memory is taken. A link, a pipe or a device is no part of this."""
+def read(path: Path, *, exactly: int | None = None, at_most: int | None = None) -> Memory:
+    """A file's bytes. Its size is checked before memory is taken. A link, a pipe or a device is no part of this.
+
+    Raises: CheckpointError that names the file, also if it changes while it is read.
+    """
+    return _read(path, exactly, at_most, None)
+
+
+def read_digested(path: Path, *, exactly: int) -> tuple[Memory, str]:
+    """A file's bytes and their SHA-256, which another thread works out while the rest is being read."""
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(1) as hasher:
+        data = _read(path, exactly, None, lambda chunk: hasher.submit(digest.update, chunk))
+    return data, digest.hexdigest()
+
+
+def _read(path: Path, exactly: int | None, at_most: int | None, each: Callable[[memoryview], object] | None) -> Memory:
+    descriptor = None
     try:
-        if path.is_symlink() or not path.is_file():
+        # Not blocking: opening a pipe would wait for somebody who writes into it.
+        descriptor = os.open(path, os.O_RDONLY | _PLAIN)
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
             raise CheckpointError(f"{path}: missing, or not a plain file.")
-        size = path.stat().st_size
+        size = before.st_size
         if exactly is not None and size != exactly:
             raise CheckpointError(f"{path}: {size} bytes, and the manifest says {exactly}.")
         if at_most is not None and size > at_most:
             raise CheckpointError(f"{path}: {size} bytes, more than such a file ever has.")
-        data = bytearray(size)
-        with open(path, "rb", buffering=0) as file:
-            view, done = memoryview(data), 0
-            while done < size and (count := file.readinto(view[done:])):
+        data = _memory(size)
+        view, done = memoryview(data), 0
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            while done < size and (count := file.readinto(view[done : done + CHUNK])):
+                if each is not None:
+                    each(view[done : done + count])
                 done += count
-        if done != size:
-            raise CheckpointError(f"{path}: became shorter while it was read.")
+        after = os.fstat(descriptor)
+        if done != size or (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
+            raise CheckpointError(f"{path}: changed while it was read.")
         return data
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOENT):
+            raise CheckpointError(f"{path}: missing, or not a plain file.") from error
         raise CheckpointError(f"{path}: {error.strerror}.") from error
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
-def parse(data: bytearray, path: Path) -> dict[str, Any]:
+def _memory(size: int) -> Memory:
+    """Room for a file. In large pages where it is large: with small ones, taking the room costs more than reading."""
+    if size < CHUNK:
+        return bytearray(size)
+    area = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # only a wish
+            area.madvise(mmap.MADV_HUGEPAGE)
+    return area
+
+
+def parse(data: Memory, path: Path) -> dict[str, Any]:
     """An object in strict JSON: no NaN, no key twice. path: for the error."""
     if len(data) > MAX_JSON:
         raise CheckpointError(f"{path}: {len(data)} bytes, more than such a file ever has.")
@@ -42,6 +90,9 @@ def parse(data: bytearray, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: not an object.")
     return value
+
+
+_PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def _refuse_constant(constant: str) -> None:

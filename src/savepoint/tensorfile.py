@@ -10,9 +10,10 @@ at random, so that equal contents have unequal digests; and the digest of what i
 
 import hashlib
 import json
-import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from savepoint import strict
+from savepoint import files, strict
 from savepoint.errors import CheckpointError
 
 DTYPES = {
@@ -47,6 +48,8 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes
 MAX_DIMENSIONS = 64  # torch's own limit; a longer shape would cost minutes to multiply out
+PIECE = 8 * 2**20  # bytes that are copied at a time where a tensor does not lie in memory as it does in the file
+SMALL = 2**16  # bytes; smaller ones are written together
 METADATA = "__metadata__"  # the one name in a header that no tensor can have
 
 
@@ -58,49 +61,115 @@ class Written:
     sha256: str
 
 
+class Plan:
+    """A file that is not written yet: its header, and the tensors whose bytes follow it.
+
+    header: the bytes before the tensors'. tensors: in the order of the file; referred to, not copied.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        # Widest first keeps every tensor aligned to its element size.
+        names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+        entries: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
+        end = 0
+        for name in names:
+            assert nameable(name), f"no reader should open a file with a tensor named {name!r}"
+            tensor = tensors[name]
+            start, end = end, end + tensor.numel() * tensor.element_size()
+            entries[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self.header = len(text).to_bytes(8, "little") + text
+        self.tensors = [tensors[name] for name in names]
+        self.bytes = end
+
+    def of(self, tensors: list[Tensor]) -> "Plan":
+        """The same file from other memory: tensors whose bytes, one after the other, are those of these."""
+        other = copy(self)
+        other.tensors = tensors
+        return other
+
+    @property
+    def size(self) -> int:
+        """Of the whole file, in bytes."""
+        return len(self.header) + self.bytes
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The file's bytes. Tensors on the CPU are not copied, others in pieces: see PIECE."""
+        yield memoryview(self.header)
+        small: list[memoryview] = []
+        gathered = 0
+        for piece in _pieces(self.tensors):
+            if len(piece) >= SMALL:
+                yield from _joined(small)
+                small, gathered = [], 0
+                yield piece
+                continue
+            small.append(piece)
+            gathered += len(piece)
+            if gathered >= PIECE:
+                yield from _joined(small)
+                small, gathered = [], 0
+        yield from _joined(small)
+
+    def sha256(self) -> str:
+        """Of the whole file. hashlib lets other threads run meanwhile."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks():
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Written:
     """Write a new file, fsynced. Equal tensors and metadata give equal bytes, in every process.
 
     tensors: any device, any strides, of the dtypes above; written contiguous, in row-major order.
     """
-    assert METADATA not in tensors, "no reader could open that file"
-    # Widest first keeps every tensor aligned to its element size.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    entries: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
-    end = 0
-    for name in names:
-        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
-        entries[name] = {
-            "dtype": NAMES[tensors[name].dtype],
-            "shape": list(tensors[name].shape),
-            "data_offsets": [start, end],
-        }
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    digest = hashlib.sha256()
-    with open(path, "xb") as file:
-        for chunk in (len(header).to_bytes(8, "little"), header):
-            file.write(chunk)
-            digest.update(chunk)
-        for name in names:
-            if tensors[name].numel():
-                data = _bytes(tensors[name])
-                file.write(data)
-                digest.update(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return Written(size=8 + len(header) + end, sha256=digest.hexdigest())
+    plan = Plan(tensors, metadata)
+    return Written(size=files.write(path, plan.chunks()), sha256=plan.sha256())
+
+
+def nameable(name: str) -> bool:
+    """Whether a tensor may be called so: a reader that makes a file of each tensor must not be led elsewhere."""
+    return (
+        name != METADATA
+        and not name.startswith(("/", "\\"))
+        and "\0" not in name
+        and ".." not in re.split(r"[/\\]", name)
+    )
+
+
+def _pieces(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
+    """Each tensor's bytes, in order, in parts of at most about PIECE where they have to be copied."""
+    for tensor in tensors:
+        if not tensor.numel():
+            continue
+        size = tensor.numel() * tensor.element_size()
+        if size <= PIECE or tensor.dim() == 0 or (tensor.device.type == "cpu" and tensor.is_contiguous()):
+            yield _bytes(tensor)
+        elif len(tensor) == 1:
+            yield from _pieces([tensor[0]])
+        else:
+            rows = max(1, PIECE * len(tensor) // size)
+            yield from _pieces(torch.split(tensor, rows))
 
 
 def _bytes(tensor: Tensor) -> memoryview:
     assert sys.byteorder == "little", "the format is little-endian"
     # A lazy conjugate or negation is only a flag: written as it lies in memory, it would save other numbers.
     tensor = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    # Not reshape: where every size is 1, contiguous says nothing of the strides.
+    array: Any = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
     return memoryview(array)
 
 
-def read(data: bytearray, *, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _joined(parts: list[memoryview]) -> Iterator[memoryview]:
+    """Many small parts as one: a system call for each would cost more than copying them."""
+    if parts:
+        yield memoryview(b"".join(parts)) if len(parts) > 1 else parts[0]
+
+
+def read(data: strict.Memory, *, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata from a whole file's bytes. The tensors lie in `data`; nothing is copied.
 
     Everything is checked before it is used, since the file may come from a stranger.
@@ -110,6 +179,8 @@ def read(data: bytearray, *, name: str) -> tuple[dict[str, Tensor], dict[str, st
     metadata = header.pop(METADATA, {})
     tensors, spans = {}, [(0, 0)]
     for key, entry in header.items():
+        if not nameable(key):
+            raise CheckpointError(f"{name}: it has a tensor named {key!r}.")
         tensors[key], span = _tensor(data, start, key, entry, name)
         spans.append(span)
     spans.sort()
@@ -118,7 +189,7 @@ def read(data: bytearray, *, name: str) -> tuple[dict[str, Tensor], dict[str, st
     return tensors, metadata
 
 
-def read_header(data: bytes | bytearray, *, name: str) -> tuple[dict[str, Any], int]:
+def read_header(data: bytes | strict.Memory, *, name: str) -> tuple[dict[str, Any], int]:
     """The header, its metadata checked, and the offset at which the tensors' bytes begin."""
     length = int.from_bytes(data[:8], "little") if len(data) >= 8 else MAX_HEADER
     if length >= MAX_HEADER or 8 + length > len(data):
@@ -135,7 +206,7 @@ def read_header(data: bytes | bytearray, *, name: str) -> tuple[dict[str, Any], 
     return header, 8 + length
 
 
-def _tensor(data: bytearray, start: int, key: str, entry: Any, name: str) -> tuple[Tensor, tuple[int, int]]:
+def _tensor(data: strict.Memory, start: int, key: str, entry: Any, name: str) -> tuple[Tensor, tuple[int, int]]:
     try:
         dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
@@ -155,6 +226,9 @@ def _tensor(data: bytearray, start: int, key: str, entry: Any, name: str) -> tup
     if dtype is torch.bool and data[start + begin : start + end].strip(b"\x00\x01"):
         raise CheckpointError(f"{name}: tensor {key!r} holds booleans that are neither 0 nor 1.")
     if (start + begin) % dtype.itemsize:
-        data, start = data[start + begin : start + end], -begin  # not aligned: another writer's file, so copy
+        data, start = (
+            bytearray(data[start + begin : start + end]),
+            -begin,
+        )  # not aligned: another writer's file, so copy
     tensor = torch.frombuffer(data, dtype=dtype, count=count, offset=start + begin)
     return tensor.reshape(shape), (begin, end)

@@ -4,29 +4,35 @@
 tensor file and a value that strict JSON holds. `join` is its inverse: types, key types, order, shared tensors, the sign
 of a zero, the bits of a NaN in a tensor. What JSON has no word for is an object with one key that begins with "$":
 
-    {"$tensor": name}                              a tensor; the same name twice is the same object twice
-    {"$view": [name, dtype, shape, stride, offset]}  a tensor that shares its memory, or is not contiguous; `name` holds
-                                                   the memory's bytes; offset and stride count elements
-    {"$array": name}                               a NumPy array
+    {"$tensor": name}  {"$view": …}  …              tensors: see `encoding`
+    {"$array": node}  {"$scalar": node}             a NumPy array, a NumPy number; node: its tensor's
     {"$tuple": [...]}  {"$bytes": "hex"}  {"$int": "decimal"}  {"$float": "nan" | "inf" | "-inf"}
+    {"$complex": [real, imaginary]}
     {"$dict": [[key, value], ...]}                 keys that are not all strings, or one that begins with "$"
     {"$ordered": [[key, value], ...]}  {"$counter": [[key, value], ...]}
+
+Not kept: which lists and dicts are one object in two places, and gradients (`.grad`), which are never state. Two
+tensors that look into the same memory in the same way become one object.
 """
 
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from savepoint.tensorfile import DTYPES, NAMES
+from savepoint import encoding
 
 MAX_DEPTH = 64
 # Integers beyond it lose digits in readers that hold every number as a double.
 MAX_EXACT = 2**53
+# In a tensor's name; the rest becomes %XX, so that a key is never taken for more than one part of a path.
+_NAMEABLE = "".join(chr(code) for code in range(32, 127) if chr(code) not in "/\\%")
+_KEYS = (str, int, float, bool, bytes, type(None))
 
 
 class TreeError(TypeError):
@@ -34,7 +40,7 @@ class TreeError(TypeError):
 
 
 def split(tree: Any) -> tuple[dict[str, Tensor], Any]:
-    """Take a tree apart. The tensors are the tree's own memory, not copies, except for NumPy's and for views.
+    """Take a tree apart. The tensors are the tree's own memory, not copies, except for NumPy's.
 
     Raises: TreeError, naming the path, for a type that `join` could not give back.
     """
@@ -53,7 +59,9 @@ def join(tensors: dict[str, Tensor], values: Any) -> Any:
 
 def _leaves(tree: Any, seen: set[int], depth: int = 0) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
-        yield tree
+        if id(tree) not in seen:
+            seen.add(id(tree))
+            yield from encoding.parts(tree)
     elif depth < MAX_DEPTH and isinstance(tree, dict | list | tuple) and id(tree) not in seen:
         seen.add(id(tree))  # once: a tree with circles in it has more ways through it than there is time
         for value in tree.values() if isinstance(tree, dict) else tree:
@@ -61,22 +69,22 @@ def _leaves(tree: Any, seen: set[int], depth: int = 0) -> Iterator[Tensor]:
 
 
 def _shared_storages(tree: Any) -> set[int]:
-    """Addresses of the memory that two or more different tensor objects of the tree look into."""
-    first: dict[int, int] = {}
+    """Addresses of the memory that two or more different tensors of the tree look into."""
+    met: set[int] = set()
     shared: set[int] = set()
     for tensor in _leaves(tree, set()):
-        address = tensor.untyped_storage().data_ptr() if _plain(tensor) else 0
-        if address and first.setdefault(address, id(tensor)) != id(tensor):
+        address = encoding.address(tensor)
+        if address in met:
             shared.add(address)
+        elif address:
+            met.add(address)
     return shared
 
 
 class _Splitter:
     def __init__(self, shared: set[int]) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self._shared = shared
-        self._names: dict[int, str] = {}  # id of a tensor -> its name
-        self._storages: dict[int, str] = {}  # address of a storage -> its name
+        self._encoder = encoding.Encoder(shared)
+        self.tensors = self._encoder.tensors
 
     def encode(self, value: Any, path: tuple[str, ...]) -> Any:
         if len(path) > MAX_DEPTH:
@@ -88,6 +96,8 @@ class _Splitter:
             return value if abs(value) < MAX_EXACT else {"$int": str(value)}
         if kind is float:
             return value if math.isfinite(value) else {"$float": str(value)}
+        if kind is complex:
+            return {"$complex": [self.encode(value.real, path), self.encode(value.imag, path)]}
         if kind is list:
             return [self.encode(item, (*path, str(i))) for i, item in enumerate(value)]
         if kind is tuple:
@@ -97,9 +107,11 @@ class _Splitter:
         if kind in (dict, OrderedDict, Counter):
             return self._mapping(value, path)
         if kind in (Tensor, torch.nn.Parameter):
-            return self._tensor(value.detach(), id(value), path)
+            return self._tensor(value, path)
         if kind is np.ndarray:
-            return self._array(value, path)
+            return {"$array": self._array(value, path)}
+        if isinstance(value, np.generic):
+            return {"$scalar": self._array(np.array(value), path)}
         raise TreeError(
             f"{_text(path)}: cannot save {kind.__module__}.{kind.__qualname__} exactly. "
             "State holds tensors, NumPy arrays, numbers, strings, None, lists, tuples and dicts of them."
@@ -111,54 +123,28 @@ class _Splitter:
         tag = {dict: "$dict", OrderedDict: "$ordered", Counter: "$counter"}[type(value)]
         pairs = []
         for key, item in value.items():
-            if type(key) not in (str, int, float, bool, tuple, bytes, type(None)):
-                raise TreeError(f"{_text(path)}: cannot save a key of type {type(key).__qualname__}.")
+            _check_key(key, path)
             pairs.append([self.encode(key, (*path, "(key)")), self.encode(item, (*path, str(key)))])
         return {tag: pairs}
 
-    def _tensor(self, tensor: Tensor, identity: int, path: tuple[str, ...]) -> Any:
-        if not _plain(tensor):
-            kind = f"{'nested' if tensor.is_nested else tensor.layout} tensor of {tensor.dtype} on {tensor.device}"
-            raise TreeError(f"{_text(path)}: cannot save a {kind}.")
-        address = tensor.untyped_storage().data_ptr()
-        if address in self._shared or not tensor.is_contiguous():
-            return self._view(tensor, address, path)
-        if identity not in self._names:
-            self._names[identity] = self._add(tensor, path)
-        return {"$tensor": self._names[identity]}
-
-    def _view(self, tensor: Tensor, address: int, path: tuple[str, ...]) -> Any:
-        tensor = tensor.resolve_conj().resolve_neg()
-        address = tensor.untyped_storage().data_ptr()
-        if address not in self._storages:
-            memory = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
-            self._storages[address] = self._add(memory, (*path, "(memory)"))
-        place = [NAMES[tensor.dtype], list(tensor.shape), list(tensor.stride()), tensor.storage_offset()]
-        return {"$view": [self._storages[address], *place]}
+    def _tensor(self, tensor: Tensor, path: tuple[str, ...]) -> Any:
+        try:
+            return self._encoder.encode(tensor, _name(path))
+        except ValueError as error:
+            raise TreeError(f"{_text(path)}: cannot save {error}.") from None
 
     def _array(self, array: Any, path: tuple[str, ...]) -> Any:
         try:
-            # Copied: torch warns of arrays that are read-only. Not ascontiguousarray, which adds a dimension to none.
-            tensor = torch.from_numpy(np.array(array, order="C"))
+            # Copied, in the order in which it lies: torch warns of arrays that are read-only.
+            tensor = torch.from_numpy(np.array(array, order="K"))
         except (TypeError, ValueError):  # objects, text, another byte order
-            tensor = None
-        if tensor is None or not _plain(tensor):
-            raise TreeError(f"{_text(path)}: cannot save a NumPy array of {array.dtype!r}.")
-        return {"$array": self._add(tensor, path)}
-
-    def _add(self, tensor: Tensor, path: tuple[str, ...]) -> str:
-        name = wanted = _text(path)
-        copy = 1
-        while name in self.tensors:  # the keys 1 and "1" have the same text
-            copy += 1
-            name = f"{wanted}~{copy}"
-        self.tensors[name] = tensor
-        return name
+            raise TreeError(f"{_text(path)}: cannot save a NumPy array of {array.dtype!r}.") from None
+        return self._tensor(tensor, path)
 
 
 class _Joiner:
     def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self._tensors = tensors
+        self._decoder = encoding.Decoder(tensors)
 
     def decode(self, value: Any, path: tuple[str, ...]) -> Any:
         if len(path) > MAX_DEPTH:
@@ -175,13 +161,13 @@ class _Joiner:
 
     def _tagged(self, tag: str, content: Any, path: tuple[str, ...]) -> Any:
         try:
+            if tag in encoding.TAGS:
+                return self._decoder.decode(tag, content)
             match tag:
-                case "$tensor":
-                    return self._tensors[content]
                 case "$array":
-                    return self._tensors[content].numpy()
-                case "$view":
-                    return self._view(*content)
+                    return self._array(content)
+                case "$scalar":
+                    return self._array(content)[()]
                 case "$tuple":
                     return tuple(self.decode(item, (*path, str(i))) for i, item in enumerate(content))
                 case "$bytes":
@@ -190,29 +176,38 @@ class _Joiner:
                     return int(content)
                 case "$float":
                     return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[content]
+                case "$complex":
+                    real, imaginary = (self.decode(item, path) for item in content)
+                    return complex(real, imaginary)
                 case "$dict" | "$ordered" | "$counter":
                     pairs = [(self.decode(k, (*path, "(key)")), self.decode(v, (*path, str(k)))) for k, v in content]
                     if tag == "$counter":
                         return Counter(dict(pairs))
                     return dict(pairs) if tag == "$dict" else OrderedDict(pairs)
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             raise TreeError(f"{_text(path)}: {tag} cannot be read ({error}).") from error
         raise TreeError(f"{_text(path)}: unknown tag {tag!r}.")
 
-    def _view(self, name: str, dtype: str, shape: list[int], stride: list[int], offset: int) -> Tensor:
-        memory = self._tensors[name].untyped_storage()
-        # Checked here: `set_` makes room for a view that does not fit, and what it finds there is nobody's.
-        last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if all(shape) else -1
-        if min(0, *shape, *stride, offset) < 0 or (last + 1) * DTYPES[dtype].itemsize > memory.nbytes():
-            raise ValueError("it looks beyond its memory")
-        return torch.empty(0, dtype=DTYPES[dtype]).set_(memory, offset, shape, stride)
+    def _array(self, node: Any) -> Any:
+        if isinstance(node, str):  # as the first checkpoints had it
+            node = {"$tensor": node}
+        ((tag, content),) = node.items()
+        return self._decoder.decode(tag, content).numpy()
 
 
-def _plain(tensor: Tensor) -> bool:
-    """Whether a tensor is numbers in memory and no more than that."""
-    strided = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
-    return strided and tensor.dtype in NAMES
+def _check_key(key: Any, path: tuple[str, ...]) -> None:
+    if type(key) is tuple:
+        for each in key:
+            _check_key(each, path)
+    elif type(key) not in _KEYS:
+        raise TreeError(f"{_text(path)}: cannot save a key of type {type(key).__qualname__}.")
 
 
 def _text(path: tuple[str, ...]) -> str:
     return "/".join(path) or "(root)"
+
+
+def _name(path: tuple[str, ...]) -> str:
+    """The path as the name of a tensor. No part of it is empty or `..`: no reader that makes files is led astray."""
+    parts = [quote(part, safe=_NAMEABLE, errors="surrogatepass") or "%" for part in path]
+    return "/".join(part.replace(".", "%2E") if part in (".", "..") else part for part in parts) or "(root)"
