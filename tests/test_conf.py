@@ -13,13 +13,15 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from project.targets import TARGETS
 from savepoint import settings
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
 PRESETS = ("experiment", "debug")
 # Given by the engine, or of use only to torch's own restarts: not a setting.
-NOT_SETTINGS = {"optimizer", "params", "split", "last_epoch"}
+NOT_SETTINGS = {"optimizer", "params", "split", "last_epoch", "step"}
+NOT_IN_A_LOOP = {"capturable", "differentiable"}
 every_option = pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(each) for each in OPTIONS])
 
 
@@ -60,6 +62,9 @@ def targets(node: Any) -> Iterator[dict[str, Any]]:
             yield node
         for value in node.values():
             yield from targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets(value)
 
 
 def resolve(target: str) -> Any:
@@ -69,11 +74,18 @@ def resolve(target: str) -> Any:
 
 def test_every_group_of_the_design_has_its_options() -> None:
     promised = {
-        "model": {"mlp", "cnn"},
+        "model": {"mlp", "cnn", "embedding"},
         "data": {"digits"},
         "task": {"classification"},
-        "optimizer": {"adam", "adamw", "sgd", "rmsprop"},
-        "scheduler": {"none", "step", "multistep", "cosine", "exponential", "onecycle", "plateau", "warmup_cosine"},
+        "optimizer": {
+            *("adadelta", "adafactor", "adagrad", "adam", "adamw", "adamax", "asgd", "lbfgs", "muon", "nadam", "radam"),
+            *("rmsprop", "rprop", "sgd", "sparse_adam"),
+        },
+        "scheduler": {
+            *("none", "step", "multistep", "constant", "linear", "exponential", "polynomial", "cosine", "swa"),
+            *("cosine_warm_restarts", "onecycle", "cyclic", "plateau", "lambda", "multiplicative", "sequential"),
+            *("chained", "warmup_cosine"),
+        },
         "amp": {"none", "bf16", "fp16"},
         "trainer": {"default"},
         "checkpoint": {"default"},
@@ -131,7 +143,7 @@ def test_default_options_hold_the_defaults_of_their_settings(group: str, option:
 def test_every_target_is_a_class_under_that_name(group: str, option: str) -> None:
     for node in targets(read(group, option)):
         target = resolve(node["_target_"])
-        assert inspect.isclass(target)
+        assert inspect.isclass(target) or node["_target_"] in TARGETS
         assert target.__name__ == node["_target_"].rpartition(".")[2]
 
 
@@ -141,10 +153,21 @@ def test_every_keyword_is_a_parameter_of_its_class(group: str, option: str) -> N
         keywords = set(node) - {"_target_", "_partial_"}
         if group == "scheduler":
             keywords -= {"interval", "monitor"}
+        if group == "optimizer":
+            keywords -= {"fallback", "weight_decay_on"}
         parameters = set(inspect.signature(resolve(node["_target_"])).parameters)
         assert keywords <= parameters - NOT_SETTINGS
         if node["_target_"].startswith("project."):
             assert keywords == parameters - NOT_SETTINGS, "`--cfg job` shows all there is"
+        if group == "optimizer":
+            assert keywords == parameters - NOT_SETTINGS - NOT_IN_A_LOOP, "`--cfg job` shows all there is"
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "optimizer"])
+def test_every_optimizer_that_decays_weights_says_which(option: str) -> None:
+    config = read("optimizer", option)
+    decays = any("weight_decay" in node for node in targets(config))
+    assert config.get("weight_decay_on") == ("all" if decays else None)
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "scheduler"])
@@ -152,7 +175,8 @@ def test_every_scheduler_says_when_it_steps_and_what_it_watches(option: str) -> 
     config = read("scheduler", option)
     assert config["interval"] in ("epoch", "step")
     assert (config["monitor"] is not None) == (option == "plateau")
-    for length in {"T_max", "total_steps"} & set(config):
+    lengths = {"T_max", "total_steps"} | ({"total_iters"} if option in ("linear", "polynomial") else set())
+    for length in lengths & set(config):
         assert config[length] is None, "planned from the end of training"
 
 

@@ -15,8 +15,8 @@ LAYERS = """
     tensorfile targets
     encoding snapshot
     tree trust compose overrides progress provenance
-    trackers config
-    run trackers.none trackers.mlflow_process trackers.mlflow_store batches checkpoint
+    trackers config optimizers schedules
+    run trackers.none trackers.mlflow_process trackers.mlflow_store batches checkpoint combinations
     trackers.mlflow trackers.mlflow_mirror sweep compare state
     trackers.mlflow_worker step saves build demo
     loop

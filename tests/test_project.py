@@ -4,7 +4,6 @@ import importlib
 import json
 import random
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,17 @@ import pytest
 import torch
 import yaml
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from project.data.digits import Digits, read_digits, split_indices
 from project.models.cnn import Cnn
+from project.models.embedding import PixelEmbedding
 from project.models.mlp import Mlp
-from project.schedulers import WarmupCosine
+from project.schedulers import WarmupCosine, inverse_sqrt, inverse_time
 from project.tasks.classification import Classification
 from savepoint.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
-OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
-SCHEDULERS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml") if path.stem != "none")
 MODELS: list[partial[Mlp] | partial[Cnn]] = [
     partial(Mlp),
     partial(Mlp, hidden=[]),
@@ -45,7 +43,7 @@ def option(group: str, name: str) -> tuple[Any, dict[str, Any]]:
     """The class that an option of conf/ names, and the keywords that it gives to it."""
     config = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
     module, _, qualified = config["_target_"].rpartition(".")
-    for key in ("_target_", "_partial_", "interval", "monitor"):
+    for key in ("_target_", "_partial_", "weight_decay_on", "interval", "monitor"):
         config.pop(key, None)
     return getattr(importlib.import_module(module), qualified), config
 
@@ -322,24 +320,36 @@ def test_warmup_cosine_resumes_exactly_from_json(stop: int) -> None:
     assert rates(second, steps=14 - stop) == whole[stop:]
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_optimizer_goes_with_every_scheduler(optimizer: str, scheduler: str) -> None:
-    model, task, batch = Mlp(), Classification(), Digits("train").__getitems__(list(range(32)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        make_optimizer, keywords = option("optimizer", optimizer)
-        optimize = make_optimizer(model.named_parameters(), **keywords)
-        make_schedule, given = option("scheduler", scheduler)
-        planned = {"T_max": 5, "total_steps": 5, "max_lr": keywords["lr"]}  # what the engine and Hydra fill in
-        schedule = make_schedule(optimize, **given | {key: planned[key] for key in planned if key in given})
-        losses = []
-        for _ in range(5):
-            optimize.zero_grad()
-            loss = task(model, batch).loss
-            loss.backward()
-            optimize.step()
-            losses.append(loss.item())
-            schedule.step(*([losses[-1]] if isinstance(schedule, ReduceLROnPlateau) else []))
-    assert np.isfinite(losses).all()
-    json.dumps(schedule.state_dict())  # plain data, so any checkpoint can hold it
+def test_pixels_as_tokens_give_one_logit_for_each_class_whatever_the_shape() -> None:
+    model = PixelEmbedding(pixels=24, levels=5, out_features=7)
+    assert model(torch.rand(5, 2, 3, 4)).shape == (5, 7)
+    assert model(torch.tensor([-1.0, 2.0] * 12)[None]).isfinite().all(), (
+        "values outside 0..1 are the nearest ones inside"
+    )
+
+
+def test_pixels_as_tokens_are_told_apart_by_place_and_value() -> None:
+    model, images = PixelEmbedding(pixels=4, levels=3), torch.eye(4) / 2
+    assert len({tuple(row) for row in model(torch.cat([images, images * 2])).tolist()}) == 8
+
+
+def test_the_gradient_of_pixels_as_tokens_is_sparse_and_equals_the_dense_one() -> None:
+    gradients = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        model = PixelEmbedding(sparse=sparse)
+        Classification()(model, Digits("train").__getitems__([0, 1])).loss.backward()
+        gradients.append(model.table.weight.grad)
+    assert gradients[0] is not None and gradients[0].is_sparse
+    assert torch.equal(gradients[0].to_dense(), gradients[1])
+
+
+def test_the_named_functions_of_a_step_are_what_they_say() -> None:
+    assert [inverse_sqrt(step, warmup=4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert inverse_sqrt(399, warmup=4) == 0.1
+    product = 1.0
+    for step in range(1, 6):
+        product *= inverse_time(step, half_life=5)
+    assert product == pytest.approx(0.5)
+    with pytest.raises(ConfigError, match=r"scheduler\.lr_lambda\.warmup=0"):
+        inverse_sqrt(0, warmup=0)

@@ -1,5 +1,6 @@
 """One update is the mean over its window's samples; one evaluation leaves no trace."""
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -391,3 +392,64 @@ def test_batches_reach_the_task_aligned() -> None:
     memory = torch.zeros(100)
     update(state, parts, [(memory[3:15].reshape(4, 3), memory[21:25])])
     assert seen == [0, 0]
+
+
+# An optimizer that evaluates the window itself
+
+
+def searching(sizes: tuple[int, ...], *, model: nn.Module | None = None, **options: Any) -> tuple[TrainState, Parts]:
+    state, parts = made(model, optimizer=lambda one: torch.optim.LBFGS(one.parameters(), max_iter=3), **options)
+    parts = dataclasses.replace(parts, searches=True)
+    update(state, parts, window(*sizes))
+    return state, parts
+
+
+def test_a_search_lowers_the_loss_of_the_whole_window() -> None:
+    ordinary, parts = made()
+    update(ordinary, parts, window(8))
+    before = summarise(parts, ordinary.sums, 8)
+    state, parts = searching((4, 2, 2))
+    assert summarise(parts, state.sums, state.samples) == before, "the first evaluation counts, and it alone"
+    assert (state.step, state.batch, state.samples, state.learning_rates) == (1, 3, 8, [1])
+    update(state, parts, window(8))
+    assert summarise(parts, state.sums, state.samples)["loss"] < before["loss"]
+    assert all(parameter.grad is None for parameter in state.model.parameters())
+
+
+def test_a_search_sees_one_gradient_however_the_window_is_cut() -> None:
+    one, other = searching((8,))[0], searching((4, 2, 2))[0]
+    assert all(
+        (a - b).abs().max() < 1e-5 for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True)
+    )
+
+
+def test_each_evaluation_of_a_search_draws_the_same_numbers_and_the_next_update_draws_others() -> None:
+    drawn: list[list[float]] = [[]]
+
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 1)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            drawn[-1].append(float(torch.rand(1)) + random.random() + np.random.rand())
+            result: Tensor = self.linear(inputs)
+            return result
+
+    state, parts = searching((4,), model=Dropping())
+    drawn.append([])
+    update(state, parts, window(4))
+    assert len(drawn[0]) > 1 and len(set(drawn[0])) == len(set(drawn[1])) == 1 and drawn[0][0] != drawn[1][0]
+
+
+def test_a_searchs_gradient_is_clipped() -> None:
+    norms: list[float] = []
+
+    class Looking(torch.optim.SGD):
+        def step(self, closure: Any) -> None:  # type: ignore[override]
+            closure()
+            norms.append(torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"]]).norm().item())
+
+    state, parts = made(optimizer=lambda one: Looking(one.parameters()), clip_grad_norm=0.5)
+    update(state, dataclasses.replace(parts, searches=True), window(4, 4))
+    assert norms == [pytest.approx(0.5, rel=1e-4)]

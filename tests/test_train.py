@@ -122,7 +122,7 @@ def test_starts_of_the_same_second_have_directories_of_their_own(workshop: Works
 
 
 REFUSED = {
-    "no such option": (("optimizer=nope",), "optimizer has no option nope. It has: adam, adamw"),
+    "no such option": (("optimizer=nope",), "optimizer has no option nope. It has: adadelta, adafactor"),
     "no such key": (("trainer.max_epoch=3",), "Did you mean max_epochs?"),
     "out of range": (("trainer.max_epochs=-1",), "trainer.max_epochs=-1: must be at least 1"),
     "a foreign class": (("model._target_=os.system",), "'os.system' is not allowed"),

@@ -56,3 +56,25 @@ class WarmupCosine(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         factor = self.factor(self.last_epoch)
         return [base_lr * factor for base_lr in self.base_lrs]
+
+
+def inverse_sqrt(step: int, *, warmup: int) -> float:
+    """A factor for LambdaLR: up to 1 in `warmup` steps, then down with the inverse square root of the step.
+
+    Source: Vaswani et al. 2017, section 5.3, with 1 as the highest.
+
+    >>> inverse_sqrt(0, warmup=4), inverse_sqrt(3, warmup=4), inverse_sqrt(15, warmup=4)
+    (0.25, 1.0, 0.5)
+    """
+    if warmup < 1:
+        raise ConfigError(f"scheduler.lr_lambda.warmup={warmup}: must be at least 1.")
+    return min((step + 1) / warmup, math.sqrt(warmup / (step + 1)))
+
+
+def inverse_time(step: int, *, half_life: float) -> float:
+    """A factor for MultiplicativeLR: all of them up to step t multiplied give 1 / (1 + t / half_life).
+
+    >>> inverse_time(1, half_life=1) * inverse_time(2, half_life=1)
+    0.3333333333333333
+    """
+    return (half_life + step - 1) / (half_life + step)

@@ -11,4 +11,7 @@ Any checkpoint that someone opens can call what is named here, with any plain ar
 model, a data set), never what runs commands, unpickles or writes files. The table is read as a literal, not executed.
 """
 
-TARGETS: dict[str, str] = {}
+TARGETS: dict[str, str] = {
+    "project.schedulers.inverse_sqrt": "project.schedulers:inverse_sqrt",
+    "project.schedulers.inverse_time": "project.schedulers:inverse_time",
+}

@@ -1,7 +1,6 @@
 """From a checked config to the objects of a run: `TrainState` and `Parts`."""
 
 import functools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from savepoint import rng, trust
+from savepoint import combinations, optimizers, rng, schedules, trust
 from savepoint.batches import Batches
 from savepoint.checkpoint import Checkpoint
 from savepoint.errors import ConfigError
 from savepoint.settings import Settings
-from savepoint.state import NoSchedule, Parts, Scheduler, TrainState, fits
+from savepoint.state import NoSchedule, Parts, TrainState, fits
 
 AUTOCAST = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# What a schedule calls its own length. Where the config leaves it null, it is planned from the end of training.
-LENGTHS = ("T_max", "total_steps", "total_iters")
 
 
 def assemble(
@@ -52,11 +49,11 @@ def assemble(
     }
     _check_sizes(settings, batches["train"], batches["val"])
     _check_monitors(settings, task)
-    # Named, so that a checkpoint can tell two parameters of one shape apart.
-    optimizer = trust.call(
-        make(config["optimizer"], path="optimizer"), list(model.named_parameters()), path="optimizer"
+    optimizer = optimizers.build(config["optimizer"], model, make=make)
+    combinations.check(config["scheduler"], settings, model=model, optimizer=optimizer, device=device)
+    scheduler, length = schedules.build(
+        config["scheduler"], settings, optimizer, batches=len(batches["train"]), make=make
     )
-    scheduler, length = _schedule(config["scheduler"], settings, optimizer, len(batches["train"]), make)
     amp = settings.amp
     scaler = torch.amp.GradScaler(
         device.type,
@@ -66,7 +63,7 @@ def assemble(
         growth_interval=amp.growth_interval,
         enabled=amp.dtype == "float16",
     )
-    state = TrainState(model, optimizer, scheduler, scaler, schedule_length=length)
+    state = TrainState(model, optimizer, scheduler or NoSchedule(), scaler, schedule_length=length)
     parts = Parts(
         settings=settings,
         task=task,
@@ -76,6 +73,7 @@ def assemble(
         val=batches["val"],
         device=device,
         autocast=AUTOCAST[amp.dtype],
+        searches=optimizers.searches(optimizer),
     )
     return state, parts
 
@@ -136,45 +134,3 @@ def _check_monitors(settings: Settings, task: Any) -> None:
     ]
     if faults:
         raise ConfigError("\n".join(faults))
-
-
-def _schedule(
-    node: dict[str, Any], settings: Settings, optimizer: Any, batches: int, make: Callable[..., Any]
-) -> tuple[Scheduler, int | None]:
-    """The schedule, and its length if that was planned here rather than given in the config."""
-    own = {key: value for key, value in node.items() if key not in ("interval", "monitor")}
-    if own.get("_target_") is None:
-        return NoSchedule(), None
-    planned = None
-    for key in LENGTHS:
-        if key in own and own[key] is None and not own.get("steps_per_epoch"):
-            own[key] = planned = _planned(settings, batches)
-    scheduler = trust.call(make(own, path="scheduler"), optimizer, path="scheduler")
-    plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-    if plateau and (settings.scheduler.interval == "step" or settings.scheduler.monitor is None):
-        raise ConfigError(
-            "scheduler: ReduceLROnPlateau follows a metric that is measured once an epoch: "
-            "set scheduler.interval=epoch and scheduler.monitor, for example val/loss."
-        )
-    if settings.scheduler.monitor is not None and not plateau:
-        raise ConfigError(
-            f"scheduler.monitor={settings.scheduler.monitor}: {own['_target_']} follows no metric. Set it to null."
-        )
-    if own.get("total_steps") is not None and own["total_steps"] < _planned(settings, batches):
-        raise ConfigError(
-            f"scheduler.total_steps={own['total_steps']} ends before training does ({_planned(settings, batches)} "
-            f"{settings.scheduler.interval}s). Raise it, or set it to null to have it planned."
-        )
-    return scheduler, planned
-
-
-def _planned(settings: Settings, batches: int) -> int:
-    """The planned end of training, counted in what the schedule counts."""
-    trainer, by_epoch = settings.trainer, settings.scheduler.interval == "epoch"
-    updates_per_epoch = math.ceil(batches / trainer.accumulate)
-    ends = []
-    if trainer.max_epochs is not None:
-        ends.append(trainer.max_epochs if by_epoch else trainer.max_epochs * updates_per_epoch)
-    if trainer.max_steps is not None:
-        ends.append(math.ceil(trainer.max_steps / updates_per_epoch) if by_epoch else trainer.max_steps)
-    return min(ends)

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import torch._dynamo  # every optimizer imports it at its first call: rather here, where `memory.permanent` holds
 
-from savepoint import build, checkpoint, files, history, plain, progress, provenance, signals, state
+from savepoint import build, checkpoint, files, history, plain, progress, provenance, schedules, signals, state
 from savepoint import run as runs
 from savepoint.errors import UserError
 from savepoint.loop import finished, fit
@@ -176,11 +176,13 @@ def _start_from(found: runs.Found, job: Job, train_state: TrainState) -> None:
 def _check_length(job: Job, train_state: TrainState, resumed: checkpoint.Checkpoint) -> None:
     here, there = train_state.schedule_length, resumed.state["schedule_length"]
     if here != there:
-        key = next(key for key in build.LENGTHS if key in job.config["scheduler"])
+        assert here is not None and there is not None  # the config is the same but for the end of training
+        planned, wanted = (schedules.planned_key(job.config["scheduler"], end) for end in (there, here))
+        assert planned is not None and wanted is not None
         raise UserError(
-            f"scheduler.{key} was planned as {there} {job.settings.scheduler.interval}s, the end of training, "
-            f"and that end would now be {here}: the rates so far would have been others. "
-            f"Keep the planned end, or start another run: python train.py scheduler.{key}={here} …"
+            f"scheduler.{planned[0]} was planned as {planned[1]} {job.settings.scheduler.interval}s, up to the end of "
+            f"training, and would now be {wanted[1]}: the rates so far would have been others. "
+            f"Keep the planned end, or start another run: python train.py scheduler.{planned[0]}={wanted[1]} …"
         )
 
 

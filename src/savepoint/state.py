@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from savepoint import rng, tensorfile
+from savepoint import optimizers, rng, schedules, tensorfile
 from savepoint.batches import Batches
 from savepoint.checkpoint import Checkpoint
 from savepoint.errors import CheckpointError
@@ -74,6 +74,7 @@ class Parts:
     val: Batches
     device: torch.device
     autocast: torch.dtype | None
+    searches: bool = False  # the optimizer evaluates the model itself, as often as it likes, in each update
 
 
 _PLAIN = (
@@ -115,8 +116,8 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     saved = checkpoint.state
     restore_model(state.model, checkpoint)
     # The scheduler was built before this: built after, four of torch's would start from the wrong rate.
-    _restore_optimizer(state.optimizer, saved["optimizer"], checkpoint)
-    state.scheduler.load_state_dict(saved["scheduler"])
+    optimizers.restore(state.optimizer, saved["optimizer"], where=str(checkpoint.path))
+    schedules.restore(state.scheduler, saved["scheduler"])
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(saved["scaler"])
     for name in _PLAIN:
@@ -169,25 +170,3 @@ def _misfit(name: str, here: Any, there: Any) -> str | None:
 def _some(names: list[str], *, most: int = 6) -> str:
     rest = len(names) - most
     return ", ".join(sorted(names)[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any], checkpoint: Checkpoint) -> None:
-    here = [group.get("param_names") for group in optimizer.state_dict()["param_groups"]]
-    there = [group.get("param_names") for group in saved["param_groups"]]
-    if here != there:
-        # torch matches by position: two parameters of one shape that swapped places would swap their moments.
-        raise CheckpointError(f"{checkpoint.path}: its optimizer holds the parameters {there}, the model has {here}.")
-    # Copied: a tensor that lies in a file's bytes is aligned otherwise than one of torch's own, and kernels may differ.
-    values = {index: {key: _copied(value) for key, value in entry.items()} for index, entry in saved["state"].items()}
-    optimizer.load_state_dict({**saved, "state": values})
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, entry in values.items():
-        loaded = optimizer.state[parameters[index]]
-        for key, value in entry.items():
-            # torch casts floating state to the parameter's dtype (NAdam's mu_product, ASGD's eta): take that back.
-            if isinstance(value, Tensor) and loaded[key].dtype != value.dtype:
-                loaded[key] = value.to(loaded[key].device)
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value

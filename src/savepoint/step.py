@@ -20,6 +20,22 @@ def update(state: TrainState, parts: Parts, window: list[Any]) -> None:
 
     window: `trainer.accumulate` batches, fewer at the end of an epoch; they may be of different sizes.
     """
+    if parts.searches:
+        samples = _search(state, parts, window)
+    else:
+        samples = _differentiate(state, parts, window, state.sums)
+        state.learning_rates = [float(group["lr"]) for group in state.optimizer.param_groups]
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    # Before any checkpoint: gradients are never state.
+    state.optimizer.zero_grad()
+    state.samples += samples
+    state.batch += len(window)
+    state.step += 1  # also where the scaler skipped the update: schedules follow the data, not the overflows
+
+
+def _differentiate(state: TrainState, parts: Parts, window: list[Any], sums: dict[str, Tensor]) -> int:
+    """Leave the window's gradient, clipped, in the parameters; add to `sums`. Returns: its number of samples."""
     unit = total = 0
     for batch in window:
         outcome = _forward(parts, batch)
@@ -28,21 +44,41 @@ def update(state: TrainState, parts: Parts, window: list[Any]) -> None:
         # Weighted relative to the first batch and put right below: the window's size is known only after its last one.
         loss = outcome.loss if outcome.samples == unit else outcome.loss * (outcome.samples / unit)
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        _add(state.sums, outcome)
+        _add(sums, outcome)
     if total != unit:
         gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, unit / total)
     if parts.settings.trainer.clip_grad_norm is not None:
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), parts.settings.trainer.clip_grad_norm)
+    return total
+
+
+def _search(state: TrainState, parts: Parts, window: list[Any]) -> int:
+    """An update of an optimizer that evaluates the window as often as it likes. The first time counts for the metrics.
+
+    Each evaluation draws the same random numbers: a search needs one function, not another at every point.
+    Returns: the window's number of samples.
+    """
+    drawn, samples = rng.capture(), 0
+
+    def closure() -> Tensor:
+        nonlocal samples
+        state.optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        if samples:
+            rng.restore(drawn)
+        total = _differentiate(state, parts, window, sums)
+        loss = sums["loss"] / total
+        if not samples:
+            samples = total
+            for name, value in sums.items():
+                state.sums[name] = state.sums[name] + value if name in state.sums else value
+        return loss
+
     state.learning_rates = [float(group["lr"]) for group in state.optimizer.param_groups]
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    # Before any checkpoint: gradients are never state.
-    state.optimizer.zero_grad()
-    state.samples += total
-    state.batch += len(window)
-    state.step += 1  # also where the scaler skipped the update: schedules follow the data, not the overflows
+    state.optimizer.step(closure)  # type: ignore[arg-type]  # a tensor, which torch makes a float
+    return samples
 
 
 def evaluate(state: TrainState, parts: Parts, stop: Stop) -> dict[str, float] | None:

@@ -3,7 +3,7 @@
 None of them can run code, read a file or open a socket from plain arguments. Left out on purpose: what takes a
 function (TripletMarginWithDistanceLoss), what is no part of a model by itself (Module, Container, RNNBase, Parameter),
 what needs other processes (SyncBatchNorm, DataParallel), Lazy* (their parameters do not exist when the optimizer is
-built), SequentialLR and ChainedScheduler (they take schedulers that already hold the optimizer).
+built). SequentialLR and ChainedScheduler take other schedulers: `schedules` builds those first.
 """
 
 _OPTIMIZERS = {
@@ -22,10 +22,12 @@ _OPTIMIZERS = {
     "torch.optim.sgd": "SGD",
     "torch.optim.sparse_adam": "SparseAdam",
 }
-# LambdaLR and MultiplicativeLR take an object of a project class that is called with the epoch.
+# LambdaLR and MultiplicativeLR take a function of the epoch: one that project/targets.py names, or an object of a
+# project class.
 _SCHEDULERS = {
-    "torch.optim.lr_scheduler": "ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR"
-    " LambdaLR LinearLR MultiStepLR MultiplicativeLR OneCycleLR PolynomialLR ReduceLROnPlateau StepLR",
+    "torch.optim.lr_scheduler": "ChainedScheduler ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR"
+    " ExponentialLR LambdaLR LinearLR MultiStepLR MultiplicativeLR OneCycleLR PolynomialLR ReduceLROnPlateau"
+    " SequentialLR StepLR",
 }
 _AVERAGING = {"torch.optim.swa_utils": "SWALR"}
 _MODULES = {

@@ -190,6 +190,10 @@ def _call(function: Any, arguments: Iterable[Any], keywords: dict[str, Any], pat
         if type(error) is ValueError:
             raise ConfigError(f"{path}: {error} ({_raised_at(error, function)})") from error
         raise
+    except RuntimeError as error:  # of options that exclude each other; a model's may be the machine's: no memory
+        if type(error) is RuntimeError and function.__module__.startswith("torch.optim"):
+            raise ConfigError(f"{path}: {error}") from error
+        raise
 
 
 def _raised_at(error: Exception, function: Any) -> str:

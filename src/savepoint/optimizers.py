@@ -1,0 +1,214 @@
+"""The optimizer of a run: built from its config, and put back from a checkpoint to the last bit."""
+
+import copy
+import functools
+import inspect
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from savepoint import trust
+from savepoint.errors import CheckpointError, ConfigError
+
+# Keys of conf/optimizer/ that belong to the engine. Every other is an argument of the class.
+OWN = ("fallback", "weight_decay_on")
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+class Both(Optimizer):
+    """Two optimizers as one: `main` for the parameters that it takes, `fallback` for all others.
+
+    They share one `state` and this lists the groups of both, so schedules, a GradScaler and a state_dict see one.
+    """
+
+    def __init__(self, main: Optimizer, fallback: Optimizer) -> None:
+        self.main, self.fallback = main, fallback
+        # What both have by default: schedules look here for what they may change in every group.
+        common = {key: value for key, value in main.defaults.items() if key in fallback.defaults}
+        super().__init__([*main.param_groups, *fallback.param_groups], common)  # the groups themselves, not copies
+        self._link()
+
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.main.step()
+        self.fallback.step()
+        return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What load_state_dict ends in: it has made another `state` and other groups."""
+        super().__setstate__(state)
+        self._link()
+
+    def _link(self) -> None:
+        cut = len(self.main.param_groups)
+        for part, groups in ((self.main, self.param_groups[:cut]), (self.fallback, self.param_groups[cut:])):
+            # Each is shown its own state alone: some of torch's take the first entry for an example of all.
+            own = {p: self.state[p] for group in groups for p in group["params"] if p in self.state}
+            part.__setstate__({"state": defaultdict(dict, own), "param_groups": groups})
+            part.state = self.state
+
+
+def build(node: dict[str, Any], model: nn.Module, *, make: Callable[..., Any]) -> Optimizer:
+    """The optimizer that `node`, the config's group, describes, with the model's parameters.
+
+    make: `trust.make`. Parameters go by their names, so that a checkpoint can tell two of one shape apart.
+    Raises: ConfigError.
+    """
+    main = make({key: value for key, value in node.items() if key not in OWN}, path="optimizer")
+    rest = make(node.get("fallback"), path="optimizer.fallback")
+    decay_on = node.get("weight_decay_on", "all")
+    if decay_on not in ("all", "matrices"):
+        raise ConfigError(f"optimizer.weight_decay_on={decay_on!r}: must be all or matrices.")
+    if rest is not None and not isinstance(rest, functools.partial):
+        raise ConfigError("optimizer.fallback: must be an optimizer, with _target_ and _partial_: true; or null.")
+    kinds = [partial.func for partial in (main, rest) if partial is not None]
+    if decay_on == "matrices" and not any(_decays(kind) for kind in kinds):
+        names = " and ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(f"optimizer.weight_decay_on=matrices: {names} has no weight_decay. Leave it at all.")
+    checks: Any = torch.sparse.check_sparse_tensor_invariants
+    if sparse(model) and not checks.is_enabled():
+        checks.disable()  # said aloud, or torch warns of its own optimizers
+    parameters = list(model.named_parameters())
+    if rest is None:
+        return _one(main, parameters, decay_on, path="optimizer")
+    taken = _taken(main.func, model)
+    mine = [(name, parameter) for name, parameter in parameters if name in taken]
+    others = [(name, parameter) for name, parameter in parameters if name not in taken]
+    first = _one(main, mine, decay_on, path="optimizer")
+    return Both(first, _one(rest, others, decay_on, path="optimizer.fallback")) if others else first
+
+
+def searches(optimizer: Optimizer) -> bool:
+    """Whether its step needs a closure that evaluates the model anew, as LBFGS does."""
+    _, *parameters = inspect.signature(type(optimizer).step).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return bool(parameters) and parameters[0].kind in kinds and parameters[0].default is inspect.Parameter.empty
+
+
+def sparse(model: nn.Module) -> list[str]:
+    """Names of the parameters whose gradients are sparse: weights of embeddings, where nothing else uses them too."""
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
+    own = {id(module.weight) for module in embeddings}
+    others = [module for module in model.modules() if not any(module is each for each in embeddings)]
+    own -= {id(p) for module in others for p in module.parameters(recurse=False)}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in own]
+
+
+def restore(optimizer: Optimizer, saved: dict[str, Any], *, where: str) -> None:
+    """Make a freshly built optimizer the saved one: each value with its type, dtype, strides and sharing.
+
+    saved: its state_dict, as loaded. where: the checkpoint, for the error.
+    Raises: CheckpointError that lists the parameters that are not the same here and there.
+    """
+    _check_names(optimizer, saved, where)
+    before = [dict(group) for group in optimizer.param_groups]
+    # A copy: training must not write into the checkpoint, and a tensor that lies in a file's bytes is aligned otherwise
+    # than one of torch's own, so that kernels may differ. A deep one keeps strides, and what is shared.
+    exact = copy.deepcopy(saved)
+    optimizer.load_state_dict(exact)
+    moved: dict[tuple[int, torch.device], Tensor] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entry in exact["state"].items():
+        if index not in range(len(parameters)):
+            continue  # what belongs to no parameter: torch has taken it as it is
+        parameter = parameters[index]
+        # torch casts floating state to the parameter's dtype (NAdam's mu_product, ASGD's eta): take that back.
+        optimizer.state[parameter] = _uncast(entry, optimizer.state[parameter], moved)
+    for group, fresh in zip(optimizer.param_groups, before, strict=True):
+        for key, value in group.items():  # a rate that is a tensor goes where this run's is
+            if isinstance(value, Tensor) and isinstance(fresh.get(key), Tensor):
+                group[key] = _moved(value, fresh[key].device, moved)
+
+
+def _uncast(exact: Any, loaded: Any, moved: dict[tuple[int, torch.device], Tensor]) -> Any:
+    """What was saved, on the device where torch put it. A number that torch has since made a tensor is one."""
+    if isinstance(exact, Tensor):
+        return _moved(exact, loaded.device, moved)
+    if isinstance(exact, dict):
+        exact.update({key: _uncast(exact.get(key, value), value, moved) for key, value in loaded.items()})
+        return exact
+    if isinstance(exact, list | tuple):
+        return type(exact)([_uncast(a, b, moved) for a, b in zip(exact, loaded, strict=True)])
+    return loaded if isinstance(loaded, Tensor) else exact
+
+
+def _moved(tensor: Tensor, device: torch.device, moved: dict[tuple[int, torch.device], Tensor]) -> Tensor:
+    """One tensor that stands in two places stays one. moved: what has been moved, by its id."""
+    return moved.setdefault((id(tensor), device), tensor.to(device))
+
+
+def _check_names(optimizer: Optimizer, saved: dict[str, Any], where: str) -> None:
+    here = [group.get("param_names") for group in optimizer.state_dict()["param_groups"]]
+    there = [group.get("param_names") for group in saved["param_groups"]]
+    sizes = [[len(group["params"]) for group in one] for one in (optimizer.param_groups, saved["param_groups"])]
+    if here == there and sizes[0] == sizes[1]:
+        return
+    # torch matches by position: two parameters of one shape that swapped places would swap their moments.
+    places_here, places_there = _places(here), _places(there)
+    kinds = {
+        "only there": [name for name in places_there if name not in places_here],
+        "only here": [name for name in places_here if name not in places_there],
+        "in another place": [n for n in places_there if n in places_here and places_here[n] != places_there[n]],
+    }
+    if kinds["only there"] or kinds["only here"]:
+        kinds["in another place"] = _displaced(here, there)
+    faults = [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]
+    told = "; ".join(faults or [f"groups of {sizes[1]} parameters there, of {sizes[0]} here"])
+    raise CheckpointError(f"{where}: its optimizer does not have the parameters that the config builds; {told}.")
+
+
+def _places(groups: list[list[str] | None]) -> dict[str, tuple[int, int]]:
+    return {name: (i, j) for i, names in enumerate(groups) for j, name in enumerate(names or [])}
+
+
+def _displaced(here: list[list[str] | None], there: list[list[str] | None]) -> list[str]:
+    """Names that both have, in another group or order even when those that only one has are left out."""
+    both = set(_places(here)) & set(_places(there))
+    one, other = (_places([[n for n in names or [] if n in both] for names in groups]) for groups in (here, there))
+    return [name for name in other if one[name] != other[name]]
+
+
+def _some(names: list[str], *, most: int = 6) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _one(partial: Any, parameters: Named, decay_on: str, *, path: str) -> Optimizer:
+    groups: list[Any] = list(parameters)
+    if decay_on == "matrices" and _decays(partial.func):
+        matrices = [(name, p) for name, p in parameters if p.dim() >= 2]
+        others = [(name, p) for name, p in parameters if p.dim() < 2]
+        groups = [{"params": matrices}] if matrices else []
+        groups += [{"params": others, "weight_decay": 0.0}] if others else []
+    optimizer = trust.call(partial, groups, path=path)
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(f"{path}: {partial.func.__name__} is not a torch.optim.Optimizer.")
+    return optimizer
+
+
+def _decays(kind: Any) -> bool:
+    return "weight_decay" in inspect.signature(kind).parameters
+
+
+def _taken(kind: Any, model: nn.Module) -> set[str]:
+    """Names of the parameters that an optimizer with a fallback takes itself."""
+    name = kind.__name__
+    if issubclass(kind, torch.optim.Muon):
+        taken, what = [each for each, p in model.named_parameters() if p.dim() == 2], "matrices"
+        advice = "Take the fallback as the optimizer: optimizer=adamw."
+    elif issubclass(kind, torch.optim.SparseAdam):
+        taken, what = sparse(model), "sparse gradients"
+        advice = "A model with nn.Embedding or nn.EmbeddingBag(…, sparse=True) has some: model=embedding."
+    else:
+        raise ConfigError(f"optimizer.fallback: {name} takes every parameter, so none is left. Set it to null.")
+    if not taken:
+        raise ConfigError(f"optimizer: {name} trains {what}, and {type(model).__name__} has none. {advice}")
+    return set(taken)

@@ -1,0 +1,245 @@
+"""Every optimizer with every schedule, precision and clipping: it trains, or it is refused at the start by name."""
+
+import itertools
+import os
+import random
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from savepoint import build, combinations, config, rng
+from savepoint.errors import ConfigError
+from savepoint.state import Parts, TrainState
+from savepoint.step import update
+
+CONF, SOURCE = REPOSITORY / "conf", REPOSITORY / "src"
+MODELS = ("mlp", "cnn", "embedding")
+OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
+SCHEDULERS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml"))
+GRID = list(itertools.product(MODELS, OPTIMIZERS, SCHEDULERS, ("none", "bf16", "fp16"), (None, 1.0)))
+# Those whose groups have rates of their own, and the schedules that set one rate for all.
+SEVERAL_RATES, ONE_RATE = ("muon", "sparse_adam"), ("onecycle", "cyclic", "swa")
+TAKE_SPARSE = ("sparse_adam", "sgd", "adagrad", "lbfgs")
+
+
+@pytest.fixture(autouse=True)
+def own_generators() -> Any:
+    with rng.isolated(), warnings.catch_warnings():
+        # CosineAnnealingWarmRestarts inside SequentialLR, and the like: torch warns of its own calls.
+        warnings.filterwarnings("ignore", message="The epoch parameter in `scheduler.step")
+        yield
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        resolved = OmegaConf.to_container(compose("config", ["tracker=none", *overrides]), resolve=True)
+    assert isinstance(resolved, dict)
+    return resolved
+
+
+def option(group: str, name: str, **interpolated: Any) -> dict[str, Any]:
+    text = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
+    for key, value in interpolated.items():
+        text = text.replace(f"${{{key.replace('__', '.')}}}", repr(value))
+    return yaml.safe_load(text)
+
+
+BASE = composed("data.dataset.limit=100", "data.batch_size=8", "trainer.max_epochs=2", "trainer.deterministic=true")
+
+
+def made(**groups: Any) -> dict[str, Any]:
+    """The base with groups replaced, or keys of them: model="cnn", trainer={"accumulate": 2}."""
+    full = {group: dict(value) if isinstance(value, dict) else value for group, value in BASE.items()}
+    for group, given in groups.items():
+        if isinstance(given, str):
+            rate = full["optimizer"]["lr"]
+            full[group] = option(group, given, optimizer__lr=rate)
+        else:
+            full[group] |= given
+    return full
+
+
+def assembled(full: dict[str, Any]) -> tuple[TrainState, Parts]:
+    return build.assemble(full, config.check(full, source=SOURCE), source=SOURCE)
+
+
+def trains(full: dict[str, Any], steps: int = 3) -> TrainState:
+    state, parts = assembled(full)
+    state.model.train()
+    state.optimizer._opt_called = True
+    before = {name: parameter.detach().clone() for name, parameter in state.model.named_parameters()}
+    for batch in itertools.islice(parts.train.epoch(0), steps):
+        update(state, parts, [batch])
+        state.scheduler.step(*([1.0] if full["scheduler"]["monitor"] else []))
+    assert all(parameter.isfinite().all() for parameter in state.model.parameters())
+    if not state.scaler.is_enabled():  # its first steps overflow, and are skipped
+        assert any(not torch.equal(before[name], parameter) for name, parameter in state.model.named_parameters())
+    return state
+
+
+def refusals(model: str, optimizer: str, scheduler: str, amp: str, clip: float | None) -> list[str]:
+    """How each line begins that this combination of options is refused with."""
+    lines = []
+    if optimizer == "sparse_adam" and model != "embedding":
+        return ["optimizer: SparseAdam trains sparse gradients, and"]  # nothing is left to be combined
+    if optimizer == "lbfgs" and amp == "fp16":
+        lines.append("amp.dtype=float16: a GradScaler cannot serve LBFGS")
+    if optimizer in SEVERAL_RATES and scheduler in ONE_RATE:
+        keys = {"onecycle": ["max_lr"], "cyclic": ["max_lr", "base_lr"], "swa": ["swa_lr"]}[scheduler]
+        lines += [f"scheduler.{key}=" for key in keys]
+    if model == "embedding" and optimizer not in TAKE_SPARSE:
+        lines.append("optimizer: ")
+    if model == "embedding" and clip is not None:
+        lines.append("trainer.clip_grad_norm: torch clips no sparse gradients, and table.weight has them.")
+    return lines
+
+
+def holds(combination: tuple[Any, ...]) -> None:
+    model, optimizer, scheduler, amp, clip = combination
+    full = made(model=model, optimizer=optimizer, amp=amp, trainer={"clip_grad_norm": clip})
+    full["scheduler"] = option("scheduler", scheduler, optimizer__lr=full["optimizer"]["lr"])
+    expected = refusals(*combination)
+    if not expected:
+        trains(full)
+        return
+    with pytest.raises(ConfigError) as error:
+        assembled(full)
+    told = str(error.value).splitlines()
+    assert len(told) == len(expected), told
+    assert all(line.startswith(start) for line, start in zip(told, expected, strict=True)), told
+
+
+def test_some_combinations_of_all_options_train_or_are_refused() -> None:
+    generator = random.Random(int(os.environ.get("SAVEPOINT_TEST_SEED", "0")))
+    for combination in generator.sample(GRID, 250):
+        try:
+            holds(combination)
+        except Exception as error:
+            raise AssertionError(f"{combination}: {error}") from error
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_all_combinations_of_all_options_train_or_are_refused(optimizer: str) -> None:
+    for combination in GRID:
+        if combination[1] == optimizer:
+            try:
+                holds(combination)
+            except Exception as error:
+                raise AssertionError(f"{combination}: {error}") from error
+
+
+def step(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"_target_": f"torch.optim.lr_scheduler.{name}", "_partial_": True, **arguments}
+
+
+def chain(name: str, *schedulers: dict[str, Any], **arguments: Any) -> dict[str, Any]:
+    return {**step(name, schedulers=list(schedulers), **arguments), "interval": "step", "monitor": None}
+
+
+SLOW, FALL = step("LinearLR", total_iters=2), step("ExponentialLR", gamma=0.9)
+PLATEAU = step("ReduceLROnPlateau")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("scheduler", ["OneCycleLR", "CyclicLR"])
+def test_momentum_is_cycled_where_every_group_has_one(optimizer: str, scheduler: str) -> None:
+    own = {"total_steps": None} if scheduler == "OneCycleLR" else {"base_lr": 0.01}
+    node = {**step(scheduler, max_lr=0.1, cycle_momentum=True, **own), "interval": "step", "monitor": None}
+    full = made(optimizer=optimizer, model="embedding" if optimizer == "sparse_adam" else "mlp", scheduler=node)
+    if "fallback" in full["optimizer"]:
+        full["optimizer"]["fallback"]["lr"] = full["optimizer"]["lr"]
+    if optimizer in ("adagrad", "asgd", "adadelta", "rprop", "lbfgs", "adafactor", "muon"):
+        with pytest.raises(ConfigError, match=r"^scheduler\.cycle_momentum=true: .* Set it to false\.$"):
+            assembled(full)
+        full["scheduler"]["cycle_momentum"] = False
+    trains(full)
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        ({"scheduler": chain("SequentialLR", SLOW, PLATEAU, milestones=[2])}, "scheduler.schedulers[1]: ReduceLROnPlateau"),
+        ({"scheduler": chain("ChainedScheduler", PLATEAU)}, "scheduler.schedulers[0]: ReduceLROnPlateau follows a metric"),
+        ({"scheduler": {**PLATEAU, "interval": "step", "monitor": "val/loss"}}, "scheduler: ReduceLROnPlateau follows"),
+        ({"scheduler": chain("SequentialLR", SLOW, chain("ChainedScheduler", FALL), milestones=[2])},
+         "scheduler.schedulers[1]: SequentialLR can begin with a ChainedScheduler, and not go over to one."),
+        ({"scheduler": chain("SequentialLR", SLOW, chain("SequentialLR", FALL, milestones=[]), milestones=[2])},
+         "scheduler.schedulers[1]: SequentialLR can begin with a SequentialLR, and not go over to one."),
+        ({"optimizer": {"capturable": True}, "trainer": {"device": "cpu"}}, "optimizer.capturable=true: AdamW can be captured"),
+        ({"optimizer": {"differentiable": True}}, "optimizer.differentiable=true: AdamW would keep each step's graph."),
+        ({"optimizer": {"fused": True, "foreach": True}}, "optimizer: `fused` and `foreach` cannot be `True` together."),
+    ],
+)  # fmt: skip
+def test_what_torch_takes_and_then_fails_at_is_refused_at_the_start(groups: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        assembled(made(**groups))
+    assert str(error.value).startswith(told)
+
+
+@pytest.mark.parametrize("scheduler", [
+    chain("SequentialLR", step("ChainedScheduler", schedulers=[SLOW, FALL]), FALL, milestones=[1]),
+    chain("SequentialLR", step("SequentialLR", schedulers=[SLOW, FALL], milestones=[1]), FALL, milestones=[2]),
+    chain("ChainedScheduler", step("SequentialLR", schedulers=[SLOW, FALL], milestones=[1]), FALL),
+])  # fmt: skip
+def test_chains_that_begin_with_a_chain_train(scheduler: dict[str, Any]) -> None:
+    trains(made(scheduler=scheduler))
+
+
+@pytest.mark.parametrize(("optimizer", "options", "refused"), [
+    ("sgd", {}, False), ("sgd", {"weight_decay": 0.1}, True), ("sgd", {"fused": True}, True), ("adagrad", {}, False),
+    ("adagrad", {"weight_decay": 0.1}, True), ("adagrad", {"fused": True}, True), ("lbfgs", {}, False), ("adam", {}, True),
+    ("sparse_adam", {"fallback": None}, True), ("muon", {"fallback": None}, True),
+])  # fmt: skip
+def test_sparse_gradients_go_to_what_takes_them(optimizer: str, options: dict[str, Any], refused: bool) -> None:
+    full = made(model="embedding", optimizer=optimizer)
+    full["optimizer"] |= options
+    if refused:
+        with pytest.raises(ConfigError, match=r"^optimizer: "):
+            assembled(full)
+        if optimizer in ("sgd", "adagrad", "adam"):
+            trains(full | {"model": full["model"] | {"sparse": False}})
+    else:
+        trains(full)
+
+
+def test_sparse_gradients_of_unequal_batches_are_averaged() -> None:
+    full = made(model="embedding", optimizer="sparse_adam", trainer={"accumulate": 2})
+    state, parts = assembled(full)
+    first, second = itertools.islice(parts.train.epoch(0), 2)
+    update(state, parts, [first, [part[:3] for part in second]])
+    assert state.samples == 11 and state.model.bias.abs().sum() > 0
+
+
+def setup(model: torch.nn.Module, optimizer: torch.optim.Optimizer, **groups: Any) -> combinations.Setup:
+    full = made(**groups)
+    return combinations.Setup(
+        full["scheduler"], config.check(full, source=SOURCE), model, optimizer, torch.device("cpu")
+    )
+
+
+def test_lbfgs_is_refused_parameters_that_are_not_contiguous() -> None:
+    model = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    one = setup(model, torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(ConfigError, match=r"^optimizer: LBFGS takes contiguous parameters only, and weight is not\."):
+        combinations.check(one.node, one.settings, model=model, optimizer=one.optimizer, device=one.device)
+
+
+def test_a_scaler_is_refused_half_precision_parameters() -> None:
+    model = torch.nn.Linear(1, 1, dtype=torch.float16)
+    one = setup(model, torch.optim.SGD(model.parameters()), amp="fp16")
+    with pytest.raises(ConfigError, match=r"^amp\.dtype=float16: weight is float16 already"):
+        combinations.check(one.node, one.settings, model=model, optimizer=one.optimizer, device=one.device)
+
+
+def test_lbfgs_is_no_fallback() -> None:
+    full = made(optimizer="muon")
+    full["optimizer"]["fallback"] = {"_target_": "torch.optim.LBFGS", "_partial_": True, "lr": 0.02}
+    with pytest.raises(ConfigError, match=r"^optimizer\.fallback: LBFGS needs all parameters to itself\."):
+        assembled(full)
