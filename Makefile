@@ -32,6 +32,10 @@ test: setup  ## the tests, under ten minutes
 test-all: setup  ## the tests and those that take longer
 	.venv/bin/python -m pytest -n 2 --dist loadfile
 
+test-node: setup  ## read a checkpoint with JavaScript; needs npm
+	npm ci --prefix tests/node --silent
+	.venv/bin/python -m pytest tests/node
+
 check: setup  ## lint, types and tests
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
@@ -41,5 +45,5 @@ check: setup  ## lint, types and tests
 bench: setup  ## what the README says about speed
 	.venv/bin/python benchmarks/step.py
 
-.PHONY: help setup train resume demo ui test test-all check bench
+.PHONY: help setup train resume demo ui test test-all test-node check bench
 .DEFAULT_GOAL := help
