@@ -5,6 +5,8 @@ import hashlib
 import json
 import random
 import re
+import subprocess
+import sys
 from collections import Counter, OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from savepoint import (
@@ -111,7 +114,7 @@ def held(state: TrainState, generators: dict[str, Any]) -> dict[str, Any]:
     values = {name: getattr(state, name) for name in ("learning_rates", "metrics", "best", "schedule_length")}
     torchs = {name: getattr(state, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
     epoch = {"sums": state.sums, "logged": state.logged}
-    model = {"model_extra": {}, "model_versions": versions}
+    model = {"model_extra": {}, "model_versions": versions, "frozen": []}
     return {"format": 1, "rng": generators} | counts | values | torchs | epoch | model
 
 
@@ -183,6 +186,31 @@ def test_reader_reads_every_dtype_and_every_tag(reader: SimpleNamespace, tmp_pat
     assert differences(read, {"format": 1, **state}, "state") == []
     assert read["same"][0] is read["same"][1]
     assert set(re.findall(r'"(\$[a-z]+)":', (path / "state.json").read_text())) == TAGS
+
+
+# Of somebody who has the checkpoint, the model's own source, and nothing of ours.
+STRANGER = """
+import json, runpy, sys
+sys.modules["savepoint"] = sys.modules["project"] = None
+import torch
+from safetensors.torch import load_file
+_, source, name, arguments, weights = sys.argv
+model = runpy.run_path(source)[name](**json.loads(arguments))
+model.load_state_dict(load_file(weights))
+with torch.no_grad():
+    print(model.eval()(torch.linspace(0, 1, 64).reshape(1, 1, 8, 8)).tolist())
+"""
+
+
+def test_weights_load_with_nothing_of_ours_installed(trained: SimpleNamespace) -> None:
+    node = yaml.safe_load((trained.path / "config.yaml").read_text())["model"]
+    module, _, name = node.pop("_target_").rpartition(".")
+    source = REPOSITORY / "src" / f"{module.replace('.', '/')}.py"
+    order = [sys.executable, "-I", "-c", STRANGER, source, name, json.dumps(node), trained.path / "model.safetensors"]
+    done = subprocess.run(order, capture_output=True, text=True, check=True)
+    with torch.no_grad():
+        expected = trained.state.model.eval()(torch.linspace(0, 1, 64).reshape(1, 1, 8, 8))
+    assert json.loads(done.stdout) == expected.tolist()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "state.json", "config.yaml"])

@@ -442,3 +442,26 @@ def test_two_parameters_of_one_shape_that_swapped_places_are_refused_by_name(tmp
 
     text = refusal(tmp_path, lambda: Pair("a", "b"), lambda: Pair("b", "a"))
     assert "in another place: a, b" in text
+
+
+def test_what_was_unfrozen_or_frozen_in_training_is_so_again(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        model = Net()
+        model.inner.bias.requires_grad_(False)
+        return model
+
+    with rng.isolated():
+        one, two = fresh(make), fresh(make)
+        train(one, 2)
+        one.model.inner.bias.requires_grad_(True)  # type: ignore[union-attr]
+        one.model.norm.weight.requires_grad_(False)  # type: ignore[union-attr]
+        found = saved(one, tmp_path)
+        train(one, 3)
+        state.restore(two, found)
+        train(two, 3)
+    frozen = [name for name, parameter in two.model.named_parameters() if not parameter.requires_grad]
+    assert found.state["frozen"] == frozen == ["norm.weight"]
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True))
+    del found.state["frozen"]  # as in the first checkpoints
+    state.restore(two := fresh(make), found)
+    assert not two.model.inner.bias.requires_grad  # type: ignore[union-attr]

@@ -95,6 +95,8 @@ def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         # Extra state that is no tensor, and the versions of modules: both are part of a state_dict.
         "model_extra": {name: value for name, value in whole.items() if name not in model},
         "model_versions": {name: entry.get("version") for name, entry in getattr(whole, "_metadata", {}).items()},
+        # No part of a state_dict: layers that were unfrozen in training would be frozen again.
+        "frozen": [name for name, parameter in state.model.named_parameters() if not parameter.requires_grad],
         "rng": rng.capture(),
     }
     return model, tree
@@ -115,6 +117,9 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     """Make a freshly built state the saved one. Raises: CheckpointError, with the names, if it does not fit."""
     saved = checkpoint.state
     restore_model(state.model, checkpoint)
+    if "frozen" in saved:  # not in the first checkpoints
+        for name, parameter in state.model.named_parameters():
+            parameter.requires_grad_(name not in saved["frozen"])
     # The scheduler was built before this: built after, four of torch's would start from the wrong rate.
     optimizers.restore(state.optimizer, saved["optimizer"], where=str(checkpoint.path))
     schedules.restore(state.scheduler, saved["scheduler"])
