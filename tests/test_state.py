@@ -322,17 +322,21 @@ def test_extra_state_may_be_a_tensor_that_grows(tmp_path: Path) -> None:
     assert torch.equal(two.model.losses, torch.tensor([1.0, 2.0]))
 
 
-def named_metadata() -> nn.Module:
-    module = nn.Linear(1, 1)
-    module.register_buffer("__metadata__", torch.tensor([7.0]))
-    return module
+@pytest.mark.parametrize("name", ["__metadata__", "/etc/passwd", "\\\\host", "a\0b"])
+def test_a_buffer_of_a_name_that_no_file_should_have_comes_back(tmp_path: Path, name: str) -> None:
+    """One is what safetensors calls its metadata; the others would lead a reader that makes files of tensors astray."""
 
+    def named() -> nn.Module:
+        module = nn.Linear(1, 1)
+        module._buffers[name] = torch.tensor([7.0])
+        return module
 
-def test_a_buffer_of_the_name_that_safetensors_keeps_for_itself_comes_back(tmp_path: Path) -> None:
-    one, two = fresh(named_metadata), fresh(named_metadata)
-    one.model.get_buffer("__metadata__").fill_(3.0)
-    state.restore(two, saved(one, tmp_path))
-    assert two.model.get_buffer("__metadata__").item() == 3.0
+    one, two = fresh(named), fresh(named)
+    one.model._buffers[name].fill_(3.0)  # type: ignore[union-attr]
+    found = saved(one, tmp_path)
+    assert set(found.model) == {"weight", "bias"} and list(found.state["model_extra"]) == [name]
+    state.restore(two, found)
+    assert two.model._buffers[name].item() == 3.0  # type: ignore[union-attr]
 
 
 def test_the_versions_of_modules_reach_their_loading_code(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _holds(name: str, value: Any) -> bool:
     """Whether model.safetensors can hold it. What a module calls its extra state is no parameter, even as a tensor."""
-    if not isinstance(value, Tensor) or _extra(name) or name == tensorfile.METADATA:
+    if not isinstance(value, Tensor) or _extra(name) or not tensorfile.nameable(name):
         return False
     return value.layout is torch.strided and value.dtype in tensorfile.NAMES
 
