@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from savepoint import history
+from savepoint.errors import UserError
 from savepoint.history import History
 
 
@@ -186,3 +187,11 @@ def test_sync_tells_that_somebody_removed_the_file(path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=path.name):
         log.sync()
     log.close()
+
+
+@pytest.mark.parametrize("line", [b'{"step": 2, "epo', b"\xff\xfe", b""])
+def test_a_line_that_somebody_broke_is_named(path: Path, line: bytes) -> None:
+    lines = filled(path, 3).splitlines()
+    path.write_bytes(b"\n".join([lines[0], line, lines[2], b""]))
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is no JSON"):
+        History(path)

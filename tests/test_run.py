@@ -84,7 +84,7 @@ def test_lock_is_for_one_process_and_ends_with_it(tmp_path: Path) -> None:
     made.hold().release()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"id": 5}', "\0"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"id": 5}', '{"id": "abcd0001", "name": null}', "\0"])
 def test_record_that_cannot_be_read_is_told_and_left_out(tmp_path: Path, text: str) -> None:
     good = create(tmp_path / "runs" / "d" / "good")
     bad = tmp_path / "runs" / "d" / "bad"

@@ -431,8 +431,8 @@ def test_names_and_shapes_are_compared_before_memory_is_taken(tmp_path: Path) ->
         huge = nn.Linear(10**6, 10**6)
         fine = nn.Linear(2, 2)
     with pytest.raises(CheckpointError, match=r"weight is \[2, 2\] there and \[1000000, 1000000\] in the model"):
-        state.fits(huge, loaded.model, loaded)
-    state.fits(fine, loaded.model, loaded)
+        state.fits(huge, loaded)
+    state.fits(fine, loaded)
 
 
 def test_two_parameters_of_one_shape_that_swapped_places_are_refused_by_name(tmp_path: Path) -> None:
@@ -469,3 +469,23 @@ def test_what_was_unfrozen_or_frozen_in_training_is_so_again(tmp_path: Path) -> 
     del found.state["frozen"]  # as in the first checkpoints
     state.restore(two := fresh(make), found)
     assert not two.model.inner.bias.requires_grad  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"optimizer": None}, "is of no training: state.json lacks optimizer, or has another kind."),
+        ({"history_lines": "x", "epoch": 1.0}, "lacks epoch, history_lines, or"),
+        ({"optimizer": {}}, "its optimizer is none that can be restored here (KeyError: 'param_groups')."),
+        ({"scaler": {"scale": 1.0}}, "its scaler is none that can be restored here (KeyError: "),
+        ({"sums": {"loss": 1.0}}, "its sums is none that can be restored here (AttributeError: "),
+        ({"rng": {}}, "its rng is none that can be restored here (KeyError: "),
+    ],
+)
+def test_a_state_of_something_else_is_told_and_no_traceback(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+    with rng.isolated():
+        found = saved(fresh(fp16=True), tmp_path)
+        found.state.update(changed)
+        with pytest.raises(CheckpointError) as error:
+            state.restore(fresh(fp16=True), found)
+    assert str(found.path) in str(error.value) and told in str(error.value)

@@ -100,7 +100,7 @@ def _compare(node: Any, checkpoint: Checkpoint, source: Path) -> None:
             model = trust.make(node, path="model", source=source)
     except RuntimeError:
         return  # a model that reads values while it is built: it is compared once it is
-    fits(model, checkpoint.model | checkpoint.state["model_extra"], checkpoint)
+    fits(model, checkpoint)
 
 
 def _dataset(config: dict[str, Any], split: str, make: Callable[..., Any]) -> Any:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from savepoint import files
+from savepoint.errors import UserError
 
 
 class History:
@@ -66,10 +67,22 @@ class History:
 
 
 def read(path: Path) -> list[dict[str, object]]:
-    """Every whole line. A last line that a kill tore is not one."""
+    """Every whole line. A last line that a kill tore is not one.
+
+    Raises: UserError that names the line, where somebody has edited the file.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    lines = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if line.endswith(b"\n"):
+            try:
+                lines.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(
+                    f"{path}: line {number} is no JSON ({error}). Mend it by hand, or take it from the tracker."
+                ) from error
+    return lines
 
 
 def cut(path: Path, *, lines: int) -> None:

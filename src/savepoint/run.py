@@ -22,6 +22,7 @@ from savepoint import files, provenance
 from savepoint.errors import UserError
 
 RECORD, CONFIG, CHECKPOINTS, METRICS, LOG = "run.json", "config.yaml", "checkpoints", "metrics.jsonl", "train.log"
+_RECORDED = ("name", "status", "started", "tracker", "parents", "sweep", "overrides")
 LOCK = ".lock"
 MIN_ID, MIN_TRACKER_ID = 4, 6  # characters of a prefix
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -181,6 +182,8 @@ def read(directory: Path) -> Run:
         record = json.loads((directory / RECORD).read_bytes())
         if not isinstance(record, dict) or not isinstance(record["id"], str):
             raise ValueError("no id")
+        if missing := [key for key in _RECORDED if key not in record]:
+            raise ValueError(f"no {', '.join(missing)}")
     except FileNotFoundError:
         raise UserError(f"{directory} is not a run: it has no {RECORD}.") from None
     except (OSError, ValueError, KeyError) as error:

@@ -3,8 +3,10 @@
 What is in neither does not survive a restart.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Any, Protocol
 
 import torch
@@ -83,6 +85,18 @@ _PLAIN = (
 )
 
 
+_KINDS: dict[str, type | UnionType] = {
+    **dict.fromkeys(("epoch", "step", "batch", "history_lines", "samples"), int),
+    **dict.fromkeys(
+        ("metrics", "sums", "optimizer", "scheduler", "scaler", "model_extra", "model_versions", "rng"), dict
+    ),
+    "learning_rates": list,
+    "logged": tuple,
+    "best": dict | None,
+    "schedule_length": int | None,
+}
+
+
 def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The model's tensors under its own names, and all the rest as one tree. Nothing is copied: save it at once."""
     whole = state.model.state_dict()
@@ -121,35 +135,58 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
         for name, parameter in state.model.named_parameters():
             parameter.requires_grad_(name not in saved["frozen"])
     # The scheduler was built before this: built after, four of torch's would start from the wrong rate.
-    optimizers.restore(state.optimizer, saved["optimizer"], where=str(checkpoint.path))
-    schedules.restore(state.scheduler, saved["scheduler"])
+    with _told(checkpoint, "optimizer"):
+        optimizers.restore(state.optimizer, saved["optimizer"], where=str(checkpoint.path))
+    with _told(checkpoint, "scheduler"):
+        schedules.restore(state.scheduler, saved["scheduler"])
     if state.scaler.is_enabled():
-        state.scaler.load_state_dict(saved["scaler"])
+        with _told(checkpoint, "scaler"):
+            state.scaler.load_state_dict(saved["scaler"])
     for name in _PLAIN:
         setattr(state, name, saved[name])
     device = next(state.model.parameters()).device
-    state.sums = {name: value.to(device, copy=True) for name, value in saved["sums"].items()}
+    with _told(checkpoint, "sums"):
+        state.sums = {name: value.to(device, copy=True) for name, value in saved["sums"].items()}
     # Last: building the model and the data above drew from these generators.
-    rng.restore(saved["rng"])
+    with _told(checkpoint, "rng"):
+        rng.restore(saved["rng"])
+
+
+@contextlib.contextmanager
+def _told(checkpoint: Checkpoint, part: str) -> Iterator[None]:
+    """What torch raises where a state is not one of the object that it is given to."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{checkpoint.path}: its {part} is none that can be restored here ({what}).") from error
 
 
 def restore_model(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Load the weights and buffers. Raises: CheckpointError that lists the names that do not fit."""
-    weights = checkpoint.model | checkpoint.state["model_extra"]
-    fits(model, weights, checkpoint)
-    own = model.state_dict()
+    fits(model, checkpoint)
+    weights, own = _weights(checkpoint), model.state_dict()
     ordered = type(own)((name, weights[name]) for name in own)
     versions = checkpoint.state["model_versions"]
     ordered._metadata = {name: {"version": version} for name, version in versions.items()}  # type: ignore[attr-defined]
     model.load_state_dict(ordered)
 
 
-def fits(model: nn.Module, weights: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+def _weights(checkpoint: Checkpoint) -> dict[str, Any]:
+    extra: dict[str, Any] = checkpoint.state["model_extra"]
+    return checkpoint.model | extra
+
+
+def fits(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Names, shapes and dtypes, compared without touching a value: the model may be on the meta device.
 
     Raises: CheckpointError that lists what is missing, unexpected or of another shape.
     """
-    own = model.state_dict()
+    if odd := [name for name, kind in _KINDS.items() if not isinstance(checkpoint.state.get(name), kind)]:
+        raise CheckpointError(
+            f"{checkpoint.path} is of no training: state.json lacks {', '.join(odd)}, or has another kind."
+        )
+    own, weights = model.state_dict(), _weights(checkpoint)
     kinds = {
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],
