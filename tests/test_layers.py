@@ -17,7 +17,7 @@ LAYERS = """
     tree trust compose overrides progress provenance
     trackers config optimizers schedules
     run trackers.none trackers.mlflow_process trackers.mlflow_store batches checkpoint combinations
-    trackers.mlflow trackers.mlflow_mirror sweep compare state
+    trackers.mlflow trackers.mlflow_mirror sweep compare verify state
     trackers.mlflow_worker step saves build demo
     loop
     job

@@ -86,7 +86,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
                 if line not in ELSEWHERE and line not in told.ended and not line.startswith("python -m savepoint"):
                     told.ended[line] = run_small(told, line)
             for line in commands():
-                if line.startswith("python -m savepoint diff"):
+                if line.startswith(("python -m savepoint diff", "python -m savepoint verify")):
                     told.ended[line] = Background(clone, *shlex.split(told.meant(line))[1:]).end()
             told.ended["python -m savepoint ui"] = ui.page(port)
         told.ended["python -m savepoint demo"] = demo.end()
@@ -228,6 +228,15 @@ def test_fine_tuned_run_begins_with_the_other_runs_weights(story: Story) -> None
     started = run.read(story.clone / re.findall(r"^run \S+  (\S+)", output, re.MULTILINE)[0])
     fresh, tuned = (history.read(one.metrics)[0]["val/accuracy"] for one in (story.first, started))
     assert float(str(tuned)) > 0.95 > float(str(fresh))
+
+
+def test_verify_names_every_checkpoint_of_the_run(story: Story) -> None:
+    (line,) = [line for line in story.ended if "verify" in line]
+    assert story.first is not None
+    told = story.ended[line].output.splitlines()
+    names = checkpoint.names(story.first.checkpoints)
+    assert [row.split()[0] for row in told[1:-1]] == names and all(row.endswith("sound") for row in told[1:-1])
+    assert told[-1] == f"{len(names)} checkpoints: {len(names)} sound; resume would begin from {names[-1]}"
 
 
 def test_ui_serves_mlflows_page(story: Story) -> None:

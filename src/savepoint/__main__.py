@@ -1,15 +1,17 @@
-"""The command line: python -m savepoint diff A B | demo | ui."""
+"""The command line: python -m savepoint diff A B | verify RUN | demo | ui."""
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from savepoint import run
+from savepoint import plain, run
 from savepoint.errors import UserError
 
 USAGE = """\
 usage: python -m savepoint diff <run> <run>   what differs between two runs' newest checkpoints and histories
+       python -m savepoint verify <run>       whether its checkpoints are sound, all of them or the one after @
        python -m savepoint demo               train, kill, resume, and compare every bit
        python -m savepoint ui [--port 5000]   the tracker's web page, on this machine only"""
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -20,6 +22,8 @@ def main(arguments: list[str]) -> int:
         match arguments:
             case ["diff", a, b]:
                 return _diff(a, b)
+            case ["verify", text]:
+                return _verify(text)
             case ["demo"]:
                 from savepoint import demo
 
@@ -33,7 +37,7 @@ def main(arguments: list[str]) -> int:
                 return 0
         raise UserError(f"{' '.join(arguments)!r} is no command.\n{USAGE}")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain.printable(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `… | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,6 +52,22 @@ def _diff(a: str, b: str) -> int:
     differences = compare.runs(found[0].run, found[1].run)
     print("\n".join(differences) if differences else "identical")
     return 1 if differences else 0
+
+
+def _verify(text: str) -> int:
+    """Exit code: 0 if all are sound, 1 if not."""
+    from savepoint import verify
+
+    try:
+        # Flushed: the next checkpoint may take a minute.
+        sound = verify.report(
+            verify.find(text, REPOSITORY), source=REPOSITORY / "src", say=functools.partial(print, flush=True)
+        )
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"{text} cannot be read: {error.strerror}.") from error
+    return 0 if sound else 1
 
 
 def _ui(port: str) -> int:
