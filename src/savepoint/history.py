@@ -46,15 +46,16 @@ class History:
 
         Raises: OSError if the disk refuses a line, or somebody removed the file.
         """
-        with self._turn:
-            try:
+        try:
+            with self._turn:
                 self._write()
-                os.fsync(self._file.fileno())
-                if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            except OSError as error:
-                error.filename = str(self.path)
-                raise
+            # Not in turn: the next line of a training that goes on need not wait for the disk.
+            os.fsync(self._file.fileno())
+            if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
     def _write(self) -> None:
         while self._pending:  # torn where the disk became full: what follows completes the line

@@ -51,11 +51,15 @@ class Snapshot:
 
     def _copy_beside(self, device: torch.device, tensors: list[Tensor]) -> None:
         """On a stream of its own: this thread does not wait, and the next update does, on the device, for the copy."""
-        side = self._streams.setdefault(device, torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side = self._streams[device]
         training = torch.cuda.current_stream(device)
         side.wait_stream(training)
         with torch.cuda.stream(side):
             for view, tensor in zip(self._views, tensors):
-                view.copy_(tensor, non_blocking=True)
-            self._copied = [side.record_event()]
+                # Resolved on the device: `copy_` would do it on the host, before the bytes are there (pytorch#146286).
+                view.copy_(tensor.resolve_conj().resolve_neg(), non_blocking=True)
+            # Blocking: the thread that waits for it sleeps, rather than keeping a core busy.
+            self._copied = [side.record_event(torch.cuda.Event(blocking=True))]  # type: ignore[no-untyped-call]
         training.wait_stream(side)
