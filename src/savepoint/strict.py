@@ -1,6 +1,5 @@
 """Files that a stranger may have written: what is odd about them is an error before any of it is used."""
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -69,14 +68,13 @@ def _read(path: Path, exactly: int | None, at_most: int | None, each: Callable[[
 
 
 def _memory(size: int) -> Memory:
-    """Room for a file. In large pages where it is large: with small ones, taking the room costs more than reading."""
+    """Room for a file's bytes. Where it is large, from the system: a bytearray would be filled with zeros first."""
     if size < CHUNK:
         return bytearray(size)
-    area = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # only a wish
-            area.madvise(mmap.MADV_HUGEPAGE)
-    return area
+    if os.name == "nt":
+        return mmap.mmap(-1, size)
+    # Private: shared is what Python would make it, which is slower to take, and a forked process would write into it.
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def parse(data: Memory, path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Why not the library's `save_file`: it leaves the file unsynced, with mode 0600 w
 at random, so that equal contents have unequal digests; and the digest of what is written is best taken while writing.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -70,18 +71,9 @@ class Plan:
     def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         # Widest first keeps every tensor aligned to its element size.
         names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-        entries: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
-        end = 0
-        for name in names:
-            assert nameable(name), f"no reader should open a file with a tensor named {name!r}"
-            tensor = tensors[name]
-            start, end = end, end + tensor.numel() * tensor.element_size()
-            entries[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self.header = len(text).to_bytes(8, "little") + text
+        described = tuple((name, tensors[name].dtype, tensors[name].shape) for name in names)
+        self.header, self.bytes = _header(described, tuple(sorted(metadata.items())))
         self.tensors = [tensors[name] for name in names]
-        self.bytes = end
 
     def of(self, tensors: list[Tensor]) -> "Plan":
         """The same file from other memory: tensors whose bytes, one after the other, are those of these."""
@@ -120,6 +112,22 @@ class Plan:
         return digest.hexdigest()
 
 
+@functools.lru_cache(maxsize=4)  # a run's checkpoints have the same two headers again and again
+def _header(
+    described: tuple[tuple[str, torch.dtype, torch.Size], ...], metadata: tuple[tuple[str, str], ...]
+) -> tuple[bytes, int]:
+    """The bytes before the tensors', and how many bytes those are."""
+    entries: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    end = 0
+    for name, dtype, shape in described:
+        assert nameable(name), f"no reader should open a file with a tensor named {name!r}"
+        start, end = end, end + shape.numel() * dtype.itemsize
+        entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, end
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Written:
     """Write a new file, fsynced. Equal tensors and metadata give equal bytes, in every process.
 
@@ -135,7 +143,7 @@ def nameable(name: str) -> bool:
         name != METADATA
         and not name.startswith(("/", "\\"))
         and "\0" not in name
-        and ".." not in re.split(r"[/\\]", name)
+        and (".." not in name or ".." not in re.split(r"[/\\]", name))
     )
 
 

@@ -15,6 +15,7 @@ Not kept: which lists and dicts are one object in two places, and gradients (`.g
 tensors that look into the same memory in the same way become one object.
 """
 
+import functools
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -57,22 +58,27 @@ def join(tensors: dict[str, Tensor], values: Any) -> Any:
     return _Joiner(tensors).decode(values, ())
 
 
-def _leaves(tree: Any, seen: set[int], depth: int = 0) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        if id(tree) not in seen:
-            seen.add(id(tree))
-            yield from encoding.parts(tree)
-    elif depth < MAX_DEPTH and isinstance(tree, dict | list | tuple) and id(tree) not in seen:
-        seen.add(id(tree))  # once: a tree with circles in it has more ways through it than there is time
-        for value in tree.values() if isinstance(tree, dict) else tree:
-            yield from _leaves(value, seen, depth + 1)
+def _leaves(tree: Any) -> Iterator[Tensor]:
+    seen: set[int] = set()  # each once: a tree with circles in it has more ways through it than there is time
+    waiting = [(tree, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, Tensor):
+            yield from encoding.parts(node)
+        elif depth < MAX_DEPTH and isinstance(node, dict | list | tuple):
+            values = node.values() if isinstance(node, dict) else node
+            # A generator's state is hundreds of numbers.
+            waiting += [(each, depth + 1) for each in values if isinstance(each, Tensor | dict | list | tuple)]
 
 
 def _shared_storages(tree: Any) -> set[int]:
     """Addresses of the memory that two or more different tensors of the tree look into."""
     met: set[int] = set()
     shared: set[int] = set()
-    for tensor in _leaves(tree, set()):
+    for tensor in _leaves(tree):
         address = encoding.address(tensor)
         if address in met:
             shared.add(address)
@@ -99,9 +105,9 @@ class _Splitter:
         if kind is complex:
             return {"$complex": [self.encode(value.real, path), self.encode(value.imag, path)]}
         if kind is list:
-            return [self.encode(item, (*path, str(i))) for i, item in enumerate(value)]
+            return self._items(value, path)
         if kind is tuple:
-            return {"$tuple": [self.encode(item, (*path, str(i))) for i, item in enumerate(value)]}
+            return {"$tuple": self._items(value, path)}
         if kind is bytes:
             return {"$bytes": value.hex()}
         if kind in (dict, OrderedDict, Counter):
@@ -116,6 +122,11 @@ class _Splitter:
             f"{_text(path)}: cannot save {kind.__module__}.{kind.__qualname__} exactly. "
             "State holds tensors, NumPy arrays, numbers, strings, None, lists, tuples and dicts of them."
         )
+
+    def _items(self, value: list[Any] | tuple[Any, ...], path: tuple[str, ...]) -> list[Any]:
+        if all(type(item) is int and abs(item) < MAX_EXACT for item in value):  # a generator's state: no path for each
+            return list(value)
+        return [self.encode(item, (*path, str(i))) for i, item in enumerate(value)]
 
     def _mapping(self, value: dict[Any, Any], path: tuple[str, ...]) -> Any:
         if type(value) is dict and all(type(key) is str and not key.startswith("$") for key in value):
@@ -209,5 +220,10 @@ def _text(path: tuple[str, ...]) -> str:
 
 def _name(path: tuple[str, ...]) -> str:
     """The path as the name of a tensor. No part of it is empty or `..`: no reader that makes files is led astray."""
-    parts = [quote(part, safe=_NAMEABLE, errors="surrogatepass") or "%" for part in path]
-    return "/".join(part.replace(".", "%2E") if part in (".", "..") else part for part in parts) or "(root)"
+    return "/".join(map(_quoted, path)) or "(root)"
+
+
+@functools.lru_cache(maxsize=2**14)  # the same few words in each save, and quoting them took most of its time
+def _quoted(part: str) -> str:
+    quoted = quote(part, safe=_NAMEABLE, errors="surrogatepass") or "%"
+    return quoted.replace(".", "%2E") if quoted in (".", "..") else quoted
