@@ -44,6 +44,7 @@ check: setup  ## lint, types and tests
 
 bench: setup  ## what the README says about speed
 	.venv/bin/python benchmarks/step.py
+	.venv/bin/python benchmarks/checkpoint.py
 
 .PHONY: help setup train resume demo ui test test-all test-node check bench
 .DEFAULT_GOAL := help

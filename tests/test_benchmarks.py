@@ -1,5 +1,8 @@
 """The programs behind the README's numbers run, and print their tables. What they measure is no test's to judge."""
 
+import json
+from pathlib import Path
+
 import pytest
 from conftest import command
 
@@ -11,6 +14,19 @@ def test_step_benchmark_prints_a_ratio_for_each_loop() -> None:
     ratios = [float(line.split()[-1]) for line in ended.output.splitlines()[3:]]
     assert rows == ["bare loop", "DataLoader loop", "Savepoint"]
     assert ratios[0] == 1.0 and min(ratios) > 0
+
+
+def test_checkpoint_benchmark_prints_a_ratio_for_each_aim(tmp_path: Path) -> None:
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    disk.mkdir()
+    small = ("--sizes=300kB", "--tensors=80", "--repeats=1", f"--directory={disk}", f"--out={out}")
+    ended = command("benchmarks/checkpoint.py", *small)
+    assert ended.status == 0, ended.output
+    rows = [line.split(" | ") for line in ended.output.splitlines() if line.startswith("| ") and " / " in line]
+    assert len(rows) == 9 and all(row[1] == "aim" or row[1].startswith("≤ ") for row in rows), ended.output
+    assert len(json.loads((out / "checkpoint.json").read_text())["states"]) == 2
+    assert (out / "checkpoint.png").stat().st_size > 10_000
+    assert list(disk.iterdir()) == [], "nothing is left on the disk that was measured"
 
 
 @pytest.mark.long
