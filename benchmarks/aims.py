@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 SAVE, TORCH_SAVE, SAFE_SAVE, RAW = "durable save", "torch.save + fsync", "safetensors + fsync", "raw write + fsync"
 STALL, COPY = "stall of an async save", "one copy in memory"
@@ -87,25 +88,30 @@ def called(size: str) -> str:
 
 
 def plot(results: dict[str, Measured], title: str) -> Figure:
-    """A panel for each thing measured, with its ratios over the size of the state, and one for the small tensors."""
+    """A panel for each thing measured: its ratios, median and least to most, beside their aims as dashed lines."""
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     figure.suptitle(title, fontsize="medium")
     *panels, last = figure.subplots(2, 3).flat
     sized = {size: measured for size, measured in results.items() if not size.isdecimal()}
     for axes, ours in zip(panels, (SAVE, STALL, LOAD, ASYNC, SYNC)):
-        axes.set_title(ours)
-        for colour, aim in enumerate(one for one in AIMS if one.ours == ours and not one.small):
+        axes.set(title=ours, xscale="log", xlabel="model and AdamW state")
+        axes.set_xticks([in_bytes(size) for size in sized], [called(size) for size in sized])
+        axes.set_xticks([], minor=True)
+        for colour, aim in enumerate(aim for aim in AIMS if aim.ours == ours and not aim.small):
             curve(axes, sized, aim, f"C{colour}")
-        axes.set(xscale="log", xlabel="size of model and AdamW state", ylabel="ratio")
-        axes.set_xticks([in_bytes(size) for size in sized], [called(size) for size in sized], minor=False)
-        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     for size in [size for size in results if size.isdecimal()]:
         bars(last, results[size], called(size))
+    for axes in panels[:3]:  # from a tenth to ten times as long
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     for axes in figure.axes:
-        axes.set_ylim(bottom=0, top=1.15 * axes.get_ylim()[1])
+        axes.margins(x=0.2, y=0.15)  # room for the aims at the right
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="upper right", fontsize="small", framealpha=0.9)
+    for axes in [*panels[3:], last]:
+        axes.set_ylim(0, axes.get_ylim()[1])
     return figure
 
 
@@ -116,14 +122,21 @@ def curve(axes: Axes, sized: dict[str, Measured], aim: Aim, colour: str) -> None
         sizes, middle, least, most = zip(*points)
         below, above = ([abs(a - b) for a, b in zip(middle, ends)] for ends in (least, most))
         axes.errorbar(sizes, middle, (below, above), color=colour, marker="o", capsize=3, label=f"/ {aim.theirs}")
-    axes.axhline(aim.at_most, color=colour, linestyle="--", linewidth=1, label=f"aim: ≤ {aim.at_most:g}")
+        axes.legend(loc="best", fontsize="small", framealpha=0.9)
+    aimed(axes, aim, colour)
 
 
 def bars(axes: Axes, measured: Measured, title: str) -> None:
-    aims = [aim for aim in AIMS if aim.small]
-    found = [ratios(measured, aim) for aim in aims]
+    small = [aim for aim in AIMS if aim.small]
+    found = [ratios(measured, aim) for aim in small]
     middle = [statistics.median(values) for values in found]
-    ends = [[abs(middle - end(values)) for middle, values in zip(middle, found)] for end in (min, max)]
-    axes.set(title=title, ylabel="ratio")
-    axes.bar([f"{aim.ours}\n/ {aim.theirs}" for aim in aims], middle, 0.5, yerr=ends, capsize=3)
-    axes.axhline(aims[0].at_most, color="C0", linestyle="--", linewidth=1, label=f"aim: ≤ {aims[0].at_most:g}")
+    ends = [[abs(one - end(values)) for one, values in zip(middle, found)] for end in (min, max)]
+    axes.set_title(title)
+    axes.bar([f"{aim.ours}\n/ {aim.theirs}" for aim in small], middle, 0.4, yerr=ends, capsize=3)
+    aimed(axes, small[0], "C0")
+
+
+def aimed(axes: Axes, aim: Aim, colour: str) -> None:
+    axes.axhline(aim.at_most, color=colour, linestyle="--", linewidth=1)
+    place, where = axes.get_yaxis_transform(), {"ha": "right", "va": "bottom", "fontsize": "small"}
+    axes.text(1, aim.at_most, f"aim ≤ {aim.at_most:g}", color=colour, transform=place, **where)

@@ -52,10 +52,11 @@ from torch import Tensor, nn
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from savepoint import checkpoint, compose, config, files, provenance, run  # noqa: E402
+from savepoint import checkpoint, compose, config, provenance, run  # noqa: E402
 from savepoint.saves import Saves  # noqa: E402
 from savepoint.state import NoSchedule, TrainState, capture  # noqa: E402
 
+RUNS = REPOSITORY / "runs"  # where checkpoints lie
 DOCUMENTS = {checkpoint.CONFIG: "", checkpoint.PROVENANCE: "{}"}
 
 
@@ -117,6 +118,13 @@ def synced(path: Path) -> Path:
     return path
 
 
+def raw_write(chunks: list[memoryview], directory: Path) -> Path:
+    path = directory / "raw"
+    with open(path, "wb") as file:
+        file.writelines(chunks)
+    return synced(path)
+
+
 def load(path: Path) -> object:
     loaded = checkpoint.load(path)
     read(loaded.model, *loaded.state["optimizer"]["state"].values())
@@ -151,6 +159,17 @@ def seconds(action: Callable[[], object]) -> float:
     took = time.perf_counter() - begun
     del result  # to give its memory back is no part of it
     return took
+
+
+def loading(load: Callable[[Path], object], path: Path) -> float:
+    trim()
+    return seconds(lambda: load(path))
+
+
+def trim() -> None:
+    """Give free memory back to the system: then a load takes its own anew, as in a process that resumes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def writing(folder: Path, write: Callable[[Path], object]) -> float:
@@ -200,7 +219,7 @@ def time_writers(state: TrainState, repeats: int, folder: Path) -> Measured:
     chunks = [*plans.model.chunks(), *plans.training.chunks()]
     buffers = [torch.empty_like(tensor) for tensor in named(state).values()]
     writers = {name: functools.partial(write, state) for name, write in WRITERS.items()}
-    writers[RAW] = lambda directory: files.write(directory / "raw", chunks)
+    writers[RAW] = functools.partial(raw_write, chunks)
     with contextlib.closing(training_saves(folder, async_save=True)) as saves:
         contenders = {name: functools.partial(writing, folder, write) for name, write in writers.items()}
         contenders[STALL] = functools.partial(stall, state, saves)
@@ -213,10 +232,8 @@ def time_all(size: str, repeats: int, folder: Path) -> Measured:
     measured = time_writers(state, repeats, folder) | {STATE: [sum(tensor.nbytes for tensor in named(state).values())]}
     paths = [write(state, folder) for write in WRITERS.values()]
     del state
-    contenders = {
-        name: functools.partial(seconds, functools.partial(reader, path))
-        for (name, reader), path in zip(READERS.items(), paths)
-    }
+    pairs = zip(READERS.items(), paths)
+    contenders = {name: functools.partial(loading, reader, path) for (name, reader), path in pairs}
     return measured | turns(contenders, repeats)
 
 
@@ -224,7 +241,7 @@ def extra_memory(size: str, folder: Path, *, async_save: bool) -> float:
     """Bytes that two saves take at most, over what the process had before: the model, AdamW, torch."""
     state = build(size)
     with contextlib.closing(training_saves(folder, async_save=async_save)) as saves:
-        ctypes.CDLL(None).malloc_trim(0)  # or a save could take what the gradients left behind, unseen
+        trim()  # or a save could take what the gradients left behind, unseen
         Path("/proc/self/clear_refs").write_text("5")  # the highest so far is what there is now
         before = resident("VmRSS")
         for _ in range(2):
@@ -269,9 +286,10 @@ def main() -> None:
     parser.add_argument("--sizes", default="10MB,100MB,500MB,2GB", help="of model and moments together")
     parser.add_argument("--tensors", default="50000", help="how many small tensors")
     parser.add_argument("--repeats", type=int, default=7, help="rounds that count")
-    parser.add_argument("--directory", type=Path, default=Path(), help="on the disk to measure (default: this one)")
+    parser.add_argument("--directory", type=Path, default=RUNS, help="on the disk to measure (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="where to leave checkpoint.json and checkpoint.png")
     arguments = parser.parse_args()
+    arguments.directory.mkdir(parents=True, exist_ok=True)
     title = f"{machine(arguments.directory)}, {arguments.repeats} rounds"
     print(f"{title}\n", flush=True)
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=arguments.directory) as folder:

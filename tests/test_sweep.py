@@ -120,6 +120,7 @@ def a_job(directory: Path, number: int, *, mode: str, losses: list[object]) -> N
     job.mkdir(parents=True)
     (job / "config.yaml").write_text(f"checkpoint: {{monitor: val/loss, mode: {mode}}}")
     record = {"id": f"run{number}", "status": "finished", "overrides": [f"seed={number}", "optimizer=sgd"]}
+    record |= {"name": None, "started": "", "tracker": None, "parents": [], "sweep": None}
     (job / "run.json").write_text(json.dumps(record))
     lines = [{"step": 1, "epoch": epoch, "val/loss": loss} for epoch, loss in enumerate(losses, start=1)]
     (job / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
