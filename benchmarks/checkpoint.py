@@ -1,10 +1,10 @@
 """What a checkpoint costs: to save, to leave to another thread, to load. `python benchmarks/checkpoint.py`
 
 A state is a transformer with AdamW's moments, of a given size in all; one more is 50,000 small tensors. All contenders
-save, copy and load the same tensors. They take turns in every round, so that a noisy machine disturbs all alike, and
-each ratio is the median of the rounds' own ratios. The first round does not count: memory and room on the disk are
-taken for the first time there. A write begins when the disk has nothing else to do, a load with the file in memory, and
-it ends when every number has been read.
+save, copy and load the same tensors. They take turns in every round, in another order each time, so that a noisy
+machine disturbs all alike, and each ratio is the median of the rounds' own ratios. The first round does not count:
+memory and room on the disk are taken for the first time there. A write begins when the disk has nothing else to do; a
+load begins with the file in the kernel's memory, and ends when every number has been read.
 
 Each state has a process of its own, and so has the memory that its saves take on top of it: the most that was ever
 resident, less what was before (Linux only). The kernel's own copies of files are no part of that.
@@ -20,6 +20,7 @@ import functools
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -209,7 +210,11 @@ def training_saves(folder: Path, *, async_save: bool) -> Saves:
 
 
 def turns(contenders: dict[str, Callable[[], float]], repeats: int) -> Measured:
-    rounds = [{name: once() for name, once in contenders.items()} for _ in range(repeats + 1)]
+    order = random.Random(0)  # another one in each round: what one leaves behind slows the next
+    rounds = [
+        {name: contenders[name]() for name in order.sample(sorted(contenders), len(contenders))}
+        for _ in range(repeats + 1)
+    ]
     return {name: [one[name] for one in rounds[1:]] for name in contenders}
 
 
