@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent
 # This checkout's own code, also where the environment has another one installed.
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from savepoint import compose, config, memory, overrides, plain, run, signals, sweep, trackers  # noqa: E402
+from savepoint import compose, config, lookup, memory, overrides, plain, run, signals, sweep, trackers  # noqa: E402
 from savepoint import settings as settings_module  # noqa: E402
 from savepoint.errors import ConfigError, UserError  # noqa: E402
 
@@ -49,7 +49,7 @@ CONTINUES = (
 
 def resume(arguments: list[str]) -> None:
     wanted, changes = _take_run(arguments)
-    found = _find(wanted)
+    found = lookup.find(wanted, REPOSITORY)
     lock = found.run.hold()
     try:
         with run.told(found.run.directory):
@@ -113,21 +113,6 @@ def _take_run(arguments: list[str]) -> tuple[str, list[str]]:
         if change.startswith("-"):
             raise UserError(f"{change}: resume.py has no such option. {USAGE}")
     return named[0].removeprefix("run="), changes
-
-
-def _find(wanted: str) -> run.Found:
-    try:
-        return run.find(wanted, REPOSITORY)
-    except run.UnknownRunError as unknown:
-        # Slow, and only here: the tracker may know a run whose directory lies elsewhere.
-        settings, _ = settings_module.read(compose.compose([], CONF))
-        name, mark, checkpoint = wanted.rpartition("@")
-        there = settings and trackers.find_run(settings.tracker, repository=REPOSITORY, text=name if mark else wanted)
-        if there and there.run_dir and (Path(there.run_dir) / run.RECORD).exists():
-            believed = run.read(Path(there.run_dir))
-            if believed.id == there.run_id:
-                return run.Found(believed, checkpoint if mark else None)
-        raise unknown
 
 
 def _read_config(of: run.Run) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-from savepoint import compose, config, memory, overrides, plain, run, signals, sweep, trackers  # noqa: E402
+from savepoint import compose, config, files, lookup, memory, overrides, plain, run, signals, sweep, trackers  # noqa: E402
 from savepoint import settings as settings_module  # noqa: E402
 from savepoint.errors import UserError  # noqa: E402
 from savepoint.redaction import redact, redact_arguments  # noqa: E402
@@ -67,7 +67,8 @@ def _start(cfg: DictConfig, directory: Path, belongs_to: trackers.Sweep | None) 
     settings = config.check(composed, source=REPOSITORY / "src")
     TRACKED.append(settings.tracker)
     # Before this run is one: `latest` must not be the run itself.
-    source = run.find(settings.init_from, REPOSITORY) if settings.init_from is not None else None
+    wanted = settings.init_from
+    source = None if wanted is None else lookup.find(wanted, REPOSITORY, tracker=settings.tracker)
     lock = run.hold(directory, str(directory))
     try:
         started = run.create(
@@ -108,9 +109,9 @@ def _train(
                 warn=log.warning,
                 announce=partial(started.note_tracker, settings.tracker.kind),
             )
-        with signals.held(), memory.permanent():
-            from savepoint import job
-        return job.train(job.Job(started, composed, settings, tracker, REPOSITORY, source))
+            with signals.held(), memory.permanent():
+                from savepoint import job
+            return job.train(job.Job(started, composed, settings, tracker, REPOSITORY, source))
     except UserError:
         if not started.metrics.exists():
             run.discard(started)
@@ -138,8 +139,8 @@ def _record(directory: Path, cfg: DictConfig) -> None:
     """What Hydra was told, and the config before it was resolved, for people. Nothing reads it."""
     record = directory / ".hydra"
     record.mkdir(exist_ok=True)
-    (record / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(_typed())), encoding="utf-8")
-    (record / "config.yaml").write_text(redact(OmegaConf.to_yaml(cfg)), encoding="utf-8")
+    files.replace(record / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(_typed())).encode())
+    files.replace(record / "config.yaml", redact(OmegaConf.to_yaml(cfg)).encode())
 
 
 def _finish_sweep() -> None:

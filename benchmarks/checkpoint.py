@@ -53,12 +53,12 @@ from torch import Tensor, nn
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from savepoint import checkpoint, compose, config, provenance, run  # noqa: E402
+from savepoint import checkpoint, compose, config, layout, provenance, run  # noqa: E402
 from savepoint.saves import Saves  # noqa: E402
 from savepoint.state import NoSchedule, TrainState, capture  # noqa: E402
 
 RUNS = REPOSITORY / "runs"  # where checkpoints lie
-DOCUMENTS = {checkpoint.CONFIG: "", checkpoint.PROVENANCE: "{}"}
+DOCUMENTS = {layout.CONFIG: "", layout.PROVENANCE: "{}"}
 
 
 def build(size: str) -> TrainState:

@@ -20,6 +20,7 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+NAMES = [f"epoch_{epoch:04d}_step_{2 * epoch:08d}" for epoch in range(1, 4)]  # of the checkpoints of `directory`
 
 
 @dataclass
@@ -153,6 +154,23 @@ def the_workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]
 def workshop(the_workshop: Workshop) -> Workshop:
     the_workshop.clear()
     return the_workshop
+
+
+@pytest.fixture(scope="session")
+def trained(the_workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("trained") / "run"
+    small = ("tracker=none", "trainer.threads=1", "model.hidden=[8]", "data.limit_batches=2", "data.batch_size=16")
+    three = ("trainer.max_epochs=3", "checkpoint.keep_last=9")
+    ended = the_workshop.run("train.py", *small, *three, f"hydra.run.dir={directory}")
+    assert ended.status == 0, ended.output
+    assert [path.name for path in sorted((directory / "checkpoints").iterdir())] == NAMES
+    return directory
+
+
+@pytest.fixture
+def directory(trained: Path, tmp_path: Path) -> Path:
+    """A run of three epochs and as many checkpoints, for a test to change."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def copy_repository(root: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from savepoint import checkpoint
+from savepoint import checkpoint, layout
 from savepoint.history import History
 
 RULES = {"keep_last": 1, "keep_best": 1, "monitor": "val/loss", "mode": "min"}
@@ -29,7 +29,7 @@ def save(root: Path, step: int, lines: int) -> Path:
         root,
         model={"weight": weight(step), "bias": torch.tensor(step)},
         state={"epoch": step, "step": step, "batch": 0, "metrics": metrics, "history_lines": lines, "m": weight(-step)},
-        documents={checkpoint.CONFIG: "seed: 0\n", checkpoint.PROVENANCE: "{}"},
+        documents={layout.CONFIG: "seed: 0\n", layout.PROVENANCE: "{}"},
         metadata={},
     )
 

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from savepoint import checkpoint
-from savepoint.checkpoint import CONFIG, MANIFEST, MODEL, PATCH, PROVENANCE, STATE, TRAINING
+from savepoint import checkpoint, layout
 from savepoint.errors import CheckpointError
+from savepoint.layout import CONFIG, MANIFEST, MODEL, PATCH, PROVENANCE, STATE, TRAINING
 from savepoint.tree import TreeError
 
 ALL = (MODEL, TRAINING, STATE, CONFIG, PROVENANCE, PATCH, MANIFEST)
@@ -289,7 +290,7 @@ def test_a_manifest_that_is_none_is_named(tmp_path: Path, manifest: bytes) -> No
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("name", sorted(checkpoint.REQUIRED))
+@pytest.mark.parametrize("name", sorted(layout.REQUIRED))
 def test_a_file_that_the_manifest_does_not_list_either_is_missed_all_the_same(tmp_path: Path, name: str) -> None:
     path = save(tmp_path)
     manifest = json.loads((path / MANIFEST).read_text())
@@ -347,11 +348,9 @@ def with_format(path: Path, number: int, *, only: str | None = None) -> None:
 def test_a_newer_format_is_refused_by_name_if_every_file_agrees(tmp_path: Path) -> None:
     path = save(tmp_path)
     with_format(path, 2)
-    with pytest.raises(
-        checkpoint.NewerFormatError, match=r"has checkpoint format 2, and this version .* reads up to 1"
-    ):
+    with pytest.raises(layout.NewerFormatError, match=r"has checkpoint format 2, and this version .* reads up to 1"):
         checkpoint.load(path)
-    with pytest.raises(checkpoint.NewerFormatError):
+    with pytest.raises(layout.NewerFormatError):
         checkpoint.latest(tmp_path)
 
 
@@ -409,6 +408,44 @@ def test_newest_of_nothing_sound_is_none(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path / "nowhere") == (None, [])
 
 
+def selected(root: Path, choice: str, monitor: str | None = "val/loss", mode: str = "min") -> str:
+    return checkpoint.select(root, choice, monitor=monitor, mode=mode).path.name
+
+
+def test_a_checkpoint_is_selected_by_what_is_said_of_it(tmp_path: Path) -> None:
+    names = [
+        score(tmp_path, value, epoch=epoch, step=10 * epoch).name for epoch, value in enumerate([0.9, 0.1, 0.4], 1)
+    ]
+    assert [selected(tmp_path, choice) for choice in ("last", "best", "10", "0000010", names[1])] == [
+        names[2], names[1], names[0], names[0], names[1],
+    ]  # fmt: skip
+    assert selected(tmp_path, "best", mode="max") == names[0]
+    later = score(tmp_path, 0.5, epoch=2, step=10).name
+    assert selected(tmp_path, "10") == later, "of one step, the later epoch"
+
+
+@pytest.mark.parametrize("choice", ["7", "epoch_0009_step_00000009", "first", "best"])
+def test_selecting_what_is_not_there_says_what_is(tmp_path: Path, choice: str) -> None:
+    for root, told in (
+        (tmp_path / "nowhere", "none"),
+        (tmp_path, "epoch_0001_step_00000010, epoch_0002_step_00000020"),
+    ):
+        with pytest.raises(CheckpointError) as error:
+            selected(root, choice, monitor=None)
+        assert str(error.value) == f"No checkpoint @{choice}. There are: {told}."
+        save(tmp_path)
+        save(tmp_path, epoch=2, step=20)
+
+
+def test_selecting_the_last_of_nothing_sound_says_what_is_wrong_with_the_newest(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        selected(tmp_path, "last")
+    for step in (1, 2):
+        (save(tmp_path, epoch=step, step=step) / MODEL).unlink()
+    with pytest.raises(CheckpointError, match=rf"epoch_0002_step_00000002: missing {MODEL}"):
+        selected(tmp_path, "last")
+
+
 # Atomicity
 
 
@@ -418,6 +455,7 @@ class Power:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> None:
         self.calls: list[str] = []
         self._fail_at = fail_at
+        self._turn = threading.Lock()  # files are written side by side
         for name in ("open", "write", "fsync", "rename", "replace", "mkdir"):
             monkeypatch.setattr(os, name, self._noting(name, getattr(os, name)))
 
@@ -426,8 +464,10 @@ class Power:
             first = arguments[0]
             if isinstance(first, int):
                 first = Path(f"/proc/self/fd/{first}").readlink()
-            self.calls.append(f"{name} {Path(str(first)).name}")
-            if len(self.calls) - 1 == self._fail_at:
+            with self._turn:
+                number = len(self.calls)
+                self.calls.append(f"{name} {Path(str(first)).name}")
+            if number == self._fail_at:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return function(*arguments, **keywords)
 
@@ -450,7 +490,10 @@ def test_a_checkpoint_gets_its_name_after_all_else_is_on_the_disk(
     named = calls.index(f"rename {hidden}")
     synced = [call.removeprefix("fsync ") for call in calls[:named] if call.startswith("fsync")]
     # Each file, the manifest last, then the directory that names them; before all, the root's own name.
-    assert synced == [tmp_path.name, MODEL, TRAINING, STATE, CONFIG, PROVENANCE, PATCH, MANIFEST, hidden]
+    first, *each, manifest, directory = synced
+    assert sorted(each) == sorted([MODEL, TRAINING, STATE, CONFIG, PROVENANCE, PATCH])
+    assert (first, manifest, directory) == (tmp_path.name, MANIFEST, hidden)
+    assert calls.index(f"open {MANIFEST}") > max(calls.index(f"fsync {name}") for name in each)
     assert calls[named + 1 :] == ["open checkpoints", "fsync checkpoints"]
 
 
@@ -520,6 +563,7 @@ def test_set_aside_keeps_what_it_renames(tmp_path: Path) -> None:
     aside = checkpoint.set_aside(path)
     assert aside.name == f".damaged-{path.name}" and not path.exists()
     checkpoint.load(aside)
+    assert checkpoint.set_aside(save(tmp_path)).name == f"{aside.name}-2"
 
 
 # Retention
@@ -571,6 +615,8 @@ def test_prune_hides_a_checkpoint_before_it_deletes_it(tmp_path: Path, monkeypat
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: seen.append(visible(tmp_path)))
     pruned(tmp_path, keep_best=0)
     assert seen == [["epoch_0002_step_00000002"]]
+    hidden = {entry.name for entry in tmp_path.iterdir()} - set(visible(tmp_path))
+    assert hidden == {f".tmp-pruned-epoch_0001_step_00000001-{os.getpid()}"}
 
 
 def test_nan_is_never_best(tmp_path: Path) -> None:
@@ -598,11 +644,53 @@ def test_a_checkpoint_from_the_middle_of_an_epoch_is_never_best(tmp_path: Path) 
     assert checkpoint.best(tmp_path, monitor="val/loss", mode="min") == ["epoch_0001_step_00000010"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"metrics": []}', '{"metrics": null, "batch": 0}', '{"metrics": {"val/loss": "0"}, "batch": 0}', '{"metrics": {"val/loss": {"$evil": 0}}, "batch": 0}'])  # fmt: skip
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"metrics": []}', '{"metrics": null, "batch": 0}', '{"metrics": {"val/loss": "0"}, "batch": 0}', '{"metrics": {"val/loss": 0.1}}', '{"metrics": {"val/loss": {"$evil": 0}}, "batch": 0}'])  # fmt: skip
 def test_a_damaged_checkpoint_is_never_best(tmp_path: Path, text: str) -> None:
     good, bad = score(tmp_path, 0.5, epoch=1, step=1), score(tmp_path, 0.1, epoch=2, step=2)
     (bad / STATE).write_text(text)
     assert checkpoint.best(tmp_path, monitor="val/loss", mode="min") == [good.name]
+
+
+def test_a_whole_number_can_be_best(tmp_path: Path) -> None:
+    for step, value in enumerate([3, 2.5, 1], start=1):
+        save(tmp_path, epoch=step, step=step, metrics={"val/loss": value})
+    assert [name[-1] for name in checkpoint.best(tmp_path, monitor="val/loss", mode="min")] == ["3", "2", "1"]
+
+
+def test_of_equal_values_the_earliest_is_best_past_the_padding_too(tmp_path: Path) -> None:
+    for epoch in (9999, 10_000):
+        score(tmp_path, 0.5, epoch=epoch, step=epoch)
+    assert [name[6:11] for name in checkpoint.best(tmp_path, monitor="val/loss", mode="min")] == ["9999_", "10000"]
+
+
+@pytest.mark.parametrize("changed", ["identity", "time", "size"])
+def test_what_was_read_of_a_file_is_not_believed_of_another(tmp_path: Path, changed: str) -> None:
+    path = score(tmp_path, 0.5, epoch=1, step=1) / STATE
+    assert checkpoint.best(tmp_path, monitor="val/loss", mode="min") != []
+    before, text = path.stat(), path.read_text().replace("0.5", '"none"' if changed == "size" else "NaN")
+    if changed == "identity":
+        path.rename(tmp_path / "older")  # or the new file might get its number
+    path.write_text(text)
+    os.utime(path, ns=(0, before.st_mtime_ns + (changed == "time")))
+    assert checkpoint.best(tmp_path, monitor="val/loss", mode="min") == []
+
+
+def test_what_was_read_of_a_file_is_not_believed_of_a_link_to_it(tmp_path: Path) -> None:
+    path = score(tmp_path, 0.5, epoch=1, step=1) / STATE
+    assert checkpoint.best(tmp_path, monitor="val/loss", mode="min") != []
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert checkpoint.best(tmp_path, monitor="val/loss", mode="min") == []
+
+
+def test_a_state_beyond_its_size_is_never_best_and_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = score(tmp_path, 0.5, epoch=1, step=1)
+    os.truncate(path / STATE, checkpoint.strict.MAX_JSON + 1)
+    taken: list[int] = []
+    monkeypatch.setattr(checkpoint.strict, "_memory", lambda size: taken.append(size) or bytearray(size))
+    assert checkpoint.best(tmp_path, monitor="val/loss", mode="min") == [] and taken == []
 
 
 def test_clean_removes_what_a_kill_left_and_nothing_else(tmp_path: Path) -> None:
@@ -613,3 +701,11 @@ def test_clean_removes_what_a_kill_left_and_nothing_else(tmp_path: Path) -> None
     checkpoint.clean(tmp_path)
     assert {entry.name for entry in tmp_path.iterdir()} == {path.name, aside.name}
     checkpoint.clean(tmp_path / "nowhere")
+
+
+def test_a_disk_that_is_ill_is_cleaned_by_a_later_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ill(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "glob", ill)
+    checkpoint.clean(tmp_path)

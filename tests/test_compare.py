@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from savepoint import checkpoint, compare
+from savepoint import checkpoint, compare, layout
 from savepoint.checkpoint import Checkpoint
 from savepoint.run import Run
 from savepoint.tensorfile import DTYPES
@@ -31,7 +31,7 @@ def made(
         root / "checkpoints",
         model={"weight": torch.tensor([1.0, 2.0])} if model is None else model,
         state=values | state,
-        documents={checkpoint.CONFIG: f"name: {root.name}\n", checkpoint.PROVENANCE: json.dumps({"host": root.name})},
+        documents={layout.CONFIG: f"name: {root.name}\n", layout.PROVENANCE: json.dumps({"host": root.name})},
         metadata={"savepoint.run_id": root.name},
     )
     text = "".join(json.dumps(line) + "\n" for line in (LINES if lines is None else lines))
@@ -114,7 +114,7 @@ def test_the_newest_sound_checkpoints_are_compared(tmp_path: Path) -> None:
     found = compare.runs(a, b)
     assert found[0] == "checkpoint: epoch_0001_step_00000002, epoch_0001_step_00000003"
     assert "step: 2, 3" in found
-    (b.checkpoints / "epoch_0001_step_00000003" / checkpoint.STATE).unlink()
+    (b.checkpoints / "epoch_0001_step_00000003" / layout.STATE).unlink()
     assert compare.runs(a, b) == []
 
 

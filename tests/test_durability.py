@@ -21,7 +21,7 @@ import torch
 from conftest import Ended, Zygote
 from disk import Moment
 
-from savepoint import checkpoint, compare, history, run
+from savepoint import checkpoint, compare, history, layout, run
 
 SEED = int(os.environ.get("SAVEPOINT_TEST_SEED", "0"))
 COUNT = 4  # checkpoints that saving.py is asked for
@@ -188,7 +188,7 @@ def check_order(moments: list[Moment], directory: Path) -> int:
     ]
     for named, hidden, final in published:
         inside = {moment.path for moment in moments[:named] if Path(moment.path).parent == Path(hidden)}
-        assert {Path(path).name for path in inside} >= {*checkpoint.REQUIRED, checkpoint.MANIFEST}
+        assert {Path(path).name for path in inside} >= {*layout.REQUIRED, layout.MANIFEST}
         for path in inside:
             touched = [i for i in range(named) if moments[i].path == path and moments[i].call in ("open", "write")]
             assert synced(moments, path, after=touched[-1], before=named), f"{path}: bytes before the name"
@@ -196,7 +196,7 @@ def check_order(moments: list[Moment], directory: Path) -> int:
         assert synced(moments, hidden, after=opened[-1], before=named), "the names inside before the one outside"
         made = [i for i in range(named) if moments[i].call == "mkdir" and moments[i].path == root]
         assert synced(moments, str(directory), after=made[-1], before=named), "and the directory of all checkpoints"
-        manifest = first(moments, 0, phase="begin", call="open", path=f"{hidden}/{checkpoint.MANIFEST}")
+        manifest = first(moments, 0, phase="begin", call="open", path=f"{hidden}/{layout.MANIFEST}")
         assert durable_bytes(moments, str(directory / run.METRICS), manifest) >= counted_on(moments, final, directory)
         done = first(moments, named, phase="end", call="rename", path=hidden)
         later = [i for i in range(done, len(moments)) if ".tmp-pruned-" in moments[i].note]

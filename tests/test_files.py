@@ -42,6 +42,32 @@ def test_write_syncs_all_bytes_of_the_file(tmp_path: Path, calls: list[str]) -> 
     assert (tmp_path / "a").read_bytes() == b"12345"
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
+def test_the_disk_is_asked_to_begin_before_all_is_written(
+    tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(files, "_WINDOW", 10)
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, offset, count, __: asked.append((offset, count)))
+    data = bytes(range(37))
+    assert files.write(tmp_path / "a", [data[:4], data[4:15], data[15:36], data[36:]]) == 37
+    assert asked == [(0, 14), (14, 11), (25, 10)]
+    assert (tmp_path / "a").read_bytes() == data and calls == ["fsync a (37)"]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
+def test_a_disk_that_takes_no_advice_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(files, "_WINDOW", 10)
+    monkeypatch.setattr(os, "posix_fadvise", refused)
+    files.write(tmp_path / "a", bytes(25))
+    monkeypatch.delattr(os, "posix_fadvise")
+    files.write(tmp_path / "b", bytes(25))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == bytes(25)
+
+
 def test_write_never_overwrites(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
     with pytest.raises(FileExistsError):

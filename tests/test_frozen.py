@@ -20,8 +20,8 @@ from conftest import REPOSITORY, Workshop
 from torch import Tensor
 from trees import same
 
-from savepoint import build, checkpoint, compare, config, encoding, history, plain, rng, run, tensorfile
-from savepoint.checkpoint import CONFIG, PROVENANCE, STATE
+from savepoint import build, checkpoint, compare, config, encoding, history, layout, plain, rng, run, tensorfile
+from savepoint.layout import CONFIG, PROVENANCE, STATE
 from savepoint.state import capture, restore
 
 SOURCE = REPOSITORY / "src"
@@ -81,7 +81,7 @@ def save(root: Path) -> Path:
     )
 
 
-@pytest.mark.parametrize("version", range(1, checkpoint.FORMAT + 1))
+@pytest.mark.parametrize("version", range(1, layout.FORMAT + 1))
 def test_every_kind_of_value_of_every_version_is_read_as_it_was(version: int) -> None:
     (path,) = (FROZEN / f"format_{version}" / "every_kind").iterdir()
     found = checkpoint.load(path)
@@ -92,7 +92,7 @@ def test_every_kind_of_value_of_every_version_is_read_as_it_was(version: int) ->
 
 def test_what_is_written_today_is_what_is_frozen(tmp_path: Path) -> None:
     """A change of a single byte is a change of the format, which has a number, or of nothing that has to change."""
-    (frozen,) = (FROZEN / f"format_{checkpoint.FORMAT}" / "every_kind").iterdir()
+    (frozen,) = (FROZEN / f"format_{layout.FORMAT}" / "every_kind").iterdir()
     written = save(tmp_path)
     assert written.name == frozen.name
     assert {path.name: path.read_bytes() for path in written.iterdir()} == {

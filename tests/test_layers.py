@@ -13,12 +13,12 @@ LAYERS = """
     errors files memory task torch_classes redaction settings
     strict rng history signals plain trackers.points trackers.plot
     tensorfile targets
-    encoding snapshot
+    encoding snapshot layout
     tree trust compose overrides progress provenance
     trackers config optimizers schedules
     run trackers.none trackers.mlflow_process trackers.mlflow_store batches checkpoint combinations
-    trackers.mlflow trackers.mlflow_mirror sweep compare verify state
-    trackers.mlflow_worker step saves build demo
+    trackers.mlflow trackers.mlflow_mirror sweep compare lookup state
+    trackers.mlflow_worker step saves build demo verify
     loop
     job
     __main__

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 
-from savepoint import checkpoint, optimizers, rng, state, trust
+from savepoint import checkpoint, layout, optimizers, rng, state, trust
 from savepoint.checkpoint import Checkpoint
 from savepoint.errors import CheckpointError, ConfigError
 from savepoint.state import NoSchedule, TrainState
@@ -183,7 +183,7 @@ def train(one: TrainState, steps: int) -> None:
 
 def save(one: TrainState, root: Path) -> Path:
     model, tree = state.capture(one)
-    documents = {checkpoint.CONFIG: "", checkpoint.PROVENANCE: "{}"}
+    documents = {layout.CONFIG: "", layout.PROVENANCE: "{}"}
     return checkpoint.save(root, model=model, state=tree, documents=documents, metadata={})
 
 

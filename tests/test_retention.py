@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from savepoint import checkpoint, tree
-from savepoint.checkpoint import MANIFEST, REQUIRED, STATE
+from savepoint.layout import MANIFEST, REQUIRED, STATE
 
 RULES = {"keep_last": 1, "keep_best": 1, "monitor": "val/loss", "mode": "min", "protect": None}
 

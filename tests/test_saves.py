@@ -23,7 +23,7 @@ from conftest import Ended, Zygote
 from test_loop import BATCHES, Fitted, Squares, assert_same_run, go
 from torch import nn
 
-from savepoint import checkpoint, compare, history, rng, run, settings
+from savepoint import checkpoint, compare, history, layout, rng, run, settings
 from savepoint.run import Run
 from savepoint.saves import Saves
 from savepoint.state import NoSchedule, TrainState
@@ -197,10 +197,10 @@ def test_a_real_runs_checkpoints_are_the_same_whether_training_waits_for_them_or
     for name in names:
         pair = [contents(made.checkpoints / name) for made in (beside, waiting)]
         assert pair[0].keys() == pair[1].keys()
-        for file in (checkpoint.STATE, checkpoint.TRAINING):
+        for file in (layout.STATE, layout.TRAINING):
             assert pair[0][file] == pair[1][file]
         # The header names the run and the digest of its config; the bytes of all tensors follow it.
-        tensors = [each[checkpoint.MODEL][8 + int.from_bytes(each[checkpoint.MODEL][:8], "little") :] for each in pair]
+        tensors = [each[layout.MODEL][8 + int.from_bytes(each[layout.MODEL][:8], "little") :] for each in pair]
         assert tensors[0] == tensors[1]
         assert {key for key, value in provenance(pair[0]).items() if provenance(pair[1])[key] != value} <= {
             *("run_id", "config_sha256", "time", "command", "git")
@@ -208,7 +208,7 @@ def test_a_real_runs_checkpoints_are_the_same_whether_training_waits_for_them_or
 
 
 def provenance(files: dict[str, bytes]) -> dict[str, Any]:
-    return json.loads(files[checkpoint.PROVENANCE])
+    return json.loads(files[layout.PROVENANCE])
 
 
 # Beside training
@@ -346,6 +346,16 @@ def raise_at(disk: Disk, name: str, error: BaseException, *, thread: Callable[[]
     disk.at = at
 
 
+def refuse(disk: Disk, step: int) -> None:
+    """No room for the model at this step, whichever thread writes it."""
+
+    def at(path: Path) -> None:
+        if path.name == "model.safetensors" and f"{step:08d}" in path.parent.name:
+            raise no_space()
+
+    disk.at = at
+
+
 def no_space() -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -412,7 +422,7 @@ def test_a_disk_that_refuses_in_the_background_is_told_in_one_line_and_costs_one
 def test_a_disk_that_never_takes_the_first_checkpoint_is_told_to_have_none(
     tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    raise_at(disk, "model.safetensors", no_space())
+    refuse(disk, 1)
     with caplog.at_level(logging.WARNING):
         fitted = go(tmp_path / "run", keep=EACH_STEP, max_steps=2)
     assert [record.getMessage() for record in caplog.records] == [
@@ -425,7 +435,7 @@ def test_a_disk_that_refuses_a_resumed_run_is_told_to_have_the_one_that_it_began
     tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
     go(tmp_path / "run", keep=EACH_STEP, stop_at=2)
-    raise_at(disk, "model.safetensors", no_space())
+    refuse(disk, 3)
     with caplog.at_level(logging.WARNING):
         go(tmp_path / "run", keep=EACH_STEP, max_steps=4)
     (record,) = caplog.records

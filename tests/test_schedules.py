@@ -11,7 +11,7 @@ import yaml
 from conftest import REPOSITORY
 from torch import nn, optim
 
-from savepoint import checkpoint, schedules, settings, state, trust
+from savepoint import checkpoint, layout, schedules, settings, state, trust
 from savepoint.errors import ConfigError
 from savepoint.state import TrainState
 
@@ -95,7 +95,7 @@ def test_rates_and_momenta_go_on_as_they_were(tmp_path: Path, name: str, optimiz
         rates(one, node, range(point))
         model, tree = state.capture(one)
         path = checkpoint.save(tmp_path / str(point), model=model, state=tree, metadata={},
-                               documents={checkpoint.CONFIG: "", checkpoint.PROVENANCE: "{}"})  # fmt: skip
+                               documents={layout.CONFIG: "", layout.PROVENANCE: "{}"})  # fmt: skip
         resumed, _ = built(node, optimizer)
         rates(resumed, node, range(3))
         found = checkpoint.load(path)
@@ -128,7 +128,7 @@ def test_what_a_callable_object_keeps_goes_on(tmp_path: Path) -> None:
     whole = fresh()
     rates(whole, {}, range(5))
     model, tree = state.capture(whole)
-    documents = {checkpoint.CONFIG: "", checkpoint.PROVENANCE: "{}"}
+    documents = {layout.CONFIG: "", layout.PROVENANCE: "{}"}
     found = checkpoint.load(checkpoint.save(tmp_path, model=model, state=tree, documents=documents, metadata={}))
     resumed = fresh()
     state.restore(resumed, found)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from savepoint import checkpoint, rng, state
+from savepoint import checkpoint, layout, rng, state
 from savepoint.checkpoint import Checkpoint
 from savepoint.errors import CheckpointError
 from savepoint.state import NoSchedule, TrainState
@@ -73,7 +73,7 @@ def train(one: TrainState, steps: int, *, schedule: bool = True) -> None:
 def saved(one: TrainState, root: Path) -> Checkpoint:
     model, tree = state.capture(one)
     path = checkpoint.save(
-        root, model=model, state=tree, documents={checkpoint.CONFIG: "", checkpoint.PROVENANCE: "{}"}, metadata={}
+        root, model=model, state=tree, documents={layout.CONFIG: "", layout.PROVENANCE: "{}"}, metadata={}
     )
     return checkpoint.load(path)
 
@@ -293,7 +293,7 @@ def test_batch_norm_ties_buffers_and_extra_state_come_back(tmp_path: Path) -> No
 def test_model_safetensors_repeats_tied_weights_under_the_models_own_names(tmp_path: Path) -> None:
     one = fresh()
     loaded = saved(one, tmp_path)
-    file = load_file(loaded.path / checkpoint.MODEL)
+    file = load_file(loaded.path / layout.MODEL)
     assert file.keys() == {name for name, value in one.model.state_dict().items() if isinstance(value, Tensor)}
     assert torch.equal(file["tied.weight"], file["inner.weight"])
 
@@ -317,7 +317,7 @@ def test_extra_state_may_be_a_tensor_that_grows(tmp_path: Path) -> None:
     one, two = fresh(Growing), fresh(Growing)
     one.model.losses = torch.tensor([1.0, 2.0])
     loaded = saved(one, tmp_path)
-    assert set(load_file(loaded.path / checkpoint.MODEL)) == {"weight"}
+    assert set(load_file(loaded.path / layout.MODEL)) == {"weight"}
     state.restore(two, loaded)
     assert torch.equal(two.model.losses, torch.tensor([1.0, 2.0]))
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, Workshop, command
 
-from savepoint import checkpoint, compare, history, run
+from savepoint import checkpoint, compare, history, layout, run
 
 QUICK = ("tracker=none", "trainer.threads=1", "data.limit_batches=4", "data.batch_size=32", "trainer.max_epochs=2")
 
@@ -66,7 +66,7 @@ def test_checkpoints_hold_all_files_and_retention_keeps_the_last_and_the_best(wo
     assert [int(name[6:10]) for name in checkpoint.names(made.checkpoints)] == [best, 7, 8]
     assert not list(made.checkpoints.glob(".*"))
     newest = made.checkpoints / checkpoint.names(made.checkpoints)[-1]
-    assert {path.name for path in newest.iterdir()} == checkpoint.REQUIRED | {"manifest.json"}
+    assert {path.name for path in newest.iterdir()} == layout.REQUIRED | {"manifest.json"}
     assert (newest / "config.yaml").read_bytes() == (made.directory / "config.yaml").read_bytes()
     assert "${" not in (newest / "config.yaml").read_text()
 

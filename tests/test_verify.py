@@ -13,35 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, Workshop
+from conftest import NAMES, REPOSITORY, Workshop
 
 from savepoint import __main__, checkpoint, history, run, verify
-from savepoint.checkpoint import CONFIG, MANIFEST, MODEL, PROVENANCE, STATE, TRAINING
 from savepoint.errors import UserError
+from savepoint.layout import CONFIG, MANIFEST, MODEL, PROVENANCE, STATE, TRAINING
 
 SOURCE = REPOSITORY / "src"
-NAMES = [f"epoch_{epoch:04d}_step_{2 * epoch:08d}" for epoch in range(1, 4)]
 FIRST, SECOND, NEWEST = NAMES
-ARGUMENTS = (
-    *("tracker=none", "trainer.threads=1", "model.hidden=[8]", "data.limit_batches=2", "data.batch_size=16"),
-    *("trainer.max_epochs=3", "checkpoint.keep_last=9"),
-)
 ALIEN = "zzzz9999"  # the id of another run
-
-
-@pytest.fixture(scope="module")
-def trained(the_workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three epochs and as many checkpoints. For tests to copy."""
-    directory = tmp_path_factory.mktemp("trained") / "run"
-    ended = the_workshop.run("train.py", *ARGUMENTS, f"hydra.run.dir={directory}")
-    assert ended.status == 0, ended.output
-    assert checkpoint.names(directory / "checkpoints") == NAMES
-    return directory
-
-
-@pytest.fixture
-def directory(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from savepoint import plain, run
+from savepoint import lookup, plain
 from savepoint.errors import UserError
 
 USAGE = """\
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
 def _diff(a: str, b: str) -> int:
     """Exit code: 0 if the two are identical, 1 if not."""
-    found = [run.find(text, REPOSITORY) for text in (a, b)]
+    found = [lookup.find(text, REPOSITORY) for text in (a, b)]
     from savepoint import compare
 
     differences = compare.runs(found[0].run, found[1].run)

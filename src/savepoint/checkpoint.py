@@ -21,20 +21,12 @@ from typing import Any
 
 from torch import Tensor
 
-from savepoint import files, strict, tensorfile, tree
-from savepoint.errors import CheckpointError, UserError
+from savepoint import files, layout, memory, strict, tensorfile, tree
+from savepoint.errors import CheckpointError
+from savepoint.layout import CONFIG, FORMAT, MANIFEST, MODEL, PROVENANCE, REQUIRED, STATE, TRAINING, NewerFormatError
 
-FORMAT = 1
-MODEL, TRAINING, STATE, CONFIG = "model.safetensors", "training.safetensors", "state.json", "config.yaml"
-PROVENANCE, PATCH, MANIFEST = "provenance.json", "changes.patch", "manifest.json"
-REQUIRED = frozenset({MODEL, TRAINING, STATE, CONFIG, PROVENANCE})
-_DIGITS = re.compile(r"[0-9]{1,9}")
 _PRUNED = ".tmp-pruned-"
 _NAME = re.compile(r"epoch_([0-9]{4,9})_step_([0-9]{8,15})")
-
-
-class NewerFormatError(UserError):
-    """A sound checkpoint of a format that this version does not know. Not damage: never fallen back from."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +79,16 @@ def draft(
     Raises: TreeError for state that cannot be saved exactly.
     """
     assert REQUIRED - {MODEL, TRAINING, STATE} <= set(documents), "a checkpoint always says where it comes from"
-    tensors, values = tree.split({"format": FORMAT, **state})
     version = {"savepoint.format": str(FORMAT)}
-    return Draft(
-        name=name_of(epoch=state["epoch"], step=state["step"]),
-        model=tensorfile.Plan(model, {"format": "pt", **version, **metadata}),
-        training=tensorfile.Plan(tensors, version),
-        values=values,
-        documents=dict(documents),
-    )
+    with memory.growing():
+        tensors, values = tree.split({"format": FORMAT, **state})
+        return Draft(
+            name=name_of(epoch=state["epoch"], step=state["step"]),
+            model=tensorfile.Plan(model, {"format": "pt", **version, **metadata}),
+            training=tensorfile.Plan(tensors, version),
+            values=values,
+            documents=dict(documents),
+        )
 
 
 def publish(root: Path, draft: Draft) -> Path:
@@ -115,8 +108,7 @@ def publish(root: Path, draft: Draft) -> Path:
             files.sync_directory(root.parent)  # or a power cut could take the whole directory, sound as it is inside
         hidden.mkdir()
         written = _write_files(hidden, draft)
-        manifest = {"format": FORMAT, "files": {name: vars(entry) for name, entry in written.items()}}
-        files.write(hidden / MANIFEST, json.dumps(manifest, indent=1).encode())
+        files.write(hidden / MANIFEST, layout.manifest(written))
         # The names inside must be on the disk before the directory gets the name by which it counts as whole.
         files.sync_directory(hidden)
         os.rename(hidden, final)
@@ -128,20 +120,24 @@ def publish(root: Path, draft: Draft) -> Path:
 
 
 def _write_files(directory: Path, draft: Draft) -> dict[str, tensorfile.Written]:
-    """All files but the manifest. Two threads work out digests meanwhile: that takes longer than writing does."""
+    """All files but the manifest, side by side: a disk syncs many in the time of one, and digests take as long.
+
+    Returns, or raises, when no thread is writing any more.
+    """
     plans = {MODEL: draft.model, TRAINING: draft.training}
-    written = {}
-    with ThreadPoolExecutor(len(plans)) as hashers:
-        digests = {name: hashers.submit(plan.sha256) for name, plan in plans.items()}
-        sizes = {name: files.write(directory / name, plan.chunks()) for name, plan in plans.items()}
+    with ThreadPoolExecutor(2 * len(plans) + 1 + len(draft.documents)) as threads:
+        sizes = {name: threads.submit(files.write, directory / name, plan.chunks()) for name, plan in plans.items()}
+        digests = {name: threads.submit(plan.sha256) for name, plan in plans.items()}
         texts = {STATE: json.dumps(draft.values, indent=1, allow_nan=False)} | draft.documents
-        for name, text in texts.items():
-            # A patch holds whatever bytes the changed files do, read as surrogates where they are no UTF-8.
-            data = text.encode(errors="surrogateescape")
-            size = files.write(directory / name, data)
-            written[name] = tensorfile.Written(size=size, sha256=hashlib.sha256(data).hexdigest())
-        hashed = {name: tensorfile.Written(sizes[name], digests[name].result()) for name in plans}
-    return hashed | written
+        written = {name: threads.submit(_write_text, directory / name, text) for name, text in texts.items()}
+        tensors = {name: tensorfile.Written(sizes[name].result(), digests[name].result()) for name in plans}
+        return tensors | {name: each.result() for name, each in written.items()}
+
+
+def _write_text(path: Path, text: str) -> tensorfile.Written:
+    # A patch holds whatever bytes the changed files do, read as surrogates where they are no UTF-8.
+    data = text.encode(errors="surrogateescape")
+    return tensorfile.Written(size=files.write(path, data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def load(path: Path) -> Checkpoint:
@@ -150,16 +146,23 @@ def load(path: Path) -> Checkpoint:
     Raises: CheckpointError that names the file if anything is missing, extra or not as the manifest says;
     NewerFormatError if the checkpoint is sound and of a later format.
     """
-    stated, entries = _manifest(path)
+    stated, entries = layout.read_manifest(path)
     with ThreadPoolExecutor(2) as readers:  # the two files of tensors side by side: digests take the time
-        contents = dict(zip(entries, readers.map(lambda name: _read(path / name, entries[name]), entries)))
+        contents = dict(zip(entries, readers.map(lambda name: layout.read(path / name, entries[name]), entries)))
+    with memory.growing():
+        return _parse(path, contents, stated)
+
+
+def _parse(path: Path, contents: dict[str, strict.Memory], stated: Any) -> Checkpoint:
+    """What the files say, their digests having been checked. stated: the format that the manifest names."""
     values = strict.parse(contents[STATE], path / STATE)
-    headers = [tensorfile.read_header(contents[name], name=str(path / name))[0] for name in (MODEL, TRAINING)]
-    _check_format(path, stated, values, headers)
-    model, _ = tensorfile.read(contents[MODEL], name=str(path / MODEL))
-    tensors, _ = tensorfile.read(contents[TRAINING], name=str(path / TRAINING))
+    headers = {name: tensorfile.read_header(contents[name], name=str(path / name)) for name in (MODEL, TRAINING)}
+    layout.check_format(path, stated, values, [header.metadata for header in headers.values()])
+    model, training = (
+        tensorfile.read_tensors(contents[name], header, name=str(path / name)) for name, header in headers.items()
+    )
     try:
-        state = tree.join(tensors, values)
+        state = tree.join(training, values)
         config = bytes(contents[CONFIG]).decode()
     except (tree.TreeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -178,31 +181,6 @@ def verify(path: Path) -> str | None:
     return None
 
 
-def _manifest(path: Path) -> tuple[Any, dict[str, tensorfile.Written]]:
-    """The format that the manifest names, unchecked, and its entries: exactly the files that are there."""
-    try:
-        manifest = strict.parse(strict.read(path / MANIFEST, at_most=2**20), path / MANIFEST)
-        listed = manifest["files"].items()
-        entries = {name: tensorfile.Written(entry["size"], entry["sha256"]) for name, entry in listed}
-        present = {entry.name for entry in os.scandir(path)} - {MANIFEST}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / MANIFEST}: not a manifest ({error}).") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}.") from error
-    if missing := sorted((set(entries) | REQUIRED) - present):
-        raise CheckpointError(f"{path}: missing {', '.join(missing)}.")
-    if extra := sorted(present - set(entries)):
-        raise CheckpointError(f"{path}: {', '.join(extra)} not in the manifest.")
-    return manifest.get("format"), entries
-
-
-def _read(path: Path, entry: tensorfile.Written) -> strict.Memory:
-    data, digest = strict.read_digested(path, exactly=entry.size)
-    if digest != entry.sha256:
-        raise CheckpointError(f"{path}: its SHA-256 is not the manifest's.")
-    return data
-
-
 def _check_name(path: Path, state: Any) -> None:
     """A directory that was renamed would count as of another step than its state is."""
     epoch, step = (state.get("epoch"), state.get("step")) if isinstance(state, dict) else (None, None)
@@ -211,21 +189,6 @@ def _check_name(path: Path, state: Any) -> None:
     own = name_of(epoch=epoch, step=step)
     if _NAME.fullmatch(path.name) and path.name != own:
         raise CheckpointError(f"{path}: its state is that of {own}, so it was renamed.")
-
-
-def _check_format(path: Path, manifest: Any, values: dict[str, Any], headers: list[dict[str, Any]]) -> None:
-    """A format is believed only where every file that names one agrees: one flipped digit is damage, not the future."""
-    stated: list[Any] = [manifest, values.get("format")]
-    for header in headers:
-        text = header.get(tensorfile.METADATA, {}).get("savepoint.format", "")
-        stated.append(int(text) if _DIGITS.fullmatch(text) else text)
-    if any(type(one) is not int or one != manifest for one in stated) or stated[0] < 1:
-        raise CheckpointError(f"{path}: its files name different formats ({', '.join(map(repr, stated))}).")
-    if stated[0] > FORMAT:
-        raise NewerFormatError(
-            f"{path} has checkpoint format {stated[0]}, and this version of Savepoint reads up to {FORMAT}. "
-            "Take a newer Savepoint to load it."
-        )
 
 
 def names(root: Path) -> list[str]:
@@ -342,14 +305,14 @@ def _damaged(path: Path) -> bool | None:
     Retention hashes no gigabytes: that is what resume does.
     """
     try:
-        for name, entry in _manifest(path)[1].items():
+        for name, entry in layout.read_manifest(path)[1].items():
             found = (path / name).lstat()
             if not stat.S_ISREG(found.st_mode) or found.st_size != entry.size:
                 return True
         _measured(path)
     except (CheckpointError, OSError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        unknown = isinstance(cause, OSError) and cause.errno not in (errno.ENOENT, errno.ENOTDIR)
+        unknown = isinstance(cause, OSError) and cause.errno not in (errno.ENOENT, errno.ELOOP)
         return None if unknown else True
     return False
 

@@ -52,35 +52,24 @@ def parts(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor
 
 
-def address(tensor: Tensor) -> int:
-    """Where its memory begins: the same for tensors that share it; 0 where there is none to share."""
-    return tensor.untyped_storage().data_ptr() if _describable(tensor) else 0
-
-
 class Encoder:
-    """Gives each tensor its node. `tensors`: what the nodes name, for a tensor file. Copies nothing.
+    """Gives each of these tensors, all different objects, its node. `tensors`: what the nodes name. Copies nothing."""
 
-    shared: addresses of the memory that several different tensors look into.
-    """
-
-    def __init__(self, shared: set[int]) -> None:
+    def __init__(self, all_of_them: list[Tensor]) -> None:
         self.tensors: dict[str, Tensor] = {}
-        self._shared = shared
         self._names: dict[int, str] = {}  # address of the memory → its name
-        self._nodes: dict[int, Any] = {}  # id of the tensor → its node
-        self._alive: list[Tensor] = []  # or an id could be that of a later tensor as well
+        met: set[int] = set()
+        self._shared: set[int] = set()  # addresses of the memory that two or more of them look into
+        for tensor in all_of_them:
+            for part in parts(tensor):
+                if _describable(part) and (address := _address(part)):
+                    (self._shared if address in met else met).add(address)
 
-    def encode(self, tensor: Tensor, name: str) -> Any:
+    def encode(self, tensor: Tensor, name: str) -> dict[str, Any]:
         """The node. name: what to call the tensor in the file, if nothing is called so yet.
 
         Raises: ValueError that says what kind of tensor it is, if it could not come back as it was.
         """
-        if id(tensor) not in self._nodes:
-            self._nodes[id(tensor)] = self._node(tensor, name)
-            self._alive.append(tensor)
-        return self._nodes[id(tensor)]
-
-    def _node(self, tensor: Tensor, name: str) -> Any:
         if type(tensor) is torch.nn.Parameter:
             return {"$parameter": [self._detached(tensor.detach(), name), tensor.requires_grad]}
         if tensor.grad_fn is not None:
@@ -88,7 +77,7 @@ class Encoder:
         node = self._detached(tensor.detach() if tensor.requires_grad else tensor, name)
         return {"$grad": node} if tensor.requires_grad else node
 
-    def _detached(self, tensor: Tensor, name: str) -> Any:
+    def _detached(self, tensor: Tensor, name: str) -> dict[str, Any]:
         if tensor.layout in _LAYOUTS:
             return {"$sparse": self._sparse(tensor, name)}
         if not _describable(tensor):
@@ -98,12 +87,13 @@ class Encoder:
             return {"$conj": self._detached(tensor.conj(), name)}
         if tensor.is_neg():
             return {"$neg": self._detached(torch._neg_view(tensor), name)}
-        shared = address(tensor) in self._shared
+        memory = _address(tensor)
+        shared = memory in self._shared
         if shared or not _row_major(tensor) or tensor.dtype not in tensorfile.NAMES:
             return self._view(tensor, name, shared)
-        return {"$tensor": self._named(tensor, address(tensor), name)}
+        return {"$tensor": self._named(tensor, memory, name)}
 
-    def _view(self, tensor: Tensor, name: str, shared: bool) -> Any:
+    def _view(self, tensor: Tensor, name: str, shared: bool) -> dict[str, Any]:
         """shared: the whole memory is written, once, for all that look into it. If not, the part that is looked at."""
         size, stride, offset = tensor.element_size(), tensor.stride(), tensor.storage_offset()
         span = sum((n - 1) * step for n, step in zip(tensor.shape, stride)) + 1 if tensor.numel() else 0
@@ -112,7 +102,7 @@ class Encoder:
             memory.set_(tensor.untyped_storage())
         elif span:
             memory.set_(tensor.untyped_storage(), offset * size, (span * size,), (1,))
-        named = self._named(memory, address(tensor), f"{name}/(memory)")
+        named = self._named(memory, _address(tensor), f"{name}/(memory)")
         place = [_NAMES[tensor.dtype], list(tensor.shape), list(stride), offset if shared else 0]
         return {"$view": [named, *place]}
 
@@ -202,6 +192,11 @@ class Decoder:
         return torch.sparse_compressed_tensor(
             compressed, plain, numbers, shape, layout=_COMPRESSED[layout], check_invariants=True
         )
+
+
+def _address(tensor: Tensor) -> int:
+    """Where its memory begins: the same for tensors that share it; 0 where there is none to share."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _sparse(tensor: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

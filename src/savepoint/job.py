@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import torch._dynamo  # every optimizer imports it at its first call: rather here, where `memory.permanent` holds
 
-from savepoint import build, checkpoint, files, history, plain, progress, provenance, schedules, signals, state
+from savepoint import build, checkpoint, files, history, layout, plain, progress, provenance, schedules, signals, state
 from savepoint import run as runs
 from savepoint.errors import UserError
 from savepoint.loop import finished, fit
@@ -68,25 +68,31 @@ def train(job: Job, *, resumed: checkpoint.Checkpoint | None = None) -> float | 
     Raises: UserError for a start that is refused, Interrupted once a requested stop has been saved, or if Ctrl-C ends
     the run at once.
     """
-    with progress.logs(job.run.directory):
-        try:
-            return _train(job, resumed)
-        except (UserError, signals.Interrupted):
+    try:
+        with progress.logs(job.run.directory):
+            return _logged(job, resumed)
+    except OSError as error:
+        if not runs.of_the_disk(error, job.run.directory):
             raise
-        except OSError as error:
-            if not runs.of_the_disk(error, job.run.directory):
-                job.failed()
-                raise
-            raise UserError(_disk_refused(job, error)) from error
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) or signals.pressed():
-                if job.run.record["status"] == "running":
-                    job.run.update(status="interrupted")
-                raise signals.Interrupted(signal.SIGINT, f"Stopped at once. To go on: {job.resume}") from error
-            job.failed()
+        raise UserError(_disk_refused(job, error)) from error
+    finally:
+        job.tracker.abandon()  # nothing, once it was closed
+
+
+def _logged(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:
+    try:
+        return _train(job, resumed)
+    except (UserError, signals.Interrupted):
+        raise
+    except BaseException as error:
+        if isinstance(error, OSError) and runs.of_the_disk(error, job.run.directory):
             raise
-        finally:
-            job.tracker.abandon()  # nothing, once it was closed
+        if isinstance(error, KeyboardInterrupt) or signals.pressed():
+            if job.run.record["status"] == "running":
+                job.run.update(status="interrupted")
+            raise signals.Interrupted(signal.SIGINT, f"Stopped at once. To go on: {job.resume}") from error
+        job.failed()
+        raise
 
 
 def _train(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:
@@ -121,6 +127,8 @@ def _disk_refused(job: Job, error: OSError) -> str:
     kept = f"{there[-1]} is kept" if there else "There is no checkpoint"
     if not job.run.directory.is_dir():
         return f"The run directory is gone: {job.run.directory}. Start another run."
+    if not job.run.metrics.exists():
+        return f"The run directory cannot be written: {error.strerror}. Nothing was trained yet."
     mend = "Make room" if error.errno in runs.FULL else "Mend that"
     return f"The run directory cannot be written: {error.strerror}. {kept}. {mend}, then: {job.resume}"
 
@@ -195,7 +203,7 @@ def _saves(job: Job, resumed: checkpoint.Checkpoint | None, parts: Parts) -> tup
     }
     patch = provenance.patch(job.repository)
     if patch is not None:
-        (job.run.directory / checkpoint.PATCH).write_bytes(patch.encode(errors="surrogateescape"))
+        files.replace(job.run.directory / layout.PATCH, patch.encode(errors="surrogateescape"))
     saves = Saves(
         job.run,
         job.settings,
@@ -216,7 +224,7 @@ def _introduce(
         name=job.run.record["name"],
         params=plain.flatten(job.config),
         tags=_tags(git, source["command"]),
-        documents=[job.run.directory / runs.CONFIG, job.run.directory / checkpoint.PATCH],
+        documents=[job.run.directory / runs.CONFIG, job.run.directory / layout.PATCH],
         parents=job.run.record["parents"],
     )
     parameters = sum(parameter.numel() for parameter in train_state.model.parameters())

@@ -23,6 +23,22 @@ def permanent() -> Iterator[None]:
         gc.enable()
 
 
+@contextlib.contextmanager
+def growing() -> Iterator[None]:
+    """Many objects are made inside, and nearly all are kept: the collector would look through them again and again.
+
+    For work that ends: garbage in circles that is made inside, by any thread, stays until then.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def leave() -> None:
     """Call it last: the process ends without a look at what it is about to give back as a whole."""
     gc.freeze()

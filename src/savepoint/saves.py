@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from savepoint import checkpoint
+from savepoint import checkpoint, layout
 from savepoint.history import History
 from savepoint.run import Run
 from savepoint.settings import Settings
@@ -86,9 +86,9 @@ class Saves:
     def _draft(self, state: TrainState) -> checkpoint.Draft:
         model, tree = capture(state)
         provenance = self._provenance | {"run_id": self._run.id, "tracker_run_id": self._run.tracker_id}
-        documents = {checkpoint.CONFIG: self._config, checkpoint.PROVENANCE: json.dumps(provenance, indent=1)}
+        documents = {layout.CONFIG: self._config, layout.PROVENANCE: json.dumps(provenance, indent=1)}
         if self._patch is not None:
-            documents[checkpoint.PATCH] = self._patch
+            documents[layout.PATCH] = self._patch
         metadata = {
             "savepoint.run_id": self._run.id,
             "savepoint.git_commit": provenance["git"]["commit"] or "",

@@ -62,6 +62,15 @@ class Written:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Header:
+    """What stands before the tensors' bytes. start: where those begin. entries: name → as the file describes it."""
+
+    entries: dict[str, Any]
+    metadata: dict[str, str]
+    start: int
+
+
 class Plan:
     """A file that is not written yet: its header, and the tensors whose bytes follow it.
 
@@ -178,40 +187,47 @@ def _joined(parts: list[memoryview]) -> Iterator[memoryview]:
 
 
 def read(data: strict.Memory, *, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata from a whole file's bytes. The tensors lie in `data`; nothing is copied.
+    """Tensors and metadata from a whole file's bytes: see `read_header` and `read_tensors`."""
+    header = read_header(data, name=name)
+    return read_tensors(data, header, name=name), header.metadata
 
-    Everything is checked before it is used, since the file may come from a stranger.
-    Raises: CheckpointError, with `name`, for whatever is not exactly what `write` could have written.
+
+def read_header(data: bytes | strict.Memory, *, name: str) -> Header:
+    """What stands before the tensors' bytes: its metadata checked, its entries not yet.
+
+    Raises: CheckpointError, with `name`, if it is none.
     """
-    header, start = read_header(data, name=name)
-    metadata = header.pop(METADATA, {})
-    tensors, spans = {}, [(0, 0)]
-    for key, entry in header.items():
-        if not nameable(key):
-            raise CheckpointError(f"{name}: it has a tensor named {key!r}.")
-        tensors[key], span = _tensor(data, start, key, entry, name)
-        spans.append(span)
-    spans.sort()
-    if any(before[1] != after[0] for before, after in pairwise(spans)) or start + spans[-1][1] != len(data):
-        raise CheckpointError(f"{name}: its tensors do not fill the file from end to end.")
-    return tensors, metadata
-
-
-def read_header(data: bytes | strict.Memory, *, name: str) -> tuple[dict[str, Any], int]:
-    """The header, its metadata checked, and the offset at which the tensors' bytes begin."""
     length = int.from_bytes(data[:8], "little") if len(data) >= 8 else MAX_HEADER
     if length >= MAX_HEADER or 8 + length > len(data):
         raise CheckpointError(f"{name}: not a safetensors file, or cut short.")
     try:
-        header = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=strict.unique)
+        entries = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=strict.unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name}: its header cannot be read ({error}).") from error
-    if not isinstance(header, dict):
+    if not isinstance(entries, dict):
         raise CheckpointError(f"{name}: its header is not an object.")
-    metadata = header.get(METADATA, {})
+    metadata = entries.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{name}: its metadata is not text.")
-    return header, 8 + length
+    return Header(entries, metadata, 8 + length)
+
+
+def read_tensors(data: strict.Memory, header: Header, *, name: str) -> dict[str, Tensor]:
+    """The tensors that a header describes. They lie in `data`, the whole file's bytes; nothing is copied.
+
+    Everything is checked before it is used, since the file may come from a stranger.
+    Raises: CheckpointError, with `name`, for whatever is not exactly what `write` could have written.
+    """
+    tensors, spans = {}, [(0, 0)]
+    for key, entry in header.entries.items():
+        if not nameable(key):
+            raise CheckpointError(f"{name}: it has a tensor named {key!r}.")
+        tensors[key], span = _tensor(data, header.start, key, entry, name)
+        spans.append(span)
+    spans.sort()
+    if any(before[1] != after[0] for before, after in pairwise(spans)) or header.start + spans[-1][1] != len(data):
+        raise CheckpointError(f"{name}: its tensors do not fill the file from end to end.")
+    return tensors
 
 
 def _tensor(data: strict.Memory, start: int, key: str, entry: Any, name: str) -> tuple[Tensor, tuple[int, int]]:

@@ -18,7 +18,6 @@ tensors that look into the same memory in the same way become one object.
 import functools
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -45,9 +44,9 @@ def split(tree: Any) -> tuple[dict[str, Tensor], Any]:
 
     Raises: TreeError, naming the path, for a type that `join` could not give back.
     """
-    splitter = _Splitter(_shared_storages(tree))
+    splitter = _Splitter()
     values = splitter.encode(tree, ())
-    return splitter.tensors, values
+    return splitter.tensors(), values
 
 
 def join(tensors: dict[str, Tensor], values: Any) -> Any:
@@ -58,39 +57,19 @@ def join(tensors: dict[str, Tensor], values: Any) -> Any:
     return _Joiner(tensors).decode(values, ())
 
 
-def _leaves(tree: Any) -> Iterator[Tensor]:
-    seen: set[int] = set()  # each once: a tree with circles in it has more ways through it than there is time
-    waiting = [(tree, 0)]
-    while waiting:
-        node, depth = waiting.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, Tensor):
-            yield from encoding.parts(node)
-        elif depth < MAX_DEPTH and isinstance(node, dict | list | tuple):
-            values = node.values() if isinstance(node, dict) else node
-            # A generator's state is hundreds of numbers.
-            waiting += [(each, depth + 1) for each in values if isinstance(each, Tensor | dict | list | tuple)]
-
-
-def _shared_storages(tree: Any) -> set[int]:
-    """Addresses of the memory that two or more different tensors of the tree look into."""
-    met: set[int] = set()
-    shared: set[int] = set()
-    for tensor in _leaves(tree):
-        address = encoding.address(tensor)
-        if address in met:
-            shared.add(address)
-        elif address:
-            met.add(address)
-    return shared
-
-
 class _Splitter:
-    def __init__(self, shared: set[int]) -> None:
-        self._encoder = encoding.Encoder(shared)
-        self.tensors = self._encoder.tensors
+    def __init__(self) -> None:
+        self._met: dict[int, tuple[Tensor, tuple[str, ...], dict[str, Any]]] = {}  # id → itself, its path, its node
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the tree that was encoded. Their nodes are filled only now: what shares memory has to be known."""
+        encoder = encoding.Encoder([tensor for tensor, _, _ in self._met.values()])
+        for tensor, path, node in self._met.values():
+            try:
+                node.update(encoder.encode(tensor, _name(path)))
+            except ValueError as error:
+                raise TreeError(f"{_text(path)}: cannot save {error}.") from None
+        return encoder.tensors
 
     def encode(self, value: Any, path: tuple[str, ...]) -> Any:
         if len(path) > MAX_DEPTH:
@@ -139,10 +118,7 @@ class _Splitter:
         return {tag: pairs}
 
     def _tensor(self, tensor: Tensor, path: tuple[str, ...]) -> Any:
-        try:
-            return self._encoder.encode(tensor, _name(path))
-        except ValueError as error:
-            raise TreeError(f"{_text(path)}: cannot save {error}.") from None
+        return self._met.setdefault(id(tensor), (tensor, path, {}))[2]
 
     def _array(self, array: Any, path: tuple[str, ...]) -> Any:
         try:

@@ -9,9 +9,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from savepoint import checkpoint, config, plain, run, strict, tensorfile
+from savepoint import checkpoint, config, layout, lookup, plain, run, strict, tensorfile
 from savepoint.errors import CheckpointError, ConfigError, HostileError, UserError
 
 SOUND, DAMAGED, REFUSED, NEWER, GONE = "sound", "damaged", "refused", "newer", "gone"
@@ -49,13 +48,13 @@ def find(text: str, repository: Path) -> Place:
         inside = next((each for each in (path, path / run.CHECKPOINTS) if checkpoint.names(each)), None)
         beside = path.resolve().parent  # a copy that lies elsewhere in a run is not the checkpoint of that name
         of_a_run = beside.name == run.CHECKPOINTS and (beside.parent / run.RECORD).exists()
-        if (path / checkpoint.MANIFEST).exists() and not of_a_run:
+        if (path / layout.MANIFEST).exists() and not of_a_run:
             return Place(beside, [path.resolve().name], None)
         if inside is not None:
             around = inside.resolve().parent
             its = run.read(around) if (around / run.RECORD).exists() else None
             return Place(inside, checkpoint.names(inside), its)
-    found = run.find(text, repository)
+    found = lookup.find(text, repository)
     root = found.run.checkpoints
     names = checkpoint.names(root) if found.checkpoint is None else [_chosen(found.run, found.checkpoint)]
     return Place(root, names, found.run)
@@ -137,12 +136,12 @@ def judge(path: Path, *, of: run.Run | None, source: Path) -> Verdict:
     except CheckpointError as error:
         kind = DAMAGED if os.path.lexists(path) else GONE  # by the retention of a run in training
         return Verdict(path.name, kind, _short(error, path), "pass over")
-    except checkpoint.NewerFormatError as error:
+    except layout.NewerFormatError as error:
         return Verdict(path.name, NEWER, _short(error, path), "refuse")
     try:
         config.check(plain.parse(loaded.config), source=source)
     except (ConfigError, HostileError) as error:
-        return Verdict(path.name, REFUSED, f"{checkpoint.CONFIG}: {_short(error, path)}", "refuse")
+        return Verdict(path.name, REFUSED, f"{layout.CONFIG}: {_short(error, path)}", "refuse")
     unlogged = dict(_unlogged(loaded, of))
     faults = [*_untraceable(loaded, of), *unlogged]
     resume = "refuse" if "refuse" in unlogged.values() else "begin"
@@ -151,21 +150,21 @@ def judge(path: Path, *, of: run.Run | None, source: Path) -> Verdict:
 
 def _untraceable(loaded: checkpoint.Checkpoint, of: run.Run | None) -> Iterator[str]:
     """What provenance.json, the header of model.safetensors, config.yaml and run.json say of each other."""
-    metadata = _metadata(loaded.path / checkpoint.MODEL)
+    metadata = _metadata(loaded.path / layout.MODEL)
     digest = hashlib.sha256(loaded.config.encode()).hexdigest()
     git = loaded.provenance.get("git")
     commit = git.get("commit") if isinstance(git, dict) else None
     own_id = loaded.provenance.get("run_id")
     if loaded.provenance.get("config_sha256") != digest:
-        yield f"{checkpoint.PROVENANCE}: its config_sha256 is not that of {checkpoint.CONFIG}"
+        yield f"{layout.PROVENANCE}: its config_sha256 is not that of {layout.CONFIG}"
     for key, value in {"run_id": own_id, "git_commit": commit or "", "config_sha256": digest}.items():
         if metadata.get(f"savepoint.{key}") != value:
-            yield f"{checkpoint.MODEL}: its savepoint.{key} is not that of the other files"
+            yield f"{layout.MODEL}: its savepoint.{key} is not that of the other files"
     if of is not None and own_id != of.id:
-        yield f"{checkpoint.PROVENANCE}: of run {own_id}, and this is {of.id}"
+        yield f"{layout.PROVENANCE}: of run {own_id}, and this is {of.id}"
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def _metadata(path: Path) -> dict[str, str]:
     """Of a file that was just read whole; the header alone is read again."""
     try:
         with open(path, "rb") as file:
@@ -173,8 +172,7 @@ def _metadata(path: Path) -> dict[str, Any]:
             header = start + file.read(min(int.from_bytes(start, "little"), tensorfile.MAX_HEADER))
     except OSError:
         return {}
-    found: dict[str, Any] = tensorfile.read_header(header, name=str(path))[0].get(tensorfile.METADATA, {})
-    return found
+    return tensorfile.read_header(header, name=str(path)).metadata
 
 
 def _unlogged(loaded: checkpoint.Checkpoint, of: run.Run | None) -> Iterator[tuple[str, str]]:
@@ -186,16 +184,16 @@ def _unlogged(loaded: checkpoint.Checkpoint, of: run.Run | None) -> Iterator[tup
         return
     needed = loaded.state.get("history_lines")
     if type(needed) is not int or needed < 0:
-        yield f"{checkpoint.STATE}: history_lines is {needed!r}", "begin"
+        yield f"{layout.STATE}: history_lines is {needed!r}", "begin"
         return
     try:
         lines = of.metrics.read_bytes().split(b"\n")[:-1] if needed else []
     except OSError as error:
         resume = "begin" if isinstance(error, FileNotFoundError) else "refuse"
-        yield f"{run.METRICS}: {error.strerror}, and {checkpoint.STATE} counts on {needed} lines of it", resume
+        yield f"{run.METRICS}: {error.strerror}, and {layout.STATE} counts on {needed} lines of it", resume
         return
     if len(lines) < needed:
-        yield f"{run.METRICS}: {len(lines)} lines, and {checkpoint.STATE} counts on {needed}", "begin"
+        yield f"{run.METRICS}: {len(lines)} lines, and {layout.STATE} counts on {needed}", "begin"
     for number, line in enumerate(lines[:needed], start=1):
         try:
             strict.parse(bytearray(line), of.metrics)
