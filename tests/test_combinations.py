@@ -1,5 +1,6 @@
 """Every optimizer with every schedule, precision and clipping: it trains, or it is refused at the start by name."""
 
+import dataclasses
 import itertools
 import os
 import random
@@ -172,6 +173,9 @@ def test_momentum_is_cycled_where_every_group_has_one(optimizer: str, scheduler:
          "scheduler.schedulers[1]: SequentialLR can begin with a ChainedScheduler, and not go over to one."),
         ({"scheduler": chain("SequentialLR", SLOW, chain("SequentialLR", FALL, milestones=[]), milestones=[2])},
          "scheduler.schedulers[1]: SequentialLR can begin with a SequentialLR, and not go over to one."),
+        ({"scheduler": chain("ChainedScheduler", FALL, step("SequentialLR", schedulers=[SLOW, step("ChainedScheduler", schedulers=[FALL])], milestones=[2]))},
+         "scheduler.schedulers[1].schedulers[1]: SequentialLR can begin with a ChainedScheduler, and not go over to one."),
+        ({"scheduler": {**chain("SequentialLR", milestones=[2]), "schedulers": [SLOW, 3]}}, "scheduler.schedulers[1]._partial_: must be"),
         ({"optimizer": {"capturable": True}, "trainer": {"device": "cpu"}}, "optimizer.capturable=true: AdamW can be captured"),
         ({"optimizer": {"differentiable": True}}, "optimizer.differentiable=true: AdamW would keep each step's graph."),
         ({"optimizer": {"fused": True, "foreach": True}}, "optimizer: `fused` and `foreach` cannot be `True` together."),
@@ -187,6 +191,7 @@ def test_what_torch_takes_and_then_fails_at_is_refused_at_the_start(groups: dict
     chain("SequentialLR", step("ChainedScheduler", schedulers=[SLOW, FALL]), FALL, milestones=[1]),
     chain("SequentialLR", step("SequentialLR", schedulers=[SLOW, FALL], milestones=[1]), FALL, milestones=[2]),
     chain("ChainedScheduler", step("SequentialLR", schedulers=[SLOW, FALL], milestones=[1]), FALL),
+    chain("ChainedScheduler", FALL, step("SequentialLR", schedulers=[SLOW, FALL], milestones=[1])),
 ])  # fmt: skip
 def test_chains_that_begin_with_a_chain_train(scheduler: dict[str, Any]) -> None:
     trains(made(scheduler=scheduler))
@@ -207,6 +212,26 @@ def test_sparse_gradients_go_to_what_takes_them(optimizer: str, options: dict[st
             trains(full | {"model": full["model"] | {"sparse": False}})
     else:
         trains(full)
+
+
+class Own(torch.optim.Adam):
+    """What somebody else wrote may take sparse gradients."""
+
+
+@pytest.mark.parametrize(("optimizer", "options", "table", "told"), [
+    (torch.optim.SparseAdam, {}, "0", "optimizer: SparseAdam takes sparse gradients only, and 1.bias has none."),
+    (torch.optim.Adam, {}, "2", "optimizer: Adam takes no sparse gradients, and 2.weight has them."),
+    (torch.optim.SGD, {"weight_decay": 0.1}, "2", "optimizer: SGD with weight_decay takes no sparse gradients, and 2.weight has"),
+    (torch.optim.Adagrad, {"fused": True}, "2", "optimizer: Adagrad with fused takes no sparse gradients, and 2.weight has them."),
+    (torch.optim.SGD, {}, "0", None), (torch.optim.Adagrad, {}, "0", None), (torch.optim.LBFGS, {}, "0", None), (Own, {}, "0", None),
+])  # fmt: skip
+def test_what_takes_no_sparse_gradients_is_told_with_a_parameter_that_has_them(
+    optimizer: Any, options: dict[str, Any], table: str, told: str | None
+) -> None:
+    model = torch.nn.ModuleDict({table: torch.nn.Embedding(4, 2, sparse=True), "1": torch.nn.Linear(2, 1)})
+    one = setup(model, optimizer(model.named_parameters(), **options))
+    faults = [line for rule in combinations.RULES for line in rule(one)]
+    assert [fault[: len(told or "")] for fault in faults] == [told] * (told is not None)
 
 
 def test_sparse_gradients_of_unequal_batches_are_averaged() -> None:
@@ -236,6 +261,54 @@ def test_a_scaler_is_refused_half_precision_parameters() -> None:
     one = setup(model, torch.optim.SGD(model.parameters()), amp="fp16")
     with pytest.raises(ConfigError, match=r"^amp\.dtype=float16: weight is float16 already"):
         combinations.check(one.node, one.settings, model=model, optimizer=one.optimizer, device=one.device)
+
+
+def test_what_several_groups_are_refused_for_is_said_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        assembled(made(optimizer={"differentiable": True, "weight_decay_on": "matrices"}))
+    assert str(error.value).count("\n") == 0
+
+
+def test_where_there_is_no_schedule_none_of_its_keys_is_refused() -> None:
+    trains(made(optimizer="muon", scheduler={"_target_": None, "max_lr": 0.1}))
+
+
+@pytest.mark.parametrize(
+    ("model", "amp"),
+    [
+        (torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), "none"),
+        (torch.nn.Linear(1, 1, dtype=torch.float16), "none"),
+        (torch.nn.Linear(1, 1, dtype=torch.float16), "bf16"),
+        (torch.nn.Linear(1, 1), "fp16"),
+    ],
+    ids=str,
+)
+def test_any_layout_and_precision_is_taken_where_nothing_fails_at_it(model: torch.nn.Module, amp: str) -> None:
+    one = setup(model, torch.optim.SGD(model.parameters()), amp=amp)
+    combinations.check(one.node, one.settings, model=model, optimizer=one.optimizer, device=one.device)
+
+
+@pytest.mark.parametrize(("rate", "each"), [(1, "1,0.25"), (0.9, "0.9,0.225")])
+def test_each_fault_is_a_line_with_the_path_of_its_schedule(rate: float, each: str) -> None:
+    node = chain("SequentialLR", step("OneCycleLR", max_lr=rate, total_steps=None), FALL, milestones=[2])
+    with pytest.raises(ConfigError) as error:
+        assembled(made(optimizer="muon", scheduler=node))
+    at = "scheduler.schedulers[0]"
+    assert str(error.value).splitlines() == [
+        f"{at}.cycle_momentum=true: Muon with AdamW has nothing to cycle in every group. Set it to false.",
+        f"{at}.max_lr={rate}: it would be the learning rate of every group, and theirs are [0.02, 0.005]. "
+        f"Give one for each: {at}.max_lr=[{each}].",
+    ]
+    first = node["schedulers"][0] | {"cycle_momentum": False, "max_lr": [0.1, 0.2]}
+    trains(made(optimizer="muon", scheduler=node | {"schedulers": [first, FALL]}))
+
+
+@pytest.mark.parametrize(("device", "faults"), [("cpu", 1), ("cuda", 0)])
+def test_capturable_is_refused_where_nothing_captures(device: str, faults: int) -> None:
+    model = torch.nn.Linear(1, 1)
+    one = setup(model, torch.optim.Adam(model.parameters(), capturable=True))
+    one = dataclasses.replace(one, device=torch.device(device))
+    assert len([fault for rule in combinations.RULES for fault in rule(one)]) == faults
 
 
 def test_lbfgs_is_no_fallback() -> None:

@@ -9,6 +9,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,9 @@ from savepoint.errors import CheckpointError, ConfigError
 from savepoint.state import NoSchedule, TrainState
 
 BEFORE, AFTER = (1, 2, 20), 20
+
+
+CLASSES = {name for name in dir(optim) if isinstance(getattr(optim, name), type)} - {"Optimizer"}
 
 
 class Net(nn.Module):
@@ -264,9 +268,8 @@ def test_a_new_process_goes_on_to_the_same_bits(folder: tuple[Path, dict[str, An
 
 
 def test_every_optimizer_of_torch_is_among_the_cases() -> None:
-    classes = {name for name in dir(optim) if isinstance(getattr(optim, name), type)} - {"Optimizer"}
-    assert len(classes) == 15
-    assert {case.split()[0] for case in CASES} >= classes
+    assert len(CLASSES) == 15
+    assert {case.split()[0] for case in CASES} >= CLASSES
 
 
 # What is refused, and what stays as it is
@@ -290,6 +293,9 @@ def named(*names: str, kind: Any = optim.SGD, **options: Any) -> optim.Optimizer
         ("ab", "abc", "only there: c."),
         ("abc", "ab", "only here: c."),
         ("abc", "bc", "only here: a."),
+        ("bac", "abcd", "only there: d; in another place: a, b."),
+        ("bacd", "abc", "only here: d; in another place: a, b."),
+        ("g", "abcdef", "only there: a, b, c, d, e, f; only here: g."),
         ("", "abcdefghij", "only there: a, b, c, d, e, f and 4 more; only here: z."),
     ],
 )
@@ -310,6 +316,86 @@ def test_a_parameter_in_another_group_is_named() -> None:
         optimizers.restore(one, loaded(other), where="DIR")
 
 
+def grouped(*groups: str) -> optim.Optimizer:
+    """A letter is a parameter's name; a dot is a parameter without one."""
+    fresh = [[(name, nn.Parameter(torch.ones(2))) for name in names] for names in groups]
+    return optim.SGD([{"params": [(n, p) if n != "." else p for n, p in group]} for group in fresh])
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "told"),
+    [
+        ([".."], ["."], "groups of [1] parameters there, of [2] here."),
+        ([".."], [".", "."], "groups of [1, 1] parameters there, of [2] here."),
+        (["a"], ["."], "only here: a."),
+        (["."], ["a"], "only there: a."),
+        (["ab", "cd"], ["cb", "ad"], "in another place: c, a."),
+    ],
+)
+def test_groups_are_compared_by_names_and_sizes(here: list[str], there: list[str], told: str) -> None:
+    optimizers.restore(grouped(*here), loaded(grouped(*here)), where="DIR")
+    with pytest.raises(CheckpointError) as error:
+        optimizers.restore(grouped(*here), loaded(grouped(*there)), where="DIR")
+    assert str(error.value).endswith(f"; {told}")
+
+
+def test_a_rate_goes_where_this_runs_is_and_stays_one() -> None:
+    one, other = shared_rate(Net()), shared_rate(Net())
+    for group in other.param_groups:
+        group["lr"] = torch.tensor(0.5, device="meta")
+    optimizers.restore(other, loaded(one), where="DIR")
+    first, second = (group["lr"] for group in other.param_groups)
+    assert first is second and first.device.type == "meta"
+    other.param_groups[0]["lr"] = torch.tensor(0.5)
+    optimizers.restore(other, loaded(one), where="DIR")
+    assert [group["lr"].device.type for group in other.param_groups] == ["cpu", "meta"]
+
+
+def test_a_rate_is_what_it_was_a_tensor_or_none() -> None:
+    rates: list[Any] = [0.5, torch.tensor(0.25)]
+    for here, there in (rates, rates[::-1]):
+        one, other = (named("a", kind=optim.Adam, lr=rate) for rate in (there, here))
+        one.param_groups[0]["mine"] = torch.ones(1)
+        optimizers.restore(other, loaded(one), where="DIR")
+        assert facts(other.param_groups[0]["lr"]) == facts(there)
+        assert facts(other.param_groups[0]["mine"]) == facts(torch.ones(1))
+
+
+def test_state_goes_where_the_parameter_is_and_stays_shared() -> None:
+    one, other = named("a"), optim.SGD([("a", nn.Parameter(torch.ones(2, device="meta")))])
+    shared = torch.ones(2)
+    one.state[one.param_groups[0]["params"][0]] = {"list": [shared], "tuple": (shared,), "dict": {"in": shared}}
+    optimizers.restore(other, loaded(one), where="DIR")
+    entry = other.state[other.param_groups[0]["params"][0]]
+    assert entry["list"][0] is entry["tuple"][0] is entry["dict"]["in"] and entry["list"][0].device.type == "meta"
+
+
+class Renewed(optim.SGD):
+    """Its state once was a number, and had less in it, as that of torch's own was and had."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for entry in self.state.values():
+            if isinstance(entry, dict) and "step" in entry:
+                entry |= {"step": torch.tensor(float(entry["step"])), "new": 1}
+
+
+def test_state_of_an_older_torch_becomes_what_the_newer_one_makes_of_it() -> None:
+    one, other = (named("a", kind=Renewed) for _ in range(2))
+    saved = loaded(one)
+    saved["state"] = {0: {"step": 3}}
+    optimizers.restore(other, saved, where="DIR")
+    assert facts(other.state_dict()["state"]) == facts({0: {"step": torch.tensor(3.0), "new": 1}})
+
+
+def test_state_that_belongs_to_no_parameter_stays() -> None:
+    one, other = (named("a") for _ in range(2))
+    one.state["mine"] = {"count": 3}  # type: ignore[index]
+    saved = loaded(one) | {"state": {"mine": {"count": 3}, 7: {"count": 4}}}
+    optimizers.restore(other, saved, where="DIR")
+    assert dict(other.state) == {"mine": {"count": 3}, 7: {"count": 4}}
+
+
 def test_a_shared_rate_stays_one_tensor_and_not_the_checkpoints() -> None:
     one, other = (shared_rate(Net()) for _ in range(2))
     saved = loaded(one)
@@ -325,7 +411,8 @@ def test_state_that_torch_would_turn_into_something_else_stays() -> None:
     one, other = (named("a", momentum=0.9, lr=0.1) for _ in range(2))
     parameter = one.param_groups[0]["params"][0]
     shared = torch.ones(2, dtype=torch.float64)
-    odd = {"text": "t", "none": None, "pair": (1, 2.0), "twice": [shared, shared], "int": torch.tensor(3), "b": True}
+    odd = {"text": "t", "none": None, "pair": (1, 2.0), "twice": [shared, shared], "int": torch.tensor(3), "b": True,
+           "ordered": OrderedDict(b=1, a=torch.ones(1, dtype=torch.float64))}  # fmt: skip
     one.state[parameter] = odd
     saved = loaded(one)
     optimizers.restore(other, saved, where="DIR")
@@ -367,6 +454,8 @@ def test_weight_decay_may_leave_biases_and_norms_alone() -> None:
 
 
 ADAMW = {"_target_": "torch.optim.AdamW", "_partial_": True}
+MUON = {"_target_": "torch.optim.Muon", "_partial_": True}
+RPROP = {"_target_": "torch.optim.Rprop", "_partial_": True}
 
 
 @pytest.mark.parametrize(
@@ -384,7 +473,19 @@ ADAMW = {"_target_": "torch.optim.AdamW", "_partial_": True}
         ),
         ("Muon", {"fallback": {"_target_": "os.system"}}, "optimizer.fallback._target_: 'os.system' is not allowed."),
         ("Muon", {}, "optimizer: Muon only supports 2D parameters"),
-        ("SparseAdam", {"fallback": ADAMW}, "optimizer: SparseAdam trains sparse gradients, and Net has none."),
+        (
+            "SparseAdam",
+            {"fallback": ADAMW},
+            "optimizer: SparseAdam trains sparse gradients, and Net has none. A model with nn.Embedding or nn.EmbeddingBag(…, sparse=True) has some: model=embedding.",
+        ),
+        ("AdamW", {"lrr": 1}, "optimizer.lrr: AdamW has no argument 'lrr'."),
+        ("Muon", {"lr": -1.0, "fallback": ADAMW}, "optimizer: "),
+        ("Muon", {"fallback": {**ADAMW, "lr": -1.0}}, "optimizer.fallback: Invalid learning rate"),
+        (
+            "SparseAdam",
+            {"weight_decay_on": "matrices", "fallback": RPROP},
+            "optimizer.weight_decay_on=matrices: SparseAdam and Rprop has no weight_decay.",
+        ),
     ],
 )
 def test_what_an_optimizer_cannot_do_is_said_at_once(name: str, node: dict[str, Any], told: str) -> None:
@@ -413,12 +514,121 @@ def test_a_fallback_trains_what_the_main_optimizer_leaves() -> None:
     assert one.main.state is one.state is one.fallback.state
 
 
+FALLBACKS = CLASSES - {"LBFGS", "Muon", "SparseAdam"}
+
+
+@pytest.mark.parametrize("name", sorted(FALLBACKS))
+@pytest.mark.parametrize(("main", "kind"), [("Muon", Net), ("SparseAdam", Bag)])
+def test_any_other_optimizer_can_be_the_fallback_and_goes_on_to_the_same_bits(
+    main: str, kind: Callable[[], nn.Module], name: str
+) -> None:
+    fallback = {"_target_": f"torch.optim.{name}", "_partial_": True, "lr": 0.01}
+    model, again = kind(), kind()
+    one, other = built(model, main, fallback=fallback), built(again, main, fallback=fallback)
+
+    def step(model: nn.Module, optimizer: optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        sparse = model.table(torch.tensor([[1, 2], [3, 4]])).sum() if isinstance(model, Bag) else torch.zeros(())
+        rest = [p.square().sum() for name, p in model.named_parameters() if name != "table.weight"]
+        (sparse + sum(rest)).backward()
+        optimizer.step()
+
+    for _ in range(2):
+        step(model, one)
+    again.load_state_dict(model.state_dict())
+    optimizers.restore(other, loaded(one), where="DIR")
+    for group in (*one.param_groups, *other.param_groups):  # as a schedule would
+        group["lr"] = 0.25
+    step(model, one)
+    step(again, other)
+    assert [facts(p) for p in model.parameters()] == [facts(p) for p in again.parameters()]
+    assert facts(loaded(one)) == facts(loaded(other))
+
+
 def test_a_tied_embedding_has_no_sparse_gradients() -> None:
     bag = Bag()
     assert optimizers.sparse(bag) == ["table.weight"]
     bag.head = nn.Linear(3, 40, bias=False)
     bag.head.weight = bag.table.weight
     assert optimizers.sparse(bag) == []
+
+
+def test_gradients_are_sparse_where_the_table_says_so() -> None:
+    model = nn.ModuleDict({"a": nn.Embedding(2, 2, sparse=True), "b": nn.Embedding(2, 2), "c": nn.EmbeddingBag(2, 2)})
+    assert optimizers.sparse(model) == ["a.weight"]
+
+
+def test_what_torch_checks_of_sparse_tensors_stays_as_somebody_set_it() -> None:
+    bag = Bag()
+    with torch.sparse.check_sparse_tensor_invariants(True):
+        built(bag, "SGD")
+        assert torch.sparse.check_sparse_tensor_invariants.is_enabled()
+
+
+def test_two_optimizers_evaluate_a_closure_once() -> None:
+    model = Net()
+    one = built(model, "Muon", fallback=ADAMW)
+    before, calls = copy.deepcopy(model.state_dict()), []
+
+    def closure() -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        loss: Tensor = model(torch.ones(1, 6)).sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        loss = one.step(closure)
+    assert calls == [True] and isinstance(loss, Tensor) and one.step() is None
+    assert not any(torch.equal(before[name], now) for name, now in model.state_dict().items() if "last" in name)
+
+
+def test_schedules_see_of_two_optimizers_what_both_have() -> None:
+    one = built(Net(), "Muon", fallback=ADAMW)
+    assert {"lr", "weight_decay", "eps"} <= set(one.defaults) and not {"momentum", "betas"} & set(one.defaults)
+
+
+def test_weight_decay_goes_to_whatever_has_it() -> None:
+    matrices = {"weight_decay_on": "matrices"}
+    table, rest = built(Bag(), "SparseAdam", fallback=ADAMW, **matrices).param_groups
+    assert "weight_decay" not in table and (rest["param_names"], rest["weight_decay"]) == (["bias"], 0.0)
+    _, rest = built(Net(), "Muon", fallback=RPROP, **matrices).param_groups
+    assert "weight_decay" not in rest
+    for model, names in ((nn.LayerNorm(2), ["weight", "bias"]), (nn.Conv2d(1, 1, 1, bias=False), ["weight"])):
+        (group,) = built(model, "AdamW", **matrices).param_groups
+        assert (group["param_names"], group["weight_decay"] > 0) == (names, isinstance(model, nn.Conv2d))
+
+
+@pytest.mark.parametrize("name", ["nn.Identity", "nn.Linear", "optim.lr_scheduler.StepLR"])
+@pytest.mark.parametrize("key", ["optimizer", "optimizer.fallback"])
+def test_what_is_no_optimizer_is_refused(key: str, name: str) -> None:
+    other = {"_target_": f"torch.{name}", "_partial_": True}
+    node = other if key == "optimizer" else {**MUON, "fallback": other}
+    with pytest.raises(ConfigError, match=rf"^{key}: {name.rpartition('.')[2]} is not a torch\.optim\.Optimizer\.$"):
+        optimizers.build(node, Net(), make=partial(trust.make, source=Path(__file__).parents[1] / "src"))
+
+
+def test_muon_takes_matrices_and_a_class_made_of_it_too() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Linear(2, 2))
+    for kind in (optim.Muon, type("Mine", (optim.Muon,), {})):
+        assert optimizers._taken(kind, model) == {"1.weight"}
+    assert optimizers._taken(type("Mine", (optim.SparseAdam,), {}), Bag()) == {"table.weight"}
+
+
+STEPS: list[tuple[Callable[..., None], bool]] = [
+    (lambda self: None, False),
+    (lambda self, closure: None, True),
+    (lambda self, closure, /: None, True),
+    (lambda self, closure=None: None, False),
+    (lambda self, *closures: None, False),
+    (lambda self, *, closure: None, False),
+]
+
+
+@pytest.mark.parametrize(("step", "needs"), STEPS)
+def test_a_step_searches_that_cannot_be_called_without_a_closure(step: Callable[..., None], needs: bool) -> None:
+    one = named("a", kind=type("Mine", (optim.SGD,), {}))
+    type(one).step = step  # type: ignore[method-assign,assignment]
+    assert optimizers.searches(one) is needs
 
 
 def test_only_what_needs_a_closure_searches() -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,6 +118,42 @@ def test_damaged_one_is_never_kept_in_place_of_a_sound_one(tmp_path: Path) -> No
     assert [name[-1] for name in checkpoint.names(tmp_path)] == ["1", "4"], "the newest and the best that are sound"
 
 
+def linked(path: Path) -> None:
+    """A link of the size that the manifest says."""
+    path.with_suffix("").symlink_to("x" * path.stat().st_size)
+    path.with_suffix("").replace(path)
+
+
+def moved(path: Path) -> None:
+    """A link to the right bytes."""
+    path.rename(path.parents[1] / "elsewhere")
+    path.symlink_to(path.parents[1] / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        (STATE, lambda path: path.write_text(path.read_text() + " ")),
+        (STATE, lambda path: path.write_text(path.read_text()[:-1])),
+        (STATE, lambda path: path.write_text("x" * path.stat().st_size)),
+        (STATE, linked),
+        ("config.yaml", moved),
+        (STATE, Path.unlink),
+        (MANIFEST, Path.unlink),
+        (MANIFEST, lambda path: path.write_text("{")),
+        (MANIFEST, moved),
+        ("extra", Path.touch),
+    ],
+    ids=["grown", "cut", "no JSON", "a link", "moved", "missing", "no manifest", "manifest", "moved manifest", "extra"],
+)
+def test_what_can_be_seen_without_digests_is_damage(tmp_path: Path, name: str, harm: Callable[[Path], None]) -> None:
+    paths = [make(tmp_path, epoch=step, step=step) for step in (1, 2, 3)]
+    harm(paths[1] / name)
+    assert checkpoint.prune(tmp_path, **RULES | {"keep_best": 0, "keep_last": 2}) == [], "it does not count"
+    checkpoint.prune(tmp_path, **RULES | {"keep_best": 0})
+    assert [name[-1] for name in checkpoint.names(tmp_path)] == ["3"], "nor is it kept for better days"
+
+
 def test_what_the_disk_does_not_let_be_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be the best one, and well again tomorrow."""
     for step in (1, 2, 3):
@@ -136,6 +173,43 @@ def test_what_the_disk_does_not_let_be_read_is_kept(tmp_path: Path, monkeypatch:
     assert [name[-1] for name in checkpoint.names(tmp_path)] == ["1", "3"]
 
 
+def test_what_cannot_be_read_is_not_counted_among_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2, 3):
+        make(tmp_path, epoch=step, step=step)
+    read = checkpoint.strict.read
+
+    def ill(path: Path, **limits: int) -> bytearray:
+        if "step_00000003" in str(path):
+            raise checkpoint.CheckpointError("ill") from OSError(errno.EIO, "Input/output error")
+        return read(path, **limits)
+
+    monkeypatch.setattr(checkpoint.strict, "read", ill)
+    checkpoint.prune(tmp_path, **RULES | {"keep_best": 0})
+    assert [name[-1] for name in checkpoint.names(tmp_path)] == ["2", "3"]
+
+
+@pytest.mark.parametrize("failing", range(1, len(REQUIRED) + 2))
+def test_whichever_look_at_a_file_fails_its_checkpoint_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    for step in (1, 2, 3):
+        make(tmp_path, epoch=step, step=step)
+    looks, lstat = [0], Path.lstat
+
+    def ill(path: Path) -> os.stat_result:
+        if "step_00000001/" in path.as_posix():
+            looks[0] += 1
+            if looks[0] == failing:
+                raise OSError(errno.EIO, "Input/output error")
+        return lstat(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "lstat", ill)
+        checkpoint.prune(tmp_path, **RULES | {"keep_best": 0})
+    assert looks[0] >= failing
+    assert [name[-1] for name in checkpoint.names(tmp_path)] == ["1", "3"]
+
+
 @pytest.mark.parametrize("call", ["rename", "unlink", "rmdir", "fsync"])
 def test_delete_that_fails_loses_nothing_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
@@ -148,11 +222,25 @@ def test_delete_that_fails_loses_nothing_and_is_tried_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, ill)
-        checkpoint.prune(tmp_path, **RULES)
+        gone = checkpoint.prune(tmp_path, **RULES)
+    assert not set(gone) & set(checkpoint.names(tmp_path))
     assert {"epoch_0001_step_00000001", "epoch_0004_step_00000004"} <= set(checkpoint.names(tmp_path))
     make(tmp_path, epoch=5, step=5, loss=5.0)
     checkpoint.prune(tmp_path, **RULES)
     assert sorted(entry.name[-1] for entry in tmp_path.iterdir()) == ["1", "5"]
+
+
+def test_files_are_deleted_when_their_name_cannot_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        make(tmp_path, epoch=step, step=step)
+    calls: list[str] = []
+    for module, call in ((os, "rename"), (checkpoint.files, "sync_directory"), (checkpoint.files, "remove")):
+        whole = getattr(module, call)
+        monkeypatch.setattr(module, call, lambda *paths, call=call, whole=whole: (calls.append(call), whole(*paths)))
+    checkpoint.prune(tmp_path, **RULES | {"keep_best": 0})
+    assert calls == ["rename", "sync_directory", "remove"]
+    checkpoint.prune(tmp_path, **RULES | {"keep_best": 0})
+    assert calls[3:] == [], "what deletes nothing waits for no disk"
 
 
 def test_nothing_is_deleted_through_a_link_or_that_is_no_checkpoint(tmp_path: Path) -> None:
@@ -160,7 +248,8 @@ def test_nothing_is_deleted_through_a_link_or_that_is_no_checkpoint(tmp_path: Pa
     linked = make(other, epoch=1, step=1)
     make(root, epoch=3, step=3)
     (root / linked.name).symlink_to(linked)
-    for name in ("notes", "epoch_1_step_1", "epoch_0001_step_00000001.bak", ".damaged-epoch_0001_step_00000001"):
+    for name in ("notes", "epoch_1_step_1", "epoch_0001_step_00000001.bak", ".damaged-epoch_0001_step_00000001",
+                 ".tmp-epoch_0004_step_00000004-1"):  # fmt: skip
         (root / name).mkdir()
     (root / "epoch_0002_step_00000002").write_text("a file")
     before = {entry.name for entry in root.iterdir()}

@@ -145,6 +145,44 @@ def test_a_named_function_reaches_torch_as_a_partial() -> None:
 
 # Planning
 
+LATE = part("SequentialLR", schedulers=[WARMUP, part("CosineAnnealingLR", T_max=None)], milestones=[10])
+
+
+@pytest.mark.parametrize(
+    ("interval", "trainer", "end"),
+    [
+        ("step", {"max_epochs": 5}, 50),
+        ("step", {"max_epochs": 5, "accumulate": 3}, 20),
+        ("step", {"max_steps": 25, "accumulate": 3}, 25),
+        ("step", {"max_epochs": 5, "max_steps": 25}, 25),
+        ("step", {"max_epochs": 2, "max_steps": 25}, 20),
+        ("epoch", {"max_epochs": 5}, 5),
+        ("epoch", {"max_steps": 21}, 3),
+        ("epoch", {"max_steps": 20, "accumulate": 3}, 5),
+        ("epoch", {"max_epochs": 5, "max_steps": 21}, 3),
+    ],
+)
+def test_the_end_is_counted_in_what_the_schedule_counts(interval: str, trainer: dict[str, Any], end: int) -> None:
+    assert schedules.planned_end(config({"interval": interval}, **trainer), 10) == end
+
+
+def test_each_schedule_is_walked_to_under_its_path() -> None:
+    paths = [path for path, _ in schedules.walk(part("ChainedScheduler", schedulers=[WARMUP, LATE]))]
+    inner = "scheduler.schedulers[1]"
+    assert paths == ["scheduler", "scheduler.schedulers[0]", inner, f"{inner}.schedulers[0]", f"{inner}.schedulers[1]"]
+
+
+def test_a_sequence_within_a_sequence_is_planned_from_where_it_begins() -> None:
+    node = part("SequentialLR", schedulers=[part("ConstantLR", total_iters=9), LATE], milestones=[20])
+    first, second = schedules._planned(node, 0, 50)["schedulers"][1]["schedulers"]
+    assert (first["total_iters"], second["T_max"]) == (10, 20)
+
+
+def test_what_begins_after_the_end_gets_a_length_all_the_same() -> None:
+    one, _ = built(part("SequentialLR", schedulers=[WARMUP, part("CosineAnnealingLR", T_max=None)], milestones=[60]))
+    first, second = one.scheduler._schedulers  # type: ignore[attr-defined]
+    assert (first.total_iters, second.T_max) == (50, 1)
+
 
 @pytest.mark.parametrize(
     ("node", "key"),
@@ -154,6 +192,13 @@ def test_a_named_function_reaches_torch_as_a_partial() -> None:
         (part("SequentialLR", schedulers=[WARMUP, part("CosineAnnealingLR", T_max=None)], milestones=[20]), ("schedulers.1.T_max", 30)),
         (part("SequentialLR", schedulers=[WARMUP, part("CosineAnnealingLR", T_max=9)], milestones=[20]), None),
         (part("ChainedScheduler", schedulers=[part("ExponentialLR", gamma=0.9), WARMUP]), ("schedulers.1.total_iters", 50)),
+        (part("OneCycleLR", max_lr=0.1, total_steps=None), ("total_steps", 50)),
+        (part("OneCycleLR", max_lr=0.1, total_steps=None, epochs=5, steps_per_epoch=10), None),
+        (part("OneCycleLR", max_lr=0.1, total_steps=50), None),
+        (part("OneCycleLR", max_lr=0.1, total_steps=60, epochs=1, steps_per_epoch=10), None),
+        (part("SequentialLR", schedulers=[WARMUP, part("CosineAnnealingLR", T_max=None)], milestones=[60]), ("schedulers.0.total_iters", 50)),
+        (part("SequentialLR", schedulers=[part("ConstantLR", total_iters=9), LATE], milestones=[20]), ("schedulers.1.schedulers.1.T_max", 20)),
+        (part("MultiStepLR", milestones=[5, 5]), None),
     ],
 )  # fmt: skip
 def test_a_length_that_is_null_is_planned_to_the_end_of_training(node: dict[str, Any], key: Any) -> None:
@@ -191,9 +236,48 @@ def test_the_shipped_sequence_warms_up_and_ends_at_nothing() -> None:
         (part("SequentialLR", schedulers=[WARMUP, part("OneCycleLR", max_lr=1.0, total_steps=29)], milestones=[20]),
          "scheduler.schedulers[1].total_steps=29 ends before training does (30 steps)."),
         (part("ReduceLROnPlateau"), "scheduler: ReduceLROnPlateau follows a metric that is measured once an epoch"),
+        (part("SequentialLR", schedulers=[WARMUP] * 2, milestones=[True]), "scheduler.milestones=[True]: must say where"),
+        (part("SequentialLR", schedulers=[WARMUP] * 2, milestones=["a"]), "scheduler.milestones=['a']: must say where"),
+        (part("SequentialLR", schedulers=[WARMUP] * 3, milestones=[2, 2]), "scheduler.milestones=[2, 2]: must say where"),
+        (part("SequentialLR", schedulers=[WARMUP] * 3, milestones=[3], interval="epoch"),
+         "scheduler.milestones=[3]: must say where each schedule but the first begins, counted in epochs: 2 whole numbers"),
+        (part("ChainedScheduler", schedulers=[part("SequentialLR", schedulers=[WARMUP] * 2, milestones=[0])]),
+         "scheduler.schedulers[0].milestones=[0]: must say where"),
+        (part("SequentialLR", schedulers=[WARMUP] * 2), "scheduler: SequentialLR: missing a required argument: 'milestones'."),
+        (part("SequentialLR", schedulers=[WARMUP, 3], milestones=[2]), "scheduler.schedulers[1]._partial_: must be true"),
+        (part("ChainedScheduler", schedulers=[]), "scheduler: ChainedScheduler expects at least one scheduler"),
+        (part("SequentialLR", schedulers=3, milestones=[]), "scheduler.schedulers=3: must be a list of schedulers."),
+        (part("SequentialLR", schedulers=WARMUP, milestones=[]), "scheduler.schedulers={'_target_': "),
+        (part("StepLR", step_size=0), "scheduler.step_size=0: must be above 0, counted in steps."),
+        (part("CosineAnnealingLR", T_max=0, interval="epoch"), "scheduler.T_max=0: must be above 0, counted in epochs."),
+        (part("ChainedScheduler", schedulers=[part("CyclicLR", base_lr=0.1, max_lr=0.2, step_size_up=0)]),
+         "scheduler.schedulers[0].step_size_up=0: must be above 0"),
+        (part("CyclicLR", base_lr=0.1, max_lr=0.2, step_size_down=-1), "scheduler.step_size_down=-1: must be above 0"),
+        (part("LinearLR", start=1), "scheduler.start: LinearLR has no"),
+        (part("CyclicLR", base_lr=0.1, max_lr=0.2, mode="odd"), "scheduler: mode is invalid"),
+        (part("ChainedScheduler", schedulers=[WARMUP, part("CyclicLR", base_lr=0.1, max_lr=0.2, mode="odd")]),
+         "scheduler.schedulers[1]: mode is invalid"),
+        (part("OneCycleLR", max_lr=1.0, total_steps=49, interval="epoch"), "scheduler.total_steps=49 ends before training does (50 epochs)."),
+        (part("OneCycleLR", max_lr=1.0, steps_per_epoch=10), "scheduler: You must define either total_steps OR"),
+        (part("OneCycleLR", max_lr=1.0, epochs=10), "scheduler: You must define either total_steps OR"),
+        (part("ReduceLROnPlateau", interval="epoch"), "scheduler: ReduceLROnPlateau follows a metric that is measured once an epoch"),
+        (part("ReduceLROnPlateau", monitor="val/loss"), "scheduler: ReduceLROnPlateau follows a metric that is measured once an epoch"),
+        (WARMUP | {"monitor": "val/loss"}, "scheduler.monitor=val/loss: torch.optim.lr_scheduler.LinearLR follows no metric."),
     ],
 )  # fmt: skip
 def test_a_schedule_that_does_not_fit_is_refused_by_its_path(node: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError) as error:
         built(node)
     assert str(error.value).startswith(told)
+
+
+def test_no_schedule_is_none() -> None:
+    model = nn.Linear(1, 1)
+    node = {"_target_": None, "interval": "step", "monitor": None, "step_size": 3}
+    assert schedules.build(node, config(node), OPTIMIZERS["sgd"](model), batches=10, make=make) == (None, None)
+
+
+def test_building_a_chain_within_a_sequence_warns_of_nothing() -> None:
+    model = nn.Linear(1, 1)
+    node = NODES["chain first"]
+    schedules.build(node, config(node), OPTIMIZERS["sgd"](model), batches=10, make=make)

@@ -30,7 +30,7 @@ class Both(Optimizer):
         self.main, self.fallback = main, fallback
         # What both have by default: schedules look here for what they may change in every group.
         common = {key: value for key, value in main.defaults.items() if key in fallback.defaults}
-        super().__init__([*main.param_groups, *fallback.param_groups], common)  # the groups themselves, not copies
+        super().__init__([*main.param_groups, *fallback.param_groups], common)
         self._link()
 
     def step(self, closure: Any = None) -> Any:
@@ -50,7 +50,7 @@ class Both(Optimizer):
     def _link(self) -> None:
         cut = len(self.main.param_groups)
         for part, groups in ((self.main, self.param_groups[:cut]), (self.fallback, self.param_groups[cut:])):
-            # Each is shown its own state alone: some of torch's take the first entry for an example of all.
+            # Each is shown its own state alone: Adagrad takes the first entry for an example of all.
             own = {p: self.state[p] for group in groups for p in group["params"] if p in self.state}
             part.__setstate__({"state": defaultdict(dict, own), "param_groups": groups})
             part.state = self.state
@@ -188,10 +188,13 @@ def _one(partial: Any, parameters: Named, decay_on: str, *, path: str) -> Optimi
         others = [(name, p) for name, p in parameters if p.dim() < 2]
         groups = [{"params": matrices}] if matrices else []
         groups += [{"params": others, "weight_decay": 0.0}] if others else []
-    optimizer = trust.call(partial, groups, path=path)
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigError(f"{path}: {partial.func.__name__} is not a torch.optim.Optimizer.")
-    return optimizer
+    kind = partial.func
+    # A class is known before it is called with what may mean nothing to it; a function may make an optimizer too.
+    known = not isinstance(kind, type) or issubclass(kind, Optimizer)
+    made = trust.call(partial, groups, path=path) if known else None
+    if not isinstance(made, Optimizer):
+        raise ConfigError(f"{path}: {kind.__name__} is not a torch.optim.Optimizer.")
+    return made
 
 
 def _decays(kind: Any) -> bool:

@@ -17,6 +17,8 @@ from savepoint.settings import Settings
 
 # What a schedule calls its own length. Where the config leaves it null, it is planned from the end of training.
 LENGTHS = ("T_max", "total_steps", "total_iters")
+# What a schedule divides by, steps later, unchecked.
+PERIODS = ("T_max", "step_size", "step_size_up", "step_size_down")
 # Keys of conf/scheduler/ that belong to the engine. Every other is an argument of the class.
 OWN = ("interval", "monitor")
 
@@ -121,6 +123,11 @@ def _windows(node: dict[str, Any], begins: int, ends: int) -> list[tuple[dict[st
 
 def _check_lengths(node: dict[str, Any], end: int, interval: str) -> None:
     for path, each in walk(node):
+        if "schedulers" in each and not isinstance(each["schedulers"], list):
+            raise ConfigError(f"{path}.schedulers={each['schedulers']}: must be a list of schedulers.")
+        for key in PERIODS:
+            if isinstance(each.get(key), int | float) and each[key] <= 0:
+                raise ConfigError(f"{path}.{key}={each[key]}: must be above 0, counted in {interval}s.")
         inner, milestones = _inner(each), each.get("milestones")
         rising = isinstance(milestones, list) and all(type(m) is int for m in milestones)
         if (
