@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 BY_PATH = ("mkdir", "rmdir", "unlink", "remove", "rename", "replace", "truncate", "link", "symlink", "chmod")
-BY_DESCRIPTOR = ("writev", "pwrite", "pwritev", "fsync", "fdatasync", "ftruncate", "posix_fallocate", "fchmod")
+BY_DESCRIPTOR = ("pwrite", "pwritev", "fsync", "fdatasync", "ftruncate", "posix_fallocate", "fchmod")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -73,6 +73,7 @@ class Disk:
         for name in BY_DESCRIPTOR:
             setattr(os, name, self._by_descriptor(name))
         os.open, os.close, os.write = self._os_open, self._os_close, self._os_write
+        os.writev = lambda descriptor, parts: self._os_write(descriptor, b"".join(parts))
         builtins.open = io.open = self._open
 
     def _watched(self, path: str) -> bool:

@@ -51,8 +51,42 @@ def test_the_disk_is_asked_to_begin_before_all_is_written(
     monkeypatch.setattr(os, "posix_fadvise", lambda _, offset, count, __: asked.append((offset, count)))
     data = bytes(range(37))
     assert files.write(tmp_path / "a", [data[:4], data[4:15], data[15:36], data[36:]]) == 37
-    assert asked == [(0, 14), (14, 11), (25, 10)]
+    assert asked == [(0, 10), (10, 10), (20, 10)]
     assert (tmp_path / "a").read_bytes() == data and calls == ["fsync a (37)"]
+
+
+def test_small_chunks_are_written_together_and_large_ones_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[list[int]] = []
+    real = os.writev
+
+    def noted(descriptor: int, parts: list[memoryview]) -> int:
+        written.append([len(part) for part in parts])
+        return real(descriptor, parts)
+
+    monkeypatch.setattr(os, "writev", noted)
+    monkeypatch.setattr(files, "_WINDOW", 10)
+    monkeypatch.setattr(files, "_MOST_PARTS", 3)
+    chunks = [b"", b"1", b"22", b"", b"333", b"4444", bytes(21), b"5"]
+    assert files.write(tmp_path / "a", chunks) == 32
+    assert written == [[1, 2, 3], [4, 6], [10], [5, 1]]
+    assert (tmp_path / "a").read_bytes() == b"".join(chunks)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["writev", "write"])
+def test_a_system_that_takes_less_than_it_is_given_is_given_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    real = os.write
+    taken = iter([1, 2, 5, 1, 4, 3, 8, 1, *[2] * 99])
+    monkeypatch.setattr(os, "write", lambda descriptor, part: real(descriptor, part[: next(taken)]))
+    monkeypatch.setattr(os, "writev", lambda descriptor, parts: os.write(descriptor, b"".join(parts)))
+    if not together:
+        monkeypatch.delattr(os, "writev")
+    data = bytes(range(50))
+    assert files.write(tmp_path / "a", [data[:3], data[3:4], data[4:30], data[30:]]) == 50
+    assert (tmp_path / "a").read_bytes() == data
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")

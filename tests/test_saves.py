@@ -346,16 +346,6 @@ def raise_at(disk: Disk, name: str, error: BaseException, *, thread: Callable[[]
     disk.at = at
 
 
-def refuse(disk: Disk, step: int) -> None:
-    """No room for the model at this step, whichever thread writes it."""
-
-    def at(path: Path) -> None:
-        if path.name == "model.safetensors" and f"{step:08d}" in path.parent.name:
-            raise no_space()
-
-    disk.at = at
-
-
 def no_space() -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -422,7 +412,7 @@ def test_a_disk_that_refuses_in_the_background_is_told_in_one_line_and_costs_one
 def test_a_disk_that_never_takes_the_first_checkpoint_is_told_to_have_none(
     tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    refuse(disk, 1)
+    raise_at(disk, "model.safetensors", no_space())
     with caplog.at_level(logging.WARNING):
         fitted = go(tmp_path / "run", keep=EACH_STEP, max_steps=2)
     assert [record.getMessage() for record in caplog.records] == [
@@ -435,7 +425,7 @@ def test_a_disk_that_refuses_a_resumed_run_is_told_to_have_the_one_that_it_began
     tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
     go(tmp_path / "run", keep=EACH_STEP, stop_at=2)
-    refuse(disk, 3)
+    raise_at(disk, "model.safetensors", no_space())
     with caplog.at_level(logging.WARNING):
         go(tmp_path / "run", keep=EACH_STEP, max_steps=4)
     (record,) = caplog.records

@@ -120,24 +120,20 @@ def publish(root: Path, draft: Draft) -> Path:
 
 
 def _write_files(directory: Path, draft: Draft) -> dict[str, tensorfile.Written]:
-    """All files but the manifest, side by side: a disk syncs many in the time of one, and digests take as long.
-
-    Returns, or raises, when no thread is writing any more.
-    """
+    """All files but the manifest. Two threads work out digests meanwhile: that takes as long as writing does."""
     plans = {MODEL: draft.model, TRAINING: draft.training}
-    with ThreadPoolExecutor(2 * len(plans) + 1 + len(draft.documents)) as threads:
-        sizes = {name: threads.submit(files.write, directory / name, plan.chunks()) for name, plan in plans.items()}
-        digests = {name: threads.submit(plan.sha256) for name, plan in plans.items()}
+    written = {}
+    with ThreadPoolExecutor(len(plans)) as hashers:
+        digests = {name: hashers.submit(plan.sha256) for name, plan in plans.items()}
+        sizes = {name: files.write(directory / name, plan.chunks()) for name, plan in plans.items()}
         texts = {STATE: json.dumps(draft.values, indent=1, allow_nan=False)} | draft.documents
-        written = {name: threads.submit(_write_text, directory / name, text) for name, text in texts.items()}
-        tensors = {name: tensorfile.Written(sizes[name].result(), digests[name].result()) for name in plans}
-        return tensors | {name: each.result() for name, each in written.items()}
-
-
-def _write_text(path: Path, text: str) -> tensorfile.Written:
-    # A patch holds whatever bytes the changed files do, read as surrogates where they are no UTF-8.
-    data = text.encode(errors="surrogateescape")
-    return tensorfile.Written(size=files.write(path, data), sha256=hashlib.sha256(data).hexdigest())
+        for name, text in texts.items():
+            # A patch holds whatever bytes the changed files do, read as surrogates where they are no UTF-8.
+            data = text.encode(errors="surrogateescape")
+            size = files.write(directory / name, data)
+            written[name] = tensorfile.Written(size=size, sha256=hashlib.sha256(data).hexdigest())
+        hashed = {name: tensorfile.Written(sizes[name], digests[name].result()) for name in plans}
+    return hashed | written
 
 
 def load(path: Path) -> Checkpoint:

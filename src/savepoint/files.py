@@ -8,11 +8,12 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # what a lock that another process holds answers, by system
-_WINDOW = 8 * 2**20  # bytes after which the disk is asked to begin
+_WINDOW = 8 * 2**20  # bytes that are written at a time, after which the disk is asked to begin
+_MOST_PARTS = 1024  # that one call may write: Linux's limit
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would turn line ends into its own
 
 
@@ -21,14 +22,12 @@ def write(path: Path, chunks: bytes | Iterable[bytes | memoryview]) -> int:
     size = begun = 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
     try:
-        for chunk in [chunks] if isinstance(chunks, bytes) else chunks:
-            rest = memoryview(chunk)
-            while rest:  # the system may take less than it is given: a disk that is nearly full does
-                count = os.write(descriptor, rest[:_WINDOW])
-                size, rest = size + count, rest[count:]
-                if size - begun >= _WINDOW:
-                    _begin(descriptor, begun, size - begun)
-                    begun = size
+        for parts in _gathered([chunks] if isinstance(chunks, bytes) else chunks):
+            size += sum(map(len, parts))
+            _write(descriptor, parts)
+            if size - begun >= _WINDOW:
+                _begin(descriptor, begun, size - begun)
+                begun = size
         os.fsync(descriptor)
     except OSError as error:
         error.filename = error.filename or str(path)  # neither call names it
@@ -36,6 +35,36 @@ def write(path: Path, chunks: bytes | Iterable[bytes | memoryview]) -> int:
     finally:
         os.close(descriptor)
     return size
+
+
+def _gathered(chunks: Iterable[bytes | memoryview]) -> Iterator[list[memoryview]]:
+    """As much as one call writes: many small chunks, or a part of a large one. Nothing is copied."""
+    parts: list[memoryview] = []
+    room = _WINDOW
+    for chunk in chunks:
+        rest = memoryview(chunk)
+        while rest:
+            part, rest = rest[:room], rest[room:]
+            parts.append(part)
+            room -= len(part)
+            if not room or len(parts) == _MOST_PARTS:
+                yield parts
+                parts, room = [], _WINDOW
+    if parts:
+        yield parts
+
+
+def _write(descriptor: int, parts: list[memoryview]) -> None:
+    """All parts in one call, where the system has one: with a call for each, threads would wait for each other."""
+    while parts:
+        count = os.writev(descriptor, parts) if hasattr(os, "writev") else os.write(descriptor, parts[0])
+        done = 0
+        while done < len(parts) and count >= len(parts[done]):
+            count -= len(parts[done])
+            done += 1
+        parts = parts[done:]
+        if count:  # the system may take less than it is given: a disk that is nearly full does
+            parts[0] = parts[0][count:]
 
 
 def _begin(descriptor: int, offset: int, count: int) -> None:

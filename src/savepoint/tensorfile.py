@@ -50,7 +50,6 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000  # the format's own limit, in bytes
 MAX_DIMENSIONS = 64  # torch's own limit; a longer shape would cost minutes to multiply out
 PIECE = 8 * 2**20  # bytes that are copied at a time where a tensor does not lie in memory as it does in the file
-SMALL = 2**16  # bytes; smaller ones are written together
 METADATA = "__metadata__"  # the one name in a header that no tensor can have
 
 
@@ -98,20 +97,7 @@ class Plan:
     def chunks(self) -> Iterator[memoryview]:
         """The file's bytes. Tensors on the CPU are not copied, others in pieces: see PIECE."""
         yield memoryview(self.header)
-        small: list[memoryview] = []
-        gathered = 0
-        for piece in _pieces(self.tensors):
-            if len(piece) >= SMALL:
-                yield from _joined(small)
-                small, gathered = [], 0
-                yield piece
-                continue
-            small.append(piece)
-            gathered += len(piece)
-            if gathered >= PIECE:
-                yield from _joined(small)
-                small, gathered = [], 0
-        yield from _joined(small)
+        yield from _pieces(self.tensors)
 
     def sha256(self) -> str:
         """Of the whole file. hashlib lets other threads run meanwhile."""
@@ -178,12 +164,6 @@ def _bytes(tensor: Tensor) -> memoryview:
     # Not reshape: where every size is 1, contiguous says nothing of the strides.
     array: Any = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
     return memoryview(array)
-
-
-def _joined(parts: list[memoryview]) -> Iterator[memoryview]:
-    """Many small parts as one: a system call for each would cost more than copying them."""
-    if parts:
-        yield memoryview(b"".join(parts)) if len(parts) > 1 else parts[0]
 
 
 def read(data: strict.Memory, *, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
