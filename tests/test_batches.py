@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -308,3 +309,77 @@ def test_workers_leave_signals_to_the_main_process() -> None:
     """A Ctrl-C reaches the whole process group, and the batches of the update in progress are still needed."""
     for batch in of(Signals(), num_workers=1).epoch(0):
         assert all(flag.all() for flag in batch[1])
+
+
+# By what data are told apart
+
+
+class Stored:
+    """Numbers that a test can change. opened: by how many processes, each at its first sample."""
+
+    def __init__(self, numbers: list[float], *, drawn: bool = False, slow: float = 0.0) -> None:
+        self.numbers, self.drawn, self.slow, self.opened = numbers, drawn, slow, False
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Tensor:
+        self.opened = True
+        time.sleep(self.slow)
+        noise = np.random.default_rng().standard_normal() if self.drawn else random.random()
+        return torch.tensor([self.numbers[index], noise])
+
+
+NUMBERS = [float(number) for number in range(50)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_sample_of_a_small_data_set_counts(workers: int) -> None:
+    facts = of(Stored(NUMBERS), num_workers=workers).facts()
+    assert (facts["samples"], facts["digested"]) == (50, 50)
+    assert facts == of(Stored(NUMBERS), num_workers=2 - workers, seed=9, split="val", batch_size=7).facts()
+    for index in (0, 17, 49):
+        changed = Stored([*NUMBERS[:index], 99.0, *NUMBERS[index + 1 :]])
+        assert of(changed, num_workers=workers).facts() == facts | {"sha256": of(changed).facts()["sha256"]}
+        assert of(changed).facts()["sha256"] != facts["sha256"]
+
+
+def test_of_a_slow_data_set_as_many_samples_count_as_a_moment_allows() -> None:
+    facts = of(Stored(NUMBERS, slow=0.01)).facts()
+    assert 16 <= facts["digested"] < 50
+    assert of(Stored(NUMBERS)).facts(facts["digested"]) == facts
+    assert of(Stored(NUMBERS)).facts()["sha256"] != facts["sha256"]
+    assert of(Stored(NUMBERS, slow=0.02)).facts(48)["digested"] == 48, "what was digested once is digested again"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_that_are_others_each_time_have_no_digest(workers: int) -> None:
+    facts = of(Stored(NUMBERS, drawn=True), num_workers=workers).facts()
+    assert facts["sha256"] is None and facts["samples"] == 50
+
+
+def test_a_data_set_may_say_itself_what_tells_it_from_others() -> None:
+    stored = Stored(NUMBERS)
+    stored.fingerprint = lambda: 42  # type: ignore[attr-defined]
+    assert of(stored).facts() == {"samples": 50, "digested": 50, "sha256": "42"} and not stored.opened
+
+
+def test_looking_at_samples_changes_no_bit_of_training() -> None:
+    for workers in (0, 1):
+        looked = of(num_workers=workers)
+        torch.manual_seed(5)
+        random.seed(5)
+        np.random.seed(5)
+        looked.facts()
+        drawn = (torch.rand(1).item(), random.random(), np.random.rand())
+        torch.manual_seed(5)
+        random.seed(5)
+        np.random.seed(5)
+        assert drawn == (torch.rand(1).item(), random.random(), np.random.rand())
+        assert listed(looked.epoch(0)) == listed(of().epoch(0))
+
+
+def test_where_workers_load_the_main_process_opens_nothing() -> None:
+    stored = Stored(NUMBERS)
+    of(stored, num_workers=2).facts()
+    assert not stored.opened

@@ -374,3 +374,69 @@ def test_where_data_goes_is_not_taken_from_a_checkpoint(workshop: Workshop, dire
         path.write_bytes(change(path.read_bytes())) if path.parent == directory else rewrite(path, change)
     resumed(workshop, directory)
     assert not (directory.parent / "stolen.db").exists() and uri not in (directory / "config.yaml").read_bytes()
+
+
+# Other data
+
+STORED = """
+import torch
+
+
+class Stored(torch.utils.data.Dataset):
+    def __init__(self, split, *, path, val=8):
+        with open(path) as file:
+            self.numbers = [float(line) for line in file]
+        self.numbers = self.numbers[val:] if split == "train" else self.numbers[:val]
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        return torch.full((64,), self.numbers[index]), index % 10
+"""
+
+
+@pytest.fixture
+def stored(workshop: Workshop, tmp_path: Path) -> tuple[Path, Path]:
+    """A run whose data lie in a file, and the file."""
+    (workshop.root / "src" / "project" / "data" / "stored.py").write_text(STORED)
+    lines, directory = tmp_path / "lines", tmp_path / "run"
+    lines.write_text("".join(f"{number / 40}\n" for number in range(40)))
+    (workshop.root / "conf" / "data" / "stored.yaml").write_text(
+        "dataset: {_target_: project.data.stored.Stored, path: null}"
+    )
+    few = ("tracker=none", "trainer.threads=1", "data=stored", "data.batch_size=16", "trainer.max_epochs=2")
+    ended = workshop.run("train.py", *few, f"data.dataset.path={lines}", f"hydra.run.dir={directory}")
+    assert ended.status == 0, ended.output
+    return directory, lines
+
+
+def test_a_run_goes_on_with_the_data_that_it_was_trained_on(workshop: Workshop, stored: tuple[Path, Path]) -> None:
+    directory, lines = stored
+    lines.rename(lines.with_name("moved"))
+    lines.with_name("moved").rename(lines)
+    resumed(workshop, directory, "trainer.max_epochs=3", "data.num_workers=1")
+    resumed(workshop, directory, "trainer.max_epochs=4", "data.num_workers=0")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda lines: lines[:-1], "its split 'train' has 31 samples, and epoch_0002_step_00000004 was trained on 32 samples."),
+        (lambda lines: [*lines, "1"], "its split 'train' has 33 samples, and epoch_0002_step_00000004 was trained on 32 samples."),
+        (lambda lines: [*lines[:-1], "7"], "its split 'train' has samples with the SHA-256 "),
+        (lambda lines: ["7", *lines[1:]], "its split 'val' has samples with the SHA-256 "),
+        (lambda lines: [*lines[:20], lines[21], lines[20], *lines[22:]], "its split 'train' has samples with the SHA-256 "),
+    ],
+    ids=["shorter", "longer", "one sample", "validation", "order"],
+)  # fmt: skip
+def test_other_data_than_the_checkpoint_was_trained_on_are_refused_and_nothing_is_changed(
+    workshop: Workshop, stored: tuple[Path, Path], workers: int, change: Callable[[list[str]], list[str]], told: str
+) -> None:
+    directory, lines = stored
+    lines.write_text("\n".join(change(lines.read_text().splitlines())) + "\n")
+    before = contents(directory)
+    line = refused(workshop, f"run={directory}", "trainer.max_epochs=3", f"data.num_workers={workers}")
+    assert line.startswith("error: data.dataset: ") and told in line and "train.py init_from=" in line
+    assert contents(directory) == before

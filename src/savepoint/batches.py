@@ -6,20 +6,23 @@ number of workers, the prefetching and the point of interruption change no bit.
 """
 
 import contextlib
+import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from savepoint import rng
+from savepoint import fingerprint, rng
 from savepoint.settings import Data
 
 # Without workers, batches are loaded a few at a time: setting the model's generators aside costs 110 µs, which a batch
 # of a small data set should not pay alone. One batch of a slow data set is past this time, and goes out by itself.
 AHEAD_SECONDS = 0.002
+FINGERPRINT_SECONDS = 0.2  # for what is digested of a split at the start of a run
+FEW = 16  # samples that are digested together
 
 
 class _Request(NamedTuple):
@@ -49,6 +52,40 @@ class Batches:
 
     def __len__(self) -> int:
         return self._count
+
+    def facts(self, digested: int | None = None) -> dict[str, Any]:
+        """By what other data are told apart: `samples`, how many; `sha256` of the first `digested` of them.
+
+        The first in an order that spreads them over the split. digested: None for as many as a moment allows, all of a
+        small data set. sha256: what the data set's own `fingerprint()` says, if it has one; None if its samples are
+        others whenever they are loaded.
+        """
+        if hasattr(self._dataset, "fingerprint"):
+            return {"samples": self.samples, "digested": self.samples, "sha256": str(self._dataset.fingerprint())}
+        order = fingerprint.spread(self.samples)[:digested]
+        few = [order[begin : begin + FEW] for begin in range(0, len(order), FEW)]
+        requests = [_Request(rng.fold_in("fingerprint", number), some) for number, some in enumerate(few)]
+        first, *digests = self._digests(requests[:1] + requests, FINGERPRINT_SECONDS if digested is None else math.inf)
+        return {
+            "samples": self.samples,
+            "digested": min(FEW * len(digests), len(order)),
+            "sha256": fingerprint.of(digests) if digests[0] == first else None,
+        }
+
+    def _digests(self, requests: list[_Request], seconds: float) -> list[str]:
+        """Of the first two batches, and of those after them until so many seconds have passed.
+
+        Loaded where training loads them, and not here if workers do: many data sets open their files at the first
+        sample, and an open file is not to be shared with forked workers.
+        """
+        until, digests = time.perf_counter() + seconds, []
+        with rng.isolated(), _one_thread():
+            loaded = (_load(self._dataset, request) for request in requests)
+            for batch in _loader(self._dataset, requests, num_workers=1) if self._settings.num_workers else loaded:
+                digests.append(fingerprint.of(batch))
+                if len(digests) > 1 and time.perf_counter() >= until:
+                    break
+        return digests
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
         """Batches `start`, `start + 1`, … of an epoch, as the data set or torch's default_collate gives them."""
@@ -81,19 +118,27 @@ class Batches:
 
     def _with_workers(self) -> DataLoader[Any]:
         settings = self._settings
-        return DataLoader(
-            _Loaded(self._dataset),
-            batch_size=None,  # a request already is a batch
-            sampler=self._sampler,
+        return _loader(
+            self._dataset,
+            self._sampler,
             num_workers=settings.num_workers,
             prefetch_factor=settings.prefetch,
             persistent_workers=settings.persistent_workers,
             pin_memory=self._pin,
-            collate_fn=_unchanged,
-            worker_init_fn=_start,
-            # Its own: an iterator of a loader without one draws from the generator that dropout draws from.
-            generator=torch.Generator(),
         )
+
+
+def _loader(dataset: Any, requests: Iterable[_Request], **options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        _Loaded(dataset),
+        batch_size=None,  # a request already is a batch
+        sampler=requests,
+        collate_fn=_unchanged,
+        worker_init_fn=_start,
+        # Its own: an iterator of a loader without one draws from the generator that dropout draws from.
+        generator=torch.Generator(),
+        **options,
+    )
 
 
 class _Requests(Sampler[_Request]):

@@ -97,8 +97,8 @@ def _logged(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:
 
 def _train(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:
     run, settings = job.run, job.settings
-    train_state, parts = _ready(job, resumed)
-    saves, source = _saves(job, resumed, parts)
+    train_state, parts, data = _ready(job, resumed)
+    saves, source = _saves(job, resumed, parts, data)
     run.update(status="running", name=settings.name)
     _introduce(job, parts, train_state, resumed, source)
     status, patient = "failed", True
@@ -133,12 +133,16 @@ def _disk_refused(job: Job, error: OSError) -> str:
     return f"The run directory cannot be written: {error.strerror}. {kept}. {mend}, then: {job.resume}"
 
 
-def _ready(job: Job, resumed: checkpoint.Checkpoint | None) -> tuple[TrainState, Parts]:
-    """Build everything, and move it to where training begins or goes on. Only then is anything on the disk changed."""
+def _ready(job: Job, resumed: checkpoint.Checkpoint | None) -> tuple[TrainState, Parts, dict[str, Any]]:
+    """Build everything, and move it to where training begins or goes on. Only then is anything on the disk changed.
+
+    Returns: the data's facts as well.
+    """
     settings = job.settings
     recorded = resumed.provenance.get("threads") if resumed else None
     environment(settings, threads=settings.trainer.threads or recorded or THREADS)
     train_state, parts = build.assemble(job.config, settings, source=job.repository / "src", checkpoint=resumed)
+    data = _data(parts, resumed)
     if resumed is not None:
         _check_length(job, train_state, resumed)
         state.restore(train_state, resumed)
@@ -150,7 +154,7 @@ def _ready(job: Job, resumed: checkpoint.Checkpoint | None) -> tuple[TrainState,
         files.replace(path, text)
     checkpoint.clean(job.run.checkpoints)
     history.cut(job.run.metrics, lines=train_state.history_lines)
-    return train_state, parts
+    return train_state, parts, data
 
 
 def environment(settings: Settings, *, threads: int) -> None:
@@ -194,12 +198,34 @@ def _check_length(job: Job, train_state: TrainState, resumed: checkpoint.Checkpo
         )
 
 
-def _saves(job: Job, resumed: checkpoint.Checkpoint | None, parts: Parts) -> tuple[Saves, dict[str, Any]]:
+def _data(parts: Parts, resumed: checkpoint.Checkpoint | None) -> dict[str, dict[str, Any]]:
+    """What tells the data from others. Raises: UserError if the checkpoint was trained on such others."""
+    recorded = resumed.provenance.get("data") if resumed else None  # not in the first checkpoints
+    facts = {}
+    for name, split in (("train", parts.train), ("val", parts.val)):
+        there = recorded.get(name) if isinstance(recorded, dict) else None
+        there = there if isinstance(there, dict) else {}
+        digested = there.get("digested")
+        facts[name] = here = split.facts(digested if type(digested) is int else None)
+        for what, told in (("samples", "{} samples"), ("sha256", "samples with the SHA-256 {:.12}…")):
+            if resumed and None not in (here[what], there.get(what)) and here[what] != there[what]:
+                raise UserError(
+                    f"data.dataset: its split {name!r} has {told.format(here[what])}, and {resumed.path.name} was "
+                    f"trained on {told.format(there[what])}. Bring those data back, or begin another run from its "
+                    "weights: python train.py init_from=…"
+                )
+    return facts
+
+
+def _saves(
+    job: Job, resumed: checkpoint.Checkpoint | None, parts: Parts, data: dict[str, Any]
+) -> tuple[Saves, dict[str, Any]]:
     config = plain.dump(job.config)
     source = provenance.gather(job.repository) | {
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
         "device": parts.device.type,
         "compile": job.settings.trainer.compile,
+        "data": data,
     }
     patch = provenance.patch(job.repository)
     if patch is not None:
