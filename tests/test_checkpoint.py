@@ -120,6 +120,18 @@ def test_a_patch_of_any_bytes_can_be_saved(tmp_path: Path) -> None:
     checkpoint.load(path)
 
 
+def test_a_checkpoint_always_says_where_it_comes_from() -> None:
+    with pytest.raises(AssertionError):
+        checkpoint.draft(model={}, state={"epoch": 0, "step": 0}, documents={CONFIG: ""}, metadata={})
+
+
+def test_a_draft_keeps_the_documents_that_it_was_given(tmp_path: Path) -> None:
+    documents = {CONFIG: "seed: 0\n", PROVENANCE: "{}"}
+    draft = checkpoint.draft(model={}, state={"epoch": 0, "step": 0}, documents=documents, metadata={})
+    documents[CONFIG] = "seed: 1\n"
+    assert checkpoint.load(checkpoint.publish(tmp_path, draft)).config == "seed: 0\n"
+
+
 # Damage
 
 
@@ -148,7 +160,7 @@ def test_one_flipped_bit_anywhere_is_damage_and_names_the_file(tmp_path: Path, n
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     path = save(tmp_path)
     (path / name).unlink()
-    with pytest.raises(CheckpointError, match=name):
+    with pytest.raises(CheckpointError, match=rf"missing {name}|{name}: missing"):
         checkpoint.load(path)
     assert checkpoint.verify(path) is not None
 
@@ -181,6 +193,13 @@ def test_two_swapped_files_are_damage(tmp_path: Path) -> None:
         checkpoint.load(path)
 
 
+def test_a_checkpoint_under_another_ones_name_is_damage(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    other = path.rename(path.with_name(checkpoint.name_of(epoch=1, step=11)))
+    with pytest.raises(CheckpointError, match=f"its state is that of {path.name}, so it was renamed"):
+        checkpoint.load(other)
+
+
 def test_a_file_of_another_checkpoint_is_damage(tmp_path: Path) -> None:
     one, two = save(tmp_path, step=1), save(tmp_path, step=2)
     shutil.copy(one / MODEL, two / MODEL)
@@ -206,7 +225,7 @@ def test_a_pipe_or_a_directory_is_no_file_of_a_checkpoint(
     path = save(tmp_path)
     (path / name).unlink()
     make(path / name)
-    with pytest.raises(CheckpointError, match=name):
+    with pytest.raises(CheckpointError, match=f"{name}: missing, or not a plain file"):
         checkpoint.load(path)
 
 
@@ -267,6 +286,37 @@ def test_whatever_a_sealed_file_holds_it_is_read_or_refused_by_the_checkpoints_n
 
 
 @pytest.mark.parametrize(
+    "more, told",
+    [
+        ('"format": 1', "a key stands twice"),
+        ('"x": {"a": 1, "a": 1}', "a key stands twice"),
+        ('"x": NaN', "NaN is not JSON"),
+        ('"x": -Infinity', "-Infinity is not JSON"),
+        ('"x": {"$tensor": "nowhere"}', r"x: \$tensor cannot be read"),
+        ('"x": {"$evil": 1}', r"x: unknown tag '\$evil'"),
+        ('"x": ' + "[" * 100_000, "not strict JSON"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_a_state_is_refused_for_what_alone_is_wrong_with_it(tmp_path: Path, more: str, told: str) -> None:
+    path = save(tmp_path)
+    right = '{"format": 1, "epoch": 1, "step": 10'
+    reseal(path, state=f"{right}}}".encode())
+    checkpoint.load(path)
+    reseal(path, state=f"{right}, {more}}}".encode())
+    with pytest.raises(CheckpointError, match=told):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("place", ['"epoch": 1', '"step": 10', '"epoch": true, "step": 10', '"epoch": 1, "step": true', '"epoch": -1, "step": 10', '"epoch": 1, "step": -1', '"epoch": 1.0, "step": 10'])  # fmt: skip
+def test_a_state_that_does_not_say_where_it_stands_is_refused(tmp_path: Path, place: str) -> None:
+    path = save(tmp_path)
+    reseal(path, state=f'{{"format": 1, {place}}}'.encode())
+    with pytest.raises(CheckpointError, match="does not say of which epoch and step"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
     "manifest",
     [
         b"",
@@ -289,7 +339,7 @@ def test_a_manifest_that_is_none_is_named(tmp_path: Path, manifest: bytes) -> No
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("name", sorted(layout.REQUIRED))
+@pytest.mark.parametrize("name", [MODEL, TRAINING, STATE, CONFIG, PROVENANCE])
 def test_a_file_that_the_manifest_does_not_list_either_is_missed_all_the_same(tmp_path: Path, name: str) -> None:
     path = save(tmp_path)
     manifest = json.loads((path / MANIFEST).read_text())
@@ -305,6 +355,57 @@ def test_a_manifest_beyond_its_size_is_refused_before_it_is_read(tmp_path: Path)
     with open(path / MANIFEST, "ab") as file:
         file.write(b" " * 2**20)
     with pytest.raises(CheckpointError, match="more than such a file ever has"):
+        checkpoint.load(path)
+
+
+def test_a_directory_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ill(_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = save(tmp_path)
+    monkeypatch.setattr(os, "scandir", ill)
+    with pytest.raises(CheckpointError, match=f"{path.name}: Input/output error"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("name", [CONFIG, MODEL])
+def test_a_size_that_is_not_the_manifests_is_told(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path)
+    size = (path / name).stat().st_size
+    os.truncate(path / name, size + 1)
+    with pytest.raises(CheckpointError, match=f"{name}: {size + 1} bytes, and the manifest says {size}"):
+        checkpoint.load(path)
+
+
+def test_a_manifest_of_the_greatest_size_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path)
+    monkeypatch.setattr(layout, "_MAX_MANIFEST", (path / MANIFEST).stat().st_size)
+    checkpoint.load(path)
+
+
+def test_a_state_beyond_its_size_is_refused_before_it_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path, long="x" * 10_000)
+    monkeypatch.setattr("savepoint.strict.MAX_JSON", 10_000)
+    with pytest.raises(CheckpointError, match=f"{STATE}: .* more than such a file ever has"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("name", [MODEL, MANIFEST])
+def test_a_file_that_the_disk_does_not_give_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = save(tmp_path)
+    original = os.open
+
+    def ill(file: Path, *flags: int) -> int:
+        if Path(file).name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return original(file, *flags)
+
+    monkeypatch.setattr(os, "open", ill)
+    with pytest.raises(CheckpointError, match=f"{name}: Input/output error"):
         checkpoint.load(path)
 
 
@@ -361,6 +462,15 @@ def test_a_format_that_one_file_alone_names_is_damage(tmp_path: Path, only: str,
     with pytest.raises(CheckpointError, match="its files name different formats"):
         checkpoint.load(path)
     assert checkpoint.verify(path) is not None
+
+
+@pytest.mark.parametrize("only", ["manifest", "state"])
+@pytest.mark.parametrize("number", [True, 1.0])
+def test_a_format_is_an_integer(tmp_path: Path, only: str, number: Any) -> None:
+    path = save(tmp_path)
+    with_format(path, number, only=only)
+    with pytest.raises(CheckpointError, match="its files name different formats"):
+        checkpoint.load(path)
 
 
 def test_there_is_no_format_before_the_first(tmp_path: Path) -> None:
@@ -524,6 +634,31 @@ def test_a_save_that_is_interrupted_cleans_up_too(tmp_path: Path, monkeypatch: p
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_that_fails_says_why_where_nothing_can_be_removed_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def ill(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "rename", full)
+    monkeypatch.setattr(os, "rmdir", ill)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_no_file_is_left_open(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    checkpoint.load(path)
+    (path / CONFIG).write_text("odd")
+    assert checkpoint.verify(path) is not None
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_state_that_cannot_be_saved_exactly_is_refused_before_anything_is_written(tmp_path: Path) -> None:

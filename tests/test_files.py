@@ -109,7 +109,7 @@ def test_write_never_overwrites(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+@pytest.mark.parametrize("umask, mode", [(0o002, 0o664), (0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
 def test_modes_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
@@ -142,6 +142,28 @@ def test_a_replace_that_fails_leaves_the_old_file_and_nothing_else(
         files.replace(tmp_path / "a", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_replace_that_fails_says_so_where_nothing_can_be_removed_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        monkeypatch.setattr(Path, "unlink", read_only)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.replace(tmp_path / "a", b"new")
+
+
+def test_only_what_a_killed_replace_of_this_file_left_is_removed(tmp_path: Path) -> None:
+    for name in (".a.1.tmp", ".a.22.tmp", ".b.1.tmp", "a", "a.1.tmp"):
+        (tmp_path / name).touch()
+    files.remove_leftovers(tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.1.tmp", "a", "a.1.tmp"]
 
 
 def test_what_a_killed_replace_left_is_no_obstacle(tmp_path: Path) -> None:
@@ -237,8 +259,24 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(fcntl, "lockf", without)
     lock = files.Lock(tmp_path / "lock")
-    with pytest.raises(OSError, match="No locks available"):
+    with pytest.raises(OSError, match="No locks available") as caught:
         lock.acquire()
+    assert caught.value.filename == str(tmp_path / "lock")
+    lock.release()
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EAGAIN, errno.EDEADLK])
+def test_whatever_a_system_calls_a_lock_that_is_held_it_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    import fcntl
+
+    def held(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "lockf", held)
+    lock = files.Lock(tmp_path / "lock")
+    assert lock.acquire() is False
     lock.release()
 
 
@@ -253,6 +291,31 @@ def test_an_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(OSError) as caught:
             call()
         assert caught.value.filename == str(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_no_file_is_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ill(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    before = os.listdir("/proc/self/fd")
+    files.write(tmp_path / "a", b"")
+    files.sync_directory(tmp_path)
+    monkeypatch.setattr(os, "fsync", ill)
+    for call in (lambda: files.write(tmp_path / "b", b""), lambda: files.sync_directory(tmp_path)):
+        with pytest.raises(OSError, match="Input/output error"):
+            call()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_what_the_disk_does_not_let_go_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ill(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "directory").mkdir()
+    monkeypatch.setattr(os, "rmdir", ill)
+    files.remove(tmp_path / "directory")
+    assert (tmp_path / "directory").is_dir()
 
 
 def test_remove_follows_no_link(tmp_path: Path) -> None:

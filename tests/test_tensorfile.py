@@ -151,6 +151,59 @@ def test_strided_shared_and_expanded_tensors_are_written_in_row_major_order(tmp_
         assert torch.equal(back[name], view) and back[name].is_contiguous()
 
 
+def chunks(tensors: list[Tensor]) -> list[bytes]:
+    """Without the header; the tensors are all of one dtype, and so stand in the file as they do here."""
+    plan = tensorfile.Plan({f"{index:03d}": tensor for index, tensor in enumerate(tensors)}, {})
+    header, *rest = (bytes(chunk) for chunk in plan.chunks())
+    assert header == plan.header
+    return rest
+
+
+def numbers(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "tensor, most",
+    [
+        (numbers(120).reshape(12, 10).t(), 24),
+        (numbers(120).reshape(4, 5, 6).permute(2, 0, 1), 40),
+        (numbers(120).reshape(1, 4, 30).transpose(1, 2), 24),
+        (numbers(120).reshape(40, 3).t(), 40),
+        (numbers(1).expand(100), 24),
+    ],
+    ids=["rows", "long rows", "one row of many", "rows beyond a piece", "numbers"],
+)
+def test_a_tensor_that_has_to_be_copied_is_copied_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, tensor: Tensor, most: int
+) -> None:
+    monkeypatch.setattr(tensorfile, "PIECE", 24)
+    written = chunks([tensor])
+    assert b"".join(written) == bits(tensor)
+    assert max(map(len, written)) <= most and len(written) <= 2 * tensor.numel() // 24
+
+
+def test_a_large_tensor_that_lies_as_it_is_written_is_one_piece_of_its_own_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tensorfile, "PIECE", 24)
+    tensor = numbers(100)
+    _, chunk = tensorfile.Plan({"a": tensor}, {}).chunks()
+    tensor[0] = 77
+    assert len(chunk) == 100 and chunk[0] == 77
+
+
+def test_the_same_file_from_other_memory_leaves_the_first_one_alone() -> None:
+    first = tensorfile.Plan({"a": numbers(3)}, {"b": "c"})
+    second = first.of([torch.tensor([7, 8, 9], dtype=torch.uint8)])
+    assert (second.header, second.size) == (first.header, first.size)
+    assert [bytes(b"".join(plan.chunks()))[-3:] for plan in (first, second)] == [b"\0\1\2", b"\7\x08\x09"]
+
+
+def test_no_metadata_are_no_entry_of_the_header() -> None:
+    assert tensorfile.Plan({}, {}).header == b"\x08\0\0\0\0\0\0\0{}      "
+
+
 def test_every_tensor_is_aligned_to_its_own_size(tmp_path: Path) -> None:
     """So that a reader can map the file, and ours need not copy."""
     tensorfile.write(tmp_path / "file", one_of_each(), {"odd": "x"})
@@ -168,7 +221,14 @@ def test_another_writers_unaligned_tensors_are_read(tmp_path: Path) -> None:
     assert tensors["b"].data_ptr() % 8 == 0
 
 
-@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600)])
+@pytest.mark.parametrize("spaces", range(8))
+def test_tensors_behind_a_header_of_any_length_are_read(spaces: int) -> None:
+    header = json.dumps({"b": entry("F64", [], 0, 8)}).encode() + b" " * spaces
+    tensors, _ = tensorfile.read(raw(header, np.float64(1.25).tobytes()), name="file")
+    assert tensors["b"].item() == 1.25 and tensors["b"].data_ptr() % 8 == 0
+
+
+@pytest.mark.parametrize("umask, mode", [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
 def test_the_mode_follows_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:

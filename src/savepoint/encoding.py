@@ -24,6 +24,7 @@ from torch import Tensor
 
 from savepoint import tensorfile
 
+MAX_DEPTH = 64  # of a tree, and of the nodes of one tensor
 ALIGNMENT = 64  # bytes: that of torch's CPU allocator
 TAGS = frozenset({"$tensor", "$view", "$conj", "$neg", "$sparse", "$grad", "$parameter"})
 # Beside those of the file format, the dtypes that only a description names: their bytes are written as they lie.
@@ -46,7 +47,7 @@ _LAYOUTS = {layout: name for name, layout in _COMPRESSED.items()} | {torch.spars
 def parts(tensor: Tensor) -> Iterator[Tensor]:
     """The dense tensors that a tensor consists of: itself, or a sparse one's indices and values."""
     if tensor.layout in _LAYOUTS:
-        indices, values = _sparse(tensor.detach())
+        indices, values = _sparse(tensor)
         yield from (*indices, values)
     else:
         yield tensor
@@ -100,7 +101,7 @@ class Encoder:
         memory = torch.empty(0, dtype=torch.uint8, device=tensor.device)
         if shared:
             memory.set_(tensor.untyped_storage())
-        elif span:
+        else:
             memory.set_(tensor.untyped_storage(), offset * size, (span * size,), (1,))
         named = self._named(memory, _address(tensor), f"{name}/(memory)")
         place = [_NAMES[tensor.dtype], list(tensor.shape), list(stride), offset if shared else 0]
@@ -138,6 +139,7 @@ class Decoder:
         self._tensors = tensors
         self._memories: dict[str, torch.UntypedStorage] = {}
         self._made: dict[str, Tensor] = {}
+        self._depth = 0
 
     def decode(self, tag: str, content: Any) -> Tensor:
         if tag == "$tensor":
@@ -149,7 +151,12 @@ class Decoder:
 
     def _node(self, node: Any) -> Tensor:
         ((tag, content),) = node.items()
-        return self.decode(tag, content)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
+        made = self.decode(tag, content)
+        self._depth -= 1
+        return made
 
     def _make(self, tag: str, content: Any) -> Tensor:
         match tag:
@@ -210,8 +217,6 @@ def _sparse(tensor: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
 
 def _row_major(tensor: Tensor) -> bool:
     """Whether its strides follow from its shape. A size of 1 may have any, and channels_last shows in them alone."""
-    if not tensor.is_contiguous():
-        return False
     step = 1
     for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride())):
         if stride != step:

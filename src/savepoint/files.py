@@ -30,7 +30,7 @@ def write(path: Path, chunks: bytes | Iterable[bytes | memoryview]) -> int:
                 begun = size
         os.fsync(descriptor)
     except OSError as error:
-        error.filename = error.filename or str(path)  # neither call names it
+        error.filename = str(path)  # neither call names it
         raise
     finally:
         os.close(descriptor)

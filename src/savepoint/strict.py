@@ -50,7 +50,7 @@ def _read(path: Path, exactly: int | None, at_most: int | None, each: Callable[[
         data = _memory(size)
         view, done = memoryview(data), 0
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            while done < size and (count := file.readinto(view[done : done + CHUNK])):
+            while count := file.readinto(view[done : done + CHUNK]):
                 if each is not None:
                     each(view[done : done + count])
                 done += count

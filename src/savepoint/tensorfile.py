@@ -148,7 +148,7 @@ def _pieces(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
         if not tensor.numel():
             continue
         size = tensor.numel() * tensor.element_size()
-        if size <= PIECE or tensor.dim() == 0 or (tensor.device.type == "cpu" and tensor.is_contiguous()):
+        if size <= PIECE or (tensor.device.type == "cpu" and tensor.is_contiguous()):
             yield _bytes(tensor)
         elif len(tensor) == 1:
             yield from _pieces([tensor[0]])
@@ -177,7 +177,7 @@ def read_header(data: bytes | strict.Memory, *, name: str) -> Header:
 
     Raises: CheckpointError, with `name`, if it is none.
     """
-    length = int.from_bytes(data[:8], "little") if len(data) >= 8 else MAX_HEADER
+    length = int.from_bytes(data[:8], "little")
     if length >= MAX_HEADER or 8 + length > len(data):
         raise CheckpointError(f"{name}: not a safetensors file, or cut short.")
     try:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from savepoint import encoding
 
-MAX_DEPTH = 64
+MAX_DEPTH = encoding.MAX_DEPTH
 # Integers beyond it lose digits in readers that hold every number as a double.
 MAX_EXACT = 2**53
 # In a tensor's name; the rest becomes %XX, so that a key is never taken for more than one part of a path.
@@ -78,7 +78,7 @@ class _Splitter:
         if value is None or kind is bool or kind is str:
             return value
         if kind is int:
-            return value if abs(value) < MAX_EXACT else {"$int": str(value)}
+            return value if abs(value) < MAX_EXACT else {"$int": self._decimal(value, path)}
         if kind is float:
             return value if math.isfinite(value) else {"$float": str(value)}
         if kind is complex:
@@ -96,11 +96,17 @@ class _Splitter:
         if kind is np.ndarray:
             return {"$array": self._array(value, path)}
         if isinstance(value, np.generic):
-            return {"$scalar": self._array(np.array(value), path)}
+            return {"$scalar": self._array(value, path)}
         raise TreeError(
             f"{_text(path)}: cannot save {kind.__module__}.{kind.__qualname__} exactly. "
             "State holds tensors, NumPy arrays, numbers, strings, None, lists, tuples and dicts of them."
         )
+
+    def _decimal(self, value: int, path: tuple[str, ...]) -> str:
+        try:
+            return str(value)
+        except ValueError:  # Python's own limit, and that of whoever reads it
+            raise TreeError(f"{_text(path)}: cannot save an integer of {value.bit_length()} bits.") from None
 
     def _items(self, value: list[Any] | tuple[Any, ...], path: tuple[str, ...]) -> list[Any]:
         if all(type(item) is int and abs(item) < MAX_EXACT for item in value):  # a generator's state: no path for each
@@ -144,6 +150,8 @@ class _Joiner:
             (tag, content), *_ = value.items()
             if tag.startswith("$"):
                 return self._tagged(tag, content, path)
+        if any(key.startswith("$") for key in value):
+            raise TreeError(f"{_text(path)}: a tag has no other key beside it.")
         return {key: self.decode(item, (*path, key)) for key, item in value.items()}
 
     def _tagged(self, tag: str, content: Any, path: tuple[str, ...]) -> Any:
@@ -159,7 +167,7 @@ class _Joiner:
                     return tuple(self.decode(item, (*path, str(i))) for i, item in enumerate(content))
                 case "$bytes":
                     return bytes.fromhex(content)
-                case "$int":
+                case "$int" if isinstance(content, str):
                     return int(content)
                 case "$float":
                     return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[content]
@@ -168,10 +176,12 @@ class _Joiner:
                     return complex(real, imaginary)
                 case "$dict" | "$ordered" | "$counter":
                     pairs = [(self.decode(k, (*path, "(key)")), self.decode(v, (*path, str(k)))) for k, v in content]
+                    if len(dict(pairs)) != len(pairs):
+                        raise ValueError("a key stands twice")
                     if tag == "$counter":
                         return Counter(dict(pairs))
                     return dict(pairs) if tag == "$dict" else OrderedDict(pairs)
-        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
             raise TreeError(f"{_text(path)}: {tag} cannot be read ({error}).") from error
         raise TreeError(f"{_text(path)}: unknown tag {tag!r}.")
 
