@@ -31,6 +31,7 @@ USAGE = "usage: python resume.py run=<id|prefix|directory|latest> [trainer.max_e
 CONTINUES = (
     "trainer.max_epochs",
     "trainer.max_steps",
+    "trainer.patience",
     "trainer.log_every_n_steps",
     "trainer.detect_anomaly",
     "trainer.profile",

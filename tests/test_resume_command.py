@@ -376,6 +376,30 @@ def test_where_data_goes_is_not_taken_from_a_checkpoint(workshop: Workshop, dire
     assert not (directory.parent / "stolen.db").exists() and uri not in (directory / "config.yaml").read_bytes()
 
 
+# An end that depends on how it goes
+
+
+def test_a_run_that_stopped_early_goes_on_with_more_patience_as_if_it_had_it_from_the_start(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    directories = {patience: tmp_path / str(patience) for patience in (2, 4)}
+    for patience, directory in directories.items():
+        # A rate of 0: nothing is ever better than after the first epoch.
+        own = ("optimizer.lr=0", "scheduler=cosine", "trainer.max_epochs=9", f"trainer.patience={patience}")
+        ended = workshop.run("train.py", *QUICK, *own, f"hydra.run.dir={directory}")
+        assert ended.status == 0, ended.output
+        assert (
+            checkpoint.names(directory / "checkpoints")[-1] == f"epoch_{1 + patience:04d}_step_{4 + 4 * patience:08d}"
+        )
+    assert (
+        f"run={directories[4]} trainer.patience=8" in ended.output
+        and run.read(directory).record["status"] == "finished"
+    )
+    assert "finished" in resumed(workshop, directories[2]).output
+    resumed(workshop, directories[2], "trainer.patience=4")
+    assert compare.runs(*(run.read(directory) for directory in directories.values())) == []
+
+
 # Other data
 
 STORED = """

@@ -136,6 +136,7 @@ REFUSED = {
     "a password in an address": (("name=ftp://me:hunter2@host",), "an address with a password in it"),
     "more than the data": (("data.batch_size=9999",), "data.batch_size=9999 exceeds the training set"),
     "a monitor that nothing logs": (("checkpoint.monitor=val/typo", "tracker=mlflow"), "val/typo: nothing logs that"),
+    "patience for nothing": (("trainer.patience=3", "checkpoint.monitor=null"), "trainer.patience: there is no check"),
     "torch's own range": (("optimizer.lr=-1",), "optimizer: Invalid learning rate"),
     "a missing device": (("trainer.device=cuda:99",), "trainer.device=cuda:99: this machine has"),
     "weights of no run": (("init_from=nope",), "No run nope."),

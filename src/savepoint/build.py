@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from savepoint import combinations, optimizers, rng, schedules, trust
+from savepoint import combinations, optimizers, registry, rng, schedules, trust
 from savepoint.batches import Batches
 from savepoint.checkpoint import Checkpoint
 from savepoint.errors import ConfigError
@@ -32,21 +32,22 @@ def assemble(
         _compare(config["model"], checkpoint, source)
     device = pick_device(settings.trainer.device)
     rng.seed(settings.seed)
-    model = make(config["model"], path="model")
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model: {config['model']['_target_']} is not a torch.nn.Module.")
-    model.to(device)
-    task = make(config["task"], path="task")
-    batches = {
-        split: Batches(
-            _dataset(config, split, make),
-            split=split,
-            settings=settings.data,
-            seed=settings.seed,
-            pin_memory=settings.data.pin_memory and device.type == "cuda",
-        )
-        for split in ("train", "val")
-    }
+    with registry.collecting() as registered:
+        model = make(config["model"], path="model")
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model: {config['model']['_target_']} is not a torch.nn.Module.")
+        model.to(device)
+        task = make(config["task"], path="task")
+        batches = {
+            split: Batches(
+                _dataset(config, split, make),
+                split=split,
+                settings=settings.data,
+                seed=settings.seed,
+                pin_memory=settings.data.pin_memory and device.type == "cuda",
+            )
+            for split in ("train", "val")
+        }
     _check_sizes(settings, batches["train"], batches["val"])
     _check_monitors(settings, task)
     optimizer = optimizers.build(config["optimizer"], model, make=make)
@@ -63,7 +64,9 @@ def assemble(
         growth_interval=amp.growth_interval,
         enabled=amp.dtype == "float16",
     )
-    state = TrainState(model, optimizer, scheduler or NoSchedule(), scaler, schedule_length=length)
+    state = TrainState(
+        model, optimizer, scheduler or NoSchedule(), scaler, schedule_length=length, registered=registered
+    )
     parts = Parts(
         settings=settings,
         task=task,
@@ -96,7 +99,7 @@ def pick_device(name: str) -> torch.device:
 def _compare(node: Any, checkpoint: Checkpoint, source: Path) -> None:
     """Refuse a config whose model is not the checkpoint's while it is still only names and shapes."""
     try:
-        with rng.isolated(), torch.device("meta"):
+        with rng.isolated(), registry.collecting(), torch.device("meta"):
             model = trust.make(node, path="model", source=source)
     except RuntimeError:
         return  # a model that reads values while it is built: it is compared once it is
@@ -132,5 +135,9 @@ def _check_monitors(settings: Settings, task: Any) -> None:
         for key, value in monitors.items()
         if value is not None and value not in names
     ]
+    if settings.trainer.patience is not None and settings.checkpoint.monitor is None:
+        faults.append(
+            "trainer.patience: there is no checkpoint.monitor that it could wait for. Set it, or no patience."
+        )
     if faults:
         raise ConfigError("\n".join(faults))

@@ -22,7 +22,7 @@ import torch._dynamo  # every optimizer imports it at its first call: rather her
 from savepoint import build, checkpoint, files, history, layout, plain, progress, provenance, schedules, signals, state
 from savepoint import run as runs
 from savepoint.errors import UserError
-from savepoint.loop import finished, fit
+from savepoint.loop import finished, fit, stale
 from savepoint.run import Run
 from savepoint.saves import Saves
 from savepoint.settings import Settings
@@ -332,6 +332,8 @@ def _further(job: Job, train_state: TrainState) -> str | None:
     trainer = job.settings.trainer
     if job.run.record["status"] != "finished":
         return ""
+    if trainer.patience is not None and stale(train_state) >= trainer.patience:
+        return f" trainer.patience={2 * trainer.patience}"
     if train_state.schedule_length is not None:
         return None  # the schedule ends where the run did
     if trainer.max_steps is not None and train_state.step >= trainer.max_steps:

@@ -72,7 +72,14 @@ def finished(state: TrainState, parts: Parts) -> bool:
     trainer = parts.settings.trainer
     if trainer.max_epochs is not None and state.epoch >= trainer.max_epochs:
         return True
+    if trainer.patience is not None and stale(state) >= trainer.patience:
+        return True
     return trainer.max_steps is not None and state.step >= trainer.max_steps and state.batch != len(parts.train)
+
+
+def stale(state: TrainState) -> int:
+    """Epochs since the best value of checkpoint.monitor; since the beginning, where none was a number."""
+    return state.epoch - (state.best["epoch"] if state.best else 0)
 
 
 def _due(every: int | None, count: int) -> bool:

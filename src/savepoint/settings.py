@@ -54,6 +54,7 @@ def setting(default: typing.Any = dataclasses.MISSING, check: Check | None = Non
 class Trainer:
     max_epochs: int | None = setting(20, at_least(1))
     max_steps: int | None = setting(None, at_least(1))
+    patience: int | None = setting(None, at_least(1))
     accumulate: int = setting(1, at_least(1))
     clip_grad_norm: float | None = setting(None, above(0))
     device: str = setting("auto", a_device)

@@ -4,6 +4,7 @@ What is in neither does not survive a restart.
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import UnionType
@@ -17,6 +18,7 @@ from savepoint import optimizers, rng, schedules, tensorfile
 from savepoint.batches import Batches
 from savepoint.checkpoint import Checkpoint
 from savepoint.errors import CheckpointError
+from savepoint.registry import Stateful
 from savepoint.settings import Settings
 from savepoint.task import Task
 
@@ -63,6 +65,7 @@ class TrainState:
     samples: int = 0
     # The same sum of losses and number of samples, when train/recent_loss was last logged.
     logged: tuple[float, int] = (0.0, 0)
+    registered: dict[str, Stateful] = field(default_factory=dict)  # a fork's own
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "model_versions": {name: entry.get("version") for name, entry in getattr(whole, "_metadata", {}).items()},
         # No part of a state_dict: layers that were unfrozen in training would be frozen again.
         "frozen": [name for name, parameter in state.model.named_parameters() if not parameter.requires_grad],
+        "registered": {name: thing.state_dict() for name, thing in state.registered.items()},
         "rng": rng.capture(),
     }
     return model, tree
@@ -139,6 +143,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
         optimizers.restore(state.optimizer, saved["optimizer"], where=str(checkpoint.path))
     with _told(checkpoint, "scheduler"):
         schedules.restore(state.scheduler, saved["scheduler"])
+    _restore_registered(state.registered, checkpoint)
     if state.scaler.is_enabled():
         with _told(checkpoint, "scaler"):
             state.scaler.load_state_dict(saved["scaler"])
@@ -150,6 +155,18 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     # Last: building the model and the data above drew from these generators.
     with _told(checkpoint, "rng"):
         rng.restore(saved["rng"])
+
+
+def _restore_registered(registered: dict[str, Stateful], checkpoint: Checkpoint) -> None:
+    saved = checkpoint.state.get("registered", {})  # not in the first checkpoints
+    if not isinstance(saved, dict) or saved.keys() != registered.keys():
+        raise CheckpointError(
+            f"{checkpoint.path} has registered state of {_some(list(saved)) or 'nothing'}, and the config builds "
+            f"{_some(list(registered)) or 'nothing'} that registers some."
+        )
+    for name, thing in registered.items():
+        with _told(checkpoint, f"state of {name!r}"):
+            thing.load_state_dict(copy.deepcopy(saved[name]))  # whoever takes it changes it in training
 
 
 @contextlib.contextmanager
