@@ -31,6 +31,10 @@ CONFIGS = {
         *("scheduler.patience=0", "scheduler.threshold=0.5", "trainer.accumulate=3", "trainer.clip_grad_norm=1.0"),
         *("data.batch_size=48", "trainer.max_epochs=3"),
     ),
+    "averaged weights, batch norm, nadam": (
+        *("trainer.ema_decay=0.9", "model.batch_norm=true", "optimizer=nadam", "checkpoint.monitor=val/ema_loss"),
+        *("data.drop_last=true", "trainer.max_epochs=3"),
+    ),
     "bf16, warm-up, checkpoints by step": (
         *("amp=bf16", "data.dataset.augment=true", "scheduler=warmup_cosine", "checkpoint.every_n_steps=3"),
         "trainer.max_epochs=3",
@@ -45,7 +49,7 @@ CONFIGS = {
     ),
 }
 NOT_POINTS = ("step", "time")  # of a line of metrics.jsonl; all else is a point in the tracker
-TRIALS = 5  # for each config: 35 in all
+TRIALS = 5  # for each config: 40 in all
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """One update is the mean over its window's samples; one evaluation leaves no trace."""
 
+import copy
 import dataclasses
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from savepoint import rng, settings
 from savepoint.batches import Batches
@@ -253,6 +255,61 @@ def test_evaluation_is_the_same_in_every_epoch_whatever_was_drawn_before() -> No
     torch.rand(5), random.random(), np.random.rand()
     state.epoch = 3
     assert evaluate(state, parts, Stop()) == first
+
+
+class Normed(nn.Module):
+    """Weights that are tied, and buffers of numbers and of counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner, self.outer = nn.BatchNorm1d(3), nn.Linear(3, 3, bias=False), nn.Linear(3, 1)
+        self.tied = self.inner.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.outer(self.inner(self.norm(inputs)))
+        return result
+
+
+def averaging(decay: float) -> tuple[TrainState, Parts]:
+    torch.manual_seed(0)
+    state, parts = made(model=Normed(), lr=0.25)
+    average: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    state.averaged = AveragedModel(state.model, multi_avg_fn=average, use_buffers=True)
+    return state, parts
+
+
+def test_averaged_weights_begin_as_those_after_the_first_update_and_follow_each_further_one() -> None:
+    state, parts = averaging(0.75)
+    expected: dict[str, Tensor] = {}
+    for batch in window(4, 4, 4):
+        update(state, parts, [batch])
+        for name, value in state.model.state_dict().items():
+            before = expected.get(name, value.clone())
+            floating = torch.is_floating_point(value)
+            expected[name] = torch.lerp(before, value, 0.25) if floating else (0.75 * before + 0.25 * value).long()
+    assert state.averaged is not None
+    average = state.averaged.module
+    assert {name: value.tolist() for name, value in average.state_dict().items()} == {
+        name: value.tolist() for name, value in expected.items()
+    }
+    assert average.tied is average.inner.weight and average.tied is not state.model.tied
+
+
+def test_averaged_weights_are_evaluated_beside_the_others_and_change_neither() -> None:
+    state, parts = averaging(0.5)
+    for batch in window(4, 4):
+        update(state, parts, [batch])
+    assert state.averaged is not None
+    before = copy.deepcopy((state.model.state_dict(), state.averaged.state_dict()))
+    measured = evaluate(state, parts, Stop())
+    assert measured is not None and list(measured) == ["loss", "absolute", "ema_loss", "ema_absolute"]
+    for one, other in zip(before, (state.model.state_dict(), state.averaged.state_dict())):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    alone = TrainState(state.averaged.module, state.optimizer, NoSchedule(), state.scaler)
+    again = evaluate(alone, dataclasses.replace(parts, forward=state.averaged.module), Stop())
+    assert again == {"loss": measured["ema_loss"], "absolute": measured["ema_absolute"]}
+    assert measured["ema_loss"] != measured["loss"]
+    assert evaluate(state, parts, Stop(15)) is None
 
 
 class Noisy(nn.Module):

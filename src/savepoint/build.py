@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import swa_utils
 
 from savepoint import combinations, optimizers, registry, rng, schedules, trust
 from savepoint.batches import Batches
@@ -48,6 +49,11 @@ def assemble(
             )
             for split in ("train", "val")
         }
+    averaged = None
+    if (decay := settings.trainer.ema_decay) is not None:
+        # Buffers too: batch norm's statistics belong to the weights that they were measured with.
+        average: Any = swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        averaged = swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     _check_sizes(settings, batches["train"], batches["val"])
     _check_monitors(settings, task)
     optimizer = optimizers.build(config["optimizer"], model, make=make)
@@ -65,7 +71,10 @@ def assemble(
         enabled=amp.dtype == "float16",
     )
     state = TrainState(
-        model, optimizer, scheduler or NoSchedule(), scaler, schedule_length=length, registered=registered
+        *(model, optimizer, scheduler or NoSchedule(), scaler),
+        schedule_length=length,
+        registered=registered,
+        averaged=averaged,
     )
     parts = Parts(
         settings=settings,
@@ -128,7 +137,8 @@ def _check_sizes(settings: Settings, train: Batches, val: Batches) -> None:
 
 
 def _check_monitors(settings: Settings, task: Any) -> None:
-    names = [f"{split}/{name}" for split in ("train", "val") for name in ("loss", *task.metrics)]
+    splits = ("train/", "val/", "val/ema_") if settings.trainer.ema_decay is not None else ("train/", "val/")
+    names = [f"{split}{name}" for split in splits for name in ("loss", *task.metrics)]
     monitors = {"checkpoint.monitor": settings.checkpoint.monitor, "scheduler.monitor": settings.scheduler.monitor}
     faults = [
         f"{key}={value}: nothing logs that. There are {', '.join(names)}."

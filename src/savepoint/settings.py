@@ -57,6 +57,7 @@ class Trainer:
     patience: int | None = setting(None, at_least(1))
     accumulate: int = setting(1, at_least(1))
     clip_grad_norm: float | None = setting(None, above(0))
+    ema_decay: float | None = setting(None, between(0, 1))
     device: str = setting("auto", a_device)
     compile: bool = False
     deterministic: bool = True

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from savepoint import optimizers, rng, schedules, tensorfile
 from savepoint.batches import Batches
@@ -66,6 +67,7 @@ class TrainState:
     # The same sum of losses and number of samples, when train/recent_loss was last logged.
     logged: tuple[float, int] = (0.0, 0)
     registered: dict[str, Stateful] = field(default_factory=dict)  # a fork's own
+    averaged: AveragedModel | None = None  # trainer.ema_decay
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "model_versions": {name: entry.get("version") for name, entry in getattr(whole, "_metadata", {}).items()},
         # No part of a state_dict: layers that were unfrozen in training would be frozen again.
         "frozen": [name for name, parameter in state.model.named_parameters() if not parameter.requires_grad],
+        "averaged": state.averaged.state_dict() if state.averaged else None,
         "registered": {name: thing.state_dict() for name, thing in state.registered.items()},
         "rng": rng.capture(),
     }
@@ -144,6 +147,9 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     with _told(checkpoint, "scheduler"):
         schedules.restore(state.scheduler, saved["scheduler"])
     _restore_registered(state.registered, checkpoint)
+    if state.averaged is not None:
+        with _told(checkpoint, "averaged"):
+            state.averaged.load_state_dict(saved["averaged"])
     if state.scaler.is_enabled():
         with _told(checkpoint, "scaler"):
             state.scaler.load_state_dict(saved["scaler"])

@@ -1,7 +1,7 @@
 """One optimizer update; one evaluation pass."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ def update(state: TrainState, parts: Parts, window: list[Any]) -> None:
         state.learning_rates = [float(group["lr"]) for group in state.optimizer.param_groups]
         state.scaler.step(state.optimizer)
         state.scaler.update()
+    if state.averaged is not None:
+        state.averaged.update_parameters(state.model)
     # Before any checkpoint: gradients are never state.
     state.optimizer.zero_grad()
     state.samples += samples
@@ -38,7 +40,7 @@ def _differentiate(state: TrainState, parts: Parts, window: list[Any], sums: dic
     """Leave the window's gradient, clipped, in the parameters; add to `sums`. Returns: its number of samples."""
     unit = total = 0
     for batch in window:
-        outcome = _forward(parts, batch)
+        outcome = _forward(parts, parts.forward, batch)
         unit = unit or outcome.samples
         total += outcome.samples
         # Weighted relative to the first batch and put right below: the window's size is known only after its last one.
@@ -84,15 +86,27 @@ def _search(state: TrainState, parts: Parts, window: list[Any]) -> int:
 def evaluate(state: TrainState, parts: Parts, stop: Stop) -> dict[str, float] | None:
     """Loss and metrics over the validation set, as means over its samples; None if a stop was asked for meanwhile.
 
-    Leaves every generator and every module's mode as it found them: evaluating must not change what is trained.
+    Those of the averaged weights, where there are any, are under `ema_loss` and so on.
     """
+    measured = _evaluate(state.model, parts.forward, state.epoch, parts, stop)
+    if measured is None or state.averaged is None:
+        return measured
+    average = state.averaged.module
+    averaged = _evaluate(average, average, state.epoch, parts, stop)
+    return None if averaged is None else measured | {f"ema_{name}": value for name, value in averaged.items()}
+
+
+def _evaluate(
+    model: nn.Module, forward: Callable[..., Any], epoch: int, parts: Parts, stop: Stop
+) -> dict[str, float] | None:
+    """Leaves every generator and every module's mode as it found them: evaluating must not change what is trained."""
     sums: dict[str, Tensor] = {}
     samples = 0
-    with rng.isolated(), _evaluating(state.model), torch.no_grad():
-        for batch in parts.val.epoch(state.epoch):
+    with rng.isolated(), _evaluating(model), torch.no_grad():
+        for batch in parts.val.epoch(epoch):
             if stop.signal is not None:
                 return None
-            outcome = _forward(parts, batch)
+            outcome = _forward(parts, forward, batch)
             samples += outcome.samples
             _add(sums, outcome)
     return summarise(parts, sums, samples)
@@ -106,12 +120,12 @@ def summarise(parts: Parts, sums: dict[str, Tensor], samples: int) -> dict[str, 
     return {"loss": loss} | {name: float(value) for name, value in parts.task.compute(host, samples).items()}
 
 
-def _forward(parts: Parts, batch: Any) -> Outcome:
+def _forward(parts: Parts, forward: Callable[..., Any], batch: Any) -> Outcome:
     batch = to_device(batch, parts.device)
     if parts.autocast is None:
-        return parts.task(parts.forward, batch)
+        return parts.task(forward, batch)
     with torch.autocast(parts.device.type, dtype=parts.autocast):
-        return parts.task(parts.forward, batch)
+        return parts.task(forward, batch)
 
 
 def _add(sums: dict[str, Tensor], outcome: Outcome) -> None:
