@@ -3,6 +3,7 @@
 import collections
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -50,6 +51,7 @@ CONFIGS = {
 }
 NOT_POINTS = ("step", "time")  # of a line of metrics.jsonl; all else is a point in the tracker
 TRIALS = 5  # for each config: 40 in all
+UPDATES = 4  # of each config, from which it goes on
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,28 @@ def test_killed_and_resumed_run_equals_uninterrupted_run(
     resumed = run.read(directory)
     assert compare.runs(whole, resumed) == [], f"killed after {kills} s; SAVEPOINT_TEST_SEED={SEED}"
     assert checkpoint.names(resumed.checkpoints) == checkpoint.names(whole.checkpoints)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_run_goes_on_from_any_update_and_saving_at_each_changes_nothing(
+    zygote: Zygote, uninterrupted: dict[str, tuple[run.Run, float]], tmp_path: Path, name: str
+) -> None:
+    """As if it had been killed right after it: a kill by the clock seldom comes within the second of training."""
+    whole, _ = uninterrupted[name]
+    every = ("checkpoint.every_n_steps=1", "checkpoint.every_n_epochs=1", "checkpoint.keep_last=999")
+    ended = zygote.run("train.py", *SHORT, *CONFIGS[name], *every, f"hydra.run.dir={tmp_path / 'every'}")
+    assert ended.status == 0, ended.output
+    saved = run.read(tmp_path / "every")
+    assert compare.runs(whole, saved) == []
+    names = checkpoint.names(saved.checkpoints)
+    chosen = random.Random(f"{SEED} {name} any").sample(range(len(names) - 1), UPDATES)
+    for index in chosen:
+        directory = tmp_path / str(index)
+        shutil.copytree(saved.directory, directory)
+        for later in names[index + 1 :]:
+            shutil.rmtree(directory / run.CHECKPOINTS / later)
+        assert continue_or_start(zygote, directory, CONFIGS[name]) == 0
+        assert compare.runs(whole, run.read(directory)) == [], f"from {names[index]}; SAVEPOINT_TEST_SEED={SEED}"
 
 
 def test_a_tracked_run_killed_in_fresh_interpreters_equals_one_that_was_not(zygote: Zygote, tmp_path: Path) -> None:
