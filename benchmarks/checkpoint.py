@@ -58,6 +58,7 @@ from savepoint.saves import Saves  # noqa: E402
 from savepoint.state import NoSchedule, TrainState, capture  # noqa: E402
 
 RUNS = REPOSITORY / "runs"  # where checkpoints lie
+SETTLE_SECONDS = 0.3
 DOCUMENTS = {layout.CONFIG: "", layout.PROVENANCE: "{}"}
 
 
@@ -173,10 +174,16 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def settle() -> None:
+    """Until the disk has nothing else to do: it goes on freeing what was deleted after everything is written."""
+    os.sync()
+    time.sleep(SETTLE_SECONDS)
+
+
 def writing(folder: Path, write: Callable[[Path], object]) -> float:
     directory = Path(tempfile.mkdtemp(dir=folder))
     try:
-        os.sync()
+        settle()
         return seconds(lambda: write(directory))
     finally:
         shutil.rmtree(directory)
@@ -185,7 +192,7 @@ def writing(folder: Path, write: Callable[[Path], object]) -> float:
 def stall(state: TrainState, saves: Saves) -> float:
     """How long the training loop waits for `Saves.save`, the save before having ended."""
     state.step += 1
-    os.sync()
+    settle()
     read(named(state))  # near the processor is what an update would have left there, here and for a copy
     took = seconds(lambda: saves.save(state))
     saves.wait()
