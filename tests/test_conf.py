@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def read(group: str, option: str) -> dict[str, Any]:
     return config
 
 
-def composed(*overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+def composed(*overrides: str, conf: Path = CONF) -> dict[str, Any]:
+    with initialize_config_dir(str(conf), version_base="1.3"):
         config = OmegaConf.to_container(compose("config", list(overrides)), resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
     return config
@@ -74,9 +75,9 @@ def resolve(target: str) -> Any:
 
 def test_every_group_of_the_design_has_its_options() -> None:
     promised = {
-        "model": {"mlp", "cnn", "embedding"},
-        "data": {"digits"},
-        "task": {"classification"},
+        "model": {"mlp", "cnn", "embedding", "transformer"},
+        "data": {"digits", "diabetes", "csv", "text"},
+        "task": {"classification", "regression", "language_model"},
         "optimizer": {
             *("adadelta", "adafactor", "adagrad", "adam", "adamw", "adamax", "asgd", "lbfgs", "muon", "nadam", "radam"),
             *("rmsprop", "rprop", "sgd", "sparse_adam"),
@@ -91,7 +92,7 @@ def test_every_group_of_the_design_has_its_options() -> None:
         "checkpoint": {"default"},
         "tracker": {"mlflow", "none"},
         "debug": {"one_batch", "overfit", "anomaly", "profiler"},
-        "experiment": {"digits_cnn"},
+        "experiment": {"digits_cnn", "diabetes", "characters"},
     }
     for group, options in promised.items():
         assert options <= {option for found, option in OPTIONS if found == group}, group
@@ -150,7 +151,7 @@ def test_every_target_is_a_class_under_that_name(group: str, option: str) -> Non
 @every_option
 def test_every_keyword_is_a_parameter_of_its_class(group: str, option: str) -> None:
     for node in targets(read(group, option)):
-        keywords = set(node) - {"_target_", "_partial_"}
+        keywords = set(node) - {"_target_", "_partial_", "defaults"}
         if group == "scheduler":
             keywords -= {"interval", "monitor"}
         if group == "optimizer":
@@ -211,3 +212,49 @@ def test_a_debug_preset_wins_over_an_experiment_and_the_command_line_over_both()
     assert mine["trainer"]["max_epochs"] == 3
     assert mine["tracker"]["kind"] == "mlflow"
     assert mine["optimizer"]["_target_"].endswith("SGD")
+
+
+def classes(*overrides: str, conf: Path = CONF) -> tuple[str, ...]:
+    """The names of the classes of model, data and task."""
+    config = composed(*overrides, conf=conf)
+    nodes = (config["model"], config["data"]["dataset"], config["task"])
+    return tuple(node["_target_"].rpartition(".")[2] for node in nodes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("", ("Mlp", "Digits", "Classification")),
+        ("task=language_model", ("Transformer", "Text", "LanguageModel")),
+        ("model=transformer task=language_model", ("Transformer", "Text", "LanguageModel")),
+        ("task=regression", ("Mlp", "Diabetes", "Regression")),
+        ("task=language_model data=digits", ("Transformer", "Digits", "LanguageModel")),
+        ("data=digits model=mlp task=language_model", ("Mlp", "Digits", "LanguageModel")),
+        ("data=csv task=regression", ("Mlp", "Csv", "Regression")),
+        ("experiment=digits_cnn", ("Cnn", "Digits", "Classification")),
+        ("experiment=characters", ("Transformer", "Text", "LanguageModel")),
+        ("experiment=characters data=csv", ("Transformer", "Csv", "LanguageModel")),
+        ("experiment=digits_cnn task=language_model", ("Cnn", "Text", "LanguageModel")),
+    ],
+)
+def test_a_task_brings_its_data_along_and_what_is_chosen_wins(overrides: str, expected: tuple[str, ...]) -> None:
+    assert classes(*overrides.split()) == expected
+
+
+def test_a_task_of_ones_own_need_not_bring_anything(tmp_path: Path) -> None:
+    conf = Path(shutil.copytree(CONF, tmp_path / "conf"))
+    (conf / "task" / "own.yaml").write_text("_target_: project.tasks.own.Own\n")
+    assert classes("task=own", conf=conf) == ("Mlp", "Digits", "Own")
+    assert classes("task=own", "data=text", conf=conf) == ("Mlp", "Text", "Own")
+
+
+def test_what_a_task_brings_leaves_no_trace_in_the_config() -> None:
+    for option in (option for group, option in OPTIONS if group == "task"):
+        assert set(composed(f"task={option}")["task"]) == set(read("task", option)) - {"defaults"}
+
+
+def test_a_transformer_is_as_long_as_the_windows_of_the_data() -> None:
+    assert composed("model=transformer")["model"]["context"] == 64
+    assert composed("task=language_model", "data.dataset.context=100")["model"]["context"] == 100
+    both = composed("task=language_model", "data.dataset.context=100", "model.context=128")
+    assert (both["data"]["dataset"]["context"], both["model"]["context"]) == (100, 128)

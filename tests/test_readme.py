@@ -101,7 +101,8 @@ def run_small(told: Story, line: str) -> Ended:
         return Background(told.clone, script, *arguments).end()
     small = ["tracker=none"]
     if script == "train.py" and "data=spirals" not in arguments:
-        small += ["trainer.max_epochs=2"] if "init_from" in line else ["trainer.max_epochs=2", "data.dataset.limit=128"]
+        less = "data.limit_batches=4" if "language_model" in line else "data.dataset.limit=128"
+        small += ["trainer.max_epochs=2"] if "init_from" in line else ["trainer.max_epochs=2", less]
     return told.zygote.run(script, *arguments, *small)
 
 

@@ -44,13 +44,22 @@ CONFIGS = {
         *("scheduler=multistep", "scheduler.milestones=[1,2]", "model.batch_norm=true", "data.drop_last=true"),
         *("trainer.max_epochs=null", "trainer.max_steps=29", "checkpoint.every_n_steps=4"),
     ),
+    "regression, plateau by rmse": (
+        *("task=regression", "model.in_features=10", "model.out_features=1", "model.hidden=[16]", "scheduler=plateau"),
+        *("scheduler.monitor=val/rmse", "scheduler.patience=0", "data.batch_size=16", "trainer.max_epochs=6"),
+    ),
+    "tied weights, label smoothing, two workers, moved windows, accumulation": (
+        *("model=transformer", "task=language_model", "task.label_smoothing=0.1", "model.width=16", "model.layers=1"),
+        *("optimizer.weight_decay_on=matrices", "data.num_workers=2", "trainer.accumulate=3", "data.batch_size=8"),
+        *("data.limit_batches=40", "checkpoint.every_n_steps=5", "trainer.max_epochs=3"),
+    ),
     "exponential by step, few checkpoints": (
         *("scheduler=exponential", "scheduler.interval=step", "scheduler.gamma=0.99", "data.shuffle=false"),
         *("checkpoint.every_n_epochs=2", "checkpoint.keep_last=1", "trainer.max_epochs=5"),
     ),
 }
 NOT_POINTS = ("step", "time")  # of a line of metrics.jsonl; all else is a point in the tracker
-TRIALS = 5  # for each config: 40 in all
+TRIALS = 5  # for each config: 50 in all
 UPDATES = 4  # of each config, from which it goes on
 
 

@@ -140,7 +140,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_and_with_all() -> None:
     assert faults("trainer.max_epoch", 5) == [
         "trainer.max_epoch: trainer has no such key. Did you mean max_epochs? It has: accumulate, clip_grad_norm, "
         + "compile, detect_anomaly, deterministic, device, ema_decay, log_every_n_steps, max_epochs, max_steps, patience, "
-            "profile, threads."
+        "profile, threads."
     ]
     assert faults("optimiser", {})[0].startswith(
         "optimiser: the config has no such key. Did you mean optimizer? It has: amp,"

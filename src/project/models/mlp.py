@@ -6,6 +6,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from savepoint.errors import ConfigError
+
 
 class Mlp(nn.Module):
     """Blocks of linear, batch norm (optional), ReLU and dropout, then a linear head.
@@ -29,13 +31,25 @@ class Mlp(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.in_features = in_features
         widths = [in_features, *hidden]
         self.hidden = nn.Sequential(*(block(a, b, dropout=dropout, batch_norm=batch_norm) for a, b in pairwise(widths)))
         self.head = nn.Linear(widths[-1], out_features)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """inputs: (batch, ...), flattened. Returns: logits (batch, out_features), unnormalised."""
-        logits: Tensor = self.head(self.hidden(inputs.flatten(1)))
+        """inputs: (batch, ...), flattened. Returns: logits (batch, out_features), unnormalised.
+
+        Raises: ConfigError for what is no number, or another count of them.
+        """
+        flat = inputs.flatten(1)
+        if not flat.is_floating_point():
+            raise ConfigError(f"model=mlp: inputs are numbers, and here tokens ({flat.dtype}). Add model=transformer.")
+        if flat.shape[1] != self.in_features:
+            raise ConfigError(
+                f"model.in_features={self.in_features}: a sample here has {flat.shape[1]} numbers. "
+                f"Add model.in_features={flat.shape[1]}."
+            )
+        logits: Tensor = self.head(self.hidden(flat))
         return logits
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from savepoint.errors import ConfigError
 from savepoint.task import Outcome
 
 
@@ -25,7 +26,13 @@ class Classification:
         self.label_smoothing = label_smoothing
 
     def __call__(self, model: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> Outcome:
-        inputs, targets = batch
+        inputs, targets = batch[:2]
+        if targets.is_floating_point() or targets.dim() != 1:
+            raise ConfigError(
+                "task=classification: a target is one class (int64), and here it is "
+                f"{targets.dtype} of shape {list(targets.shape[1:])}. For numbers add task=regression, for text "
+                "task=language_model."
+            )
         logits = model(inputs)
         loss = cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         # Counted on the device and read once in an epoch: `.item()` here would make a GPU wait at every step.
