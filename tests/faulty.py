@@ -14,7 +14,7 @@ from savepoint.registry import register
 
 
 class Raising(nn.Module):
-    """Raises at its `at`-th forward pass, or while it is built if `at` is 0. error: `bug`, or `file`, which is missing."""
+    """Raises at its `at`-th forward pass, or while it is built if `at` is 0. error: `bug`, `value`, or `file`, which is missing."""
 
     def __init__(self, *, error: str = "bug", at: int = 3) -> None:
         super().__init__()
@@ -27,6 +27,8 @@ class Raising(nn.Module):
         self.left -= 1
         if self.left == 0 and self.error == "file":
             raise FileNotFoundError(2, "No such file or directory", "data/cat.png")
+        if self.left == 0 and self.error == "value":
+            raise ValueError("model.width=3: one of 4 is needed")
         if self.left == 0:
             raise RuntimeError("a bug in the model")
         return self.linear(inputs.flatten(1))

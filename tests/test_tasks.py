@@ -175,7 +175,7 @@ MISMATCHES = {
 @pytest.mark.parametrize("message", MISMATCHES)
 def test_what_does_not_fit_together_says_what_to_add(message: str) -> None:
     task, model, batch = MISMATCHES[message]
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises((ConfigError, ValueError)) as error:  # models know nothing of the engine
         task(model, batch)  # type: ignore[operator]
     assert str(error.value) == message
 

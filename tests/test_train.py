@@ -162,6 +162,16 @@ def test_refused_start_is_one_line_and_leaves_nothing(workshop: Workshop, tmp_pa
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_wrong_value_that_the_forks_own_code_names_in_training_is_one_line(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    ended = workshop.run("train.py", *QUICK, "model=raising", "model.error=value", f"hydra.run.dir={tmp_path}")
+    assert ended.status == 2 and "Traceback" not in ended.output, ended.output
+    line = next(line for line in ended.output.splitlines() if line.startswith("error: "))
+    assert re.fullmatch(r"error: model\.width=3: one of 4 is needed \(src/project/models/faulty\.py, line \d+\)", line)
+    assert "Traceback" in (tmp_path / "train.log").read_text()
+
+
 def test_all_faults_of_a_config_are_told_together(workshop: Workshop) -> None:
     ended = workshop.run("train.py", *QUICK, "trainer.accumulate=0", "data.num_workers=-1", "checkpoint.mode=most")
     assert ended.status == 2 and ended.output.count("\n") == 3, ended.output

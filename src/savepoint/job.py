@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import signal
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,18 @@ def _logged(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:
                 job.run.update(status="interrupted")
             raise signals.Interrupted(signal.SIGINT, f"Stopped at once. To go on: {job.resume}") from error
         job.failed()
+        # How Python says a wrong value: raised in the fork's own code, it is for whoever chose the value.
+        if type(error) is ValueError and (place := _place(error, job.repository)):
+            raise UserError(f"{error} ({place})") from error
         raise
+
+
+def _place(error: Exception, repository: Path) -> str | None:
+    """The file and line of the fork's own code that raised it; None if other code did."""
+    raised = traceback.extract_tb(error.__traceback__)[-1]
+    path = Path(raised.filename)
+    own = repository / "src" / "project"
+    return f"{path.relative_to(repository)}, line {raised.lineno}" if path.is_relative_to(own) else None
 
 
 def _train(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:

@@ -6,8 +6,6 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from savepoint.errors import ConfigError
-
 
 class Cnn(nn.Module):
     """Stages of two convolutions each, halving the image between stages; then the mean over pixels and a linear head.
@@ -41,16 +39,16 @@ class Cnn(nn.Module):
         """inputs: (batch, height, width) or (batch, in_channels, height, width).
 
         Returns: logits (batch, out_features), unnormalised.
-        Raises: ConfigError for what is no image, or has another number of channels.
+        Raises: ValueError for what is no image, or has another number of channels.
         """
         if not inputs.is_floating_point() or inputs.dim() not in (3, 4):
-            raise ConfigError(
+            raise ValueError(
                 f"model=cnn: a sample is an image, and here it is {inputs.dtype} of shape {list(inputs.shape[1:])}. "
                 "For a table add model=mlp, for text model=transformer."
             )
         pixels = inputs.unsqueeze(1) if inputs.dim() == 3 else inputs
         if pixels.shape[1] != self.in_channels:
-            raise ConfigError(
+            raise ValueError(
                 f"model.in_channels={self.in_channels}: an image here has {pixels.shape[1]}. "
                 f"Add model.in_channels={pixels.shape[1]}."
             )

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from savepoint.errors import ConfigError
-
 
 class PixelEmbedding(nn.Module):
     """Each pixel is rounded to one of `levels` values; place and value together look up one row of a table of logits.
@@ -32,11 +30,11 @@ class PixelEmbedding(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """inputs: (batch, ...), flattened. Returns: logits (batch, out_features), unnormalised.
 
-        Raises: ConfigError if a sample has another count of numbers.
+        Raises: ValueError if a sample has another count of numbers.
         """
         flat, pixels = inputs.flatten(1), len(self.first_row)
         if flat.shape[1] != pixels:
-            raise ConfigError(
+            raise ValueError(
                 f"model.pixels={pixels}: a sample here has {flat.shape[1]} numbers. Add model.pixels={flat.shape[1]}."
             )
         values = (flat * (self.levels - 1)).round().long().clamp(0, self.levels - 1)

@@ -6,8 +6,6 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from savepoint.errors import ConfigError
-
 
 class Mlp(nn.Module):
     """Blocks of linear, batch norm (optional), ReLU and dropout, then a linear head.
@@ -39,13 +37,13 @@ class Mlp(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """inputs: (batch, ...), flattened. Returns: logits (batch, out_features), unnormalised.
 
-        Raises: ConfigError for what is no number, or another count of them.
+        Raises: ValueError for what is no number, or another count of them.
         """
         flat = inputs.flatten(1)
         if not flat.is_floating_point():
-            raise ConfigError(f"model=mlp: inputs are numbers, and here tokens ({flat.dtype}). Add model=transformer.")
+            raise ValueError(f"model=mlp: inputs are numbers, and here tokens ({flat.dtype}). Add model=transformer.")
         if flat.shape[1] != self.in_features:
-            raise ConfigError(
+            raise ValueError(
                 f"model.in_features={self.in_features}: a sample here has {flat.shape[1]} numbers. "
                 f"Add model.in_features={flat.shape[1]}."
             )

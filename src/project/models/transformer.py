@@ -9,8 +9,6 @@ import math
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from savepoint.errors import ConfigError
-
 
 class Transformer(nn.Module):
     """Embeddings of tokens and positions, blocks of attention and feed-forward, then a head that shares the embedding.
@@ -37,7 +35,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise ConfigError(f"model.width={width}: must be a multiple of model.heads={heads}.")
+            raise ValueError(f"model.width={width}: must be a multiple of model.heads={heads}.")
         self.token_embedding = nn.Embedding(vocabulary, width)
         self.position_embedding = nn.Embedding(context, width)
         self.dropout = nn.Dropout(dropout)
@@ -56,16 +54,16 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: (batch, length) int64. Returns: logits (batch, length, vocabulary), unnormalised.
 
-        Raises: ConfigError for what is no row of tokens, or longer than the context.
+        Raises: ValueError for what is no row of tokens, or longer than the context.
         """
         if tokens.is_floating_point() or tokens.dim() != 2:
-            raise ConfigError(
+            raise ValueError(
                 "model=transformer: a sample is a row of tokens, and here it is "
                 f"{tokens.dtype} of shape {list(tokens.shape[1:])}. Add task=language_model."
             )
         length, context = tokens.shape[1], self.position_embedding.num_embeddings
         if length > context:
-            raise ConfigError(f"model.context={context}: a row here has {length} tokens. Add model.context={length}.")
+            raise ValueError(f"model.context={context}: a row here has {length} tokens. Add model.context={length}.")
         states = self.dropout(self.token_embedding(tokens) + self.position_embedding.weight[:length])
         for block in self.blocks:
             states = block(states)
