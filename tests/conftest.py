@@ -114,6 +114,7 @@ FAULTY = {
     "filling": "{at: null, limit: 8000",
     "slow": "{seconds: 0.3",
     "swallowing": "{_partial_: false",
+    "thawing": "{epoch: 1",
     "remembering": "{registered: true, name: count",
 }
 

@@ -104,3 +104,17 @@ class Remembering(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         inputs = inputs.flatten(1)
         return self.linear(inputs - (self.count.follow(inputs) if self.training else self.count.mean))
+
+
+class Thawing(nn.Module):
+    """Its first layer is frozen until an epoch, as a pretrained one would be."""
+
+    def __init__(self, *, epoch: int = 1) -> None:
+        super().__init__()
+        self.first, self.head, self.epoch = nn.Linear(64, 16), nn.Linear(16, 10), epoch
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.first.requires_grad_(epoch >= self.epoch)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.first(inputs.flatten(1)).relu())

@@ -400,6 +400,32 @@ def test_a_run_that_stopped_early_goes_on_with_more_patience_as_if_it_had_it_fro
     assert compare.runs(*(run.read(directory) for directory in directories.values())) == []
 
 
+# A model that changes with the epoch
+
+
+@pytest.mark.parametrize("stops", [[2], [4], [6], [3, 5, 8]], ids=str)
+def test_layers_that_are_unfrozen_at_an_epoch_are_so_in_a_run_that_goes_on(
+    workshop: Workshop, tmp_path: Path, stops: list[int]
+) -> None:
+    directories = [tmp_path / "whole", tmp_path / "parts"]
+    own = (*QUICK, "model=thawing", "trainer.max_epochs=3", "checkpoint.keep_last=9")
+    ended = workshop.run("train.py", *own, f"hydra.run.dir={directories[0]}")
+    assert ended.status == 0, ended.output
+    for number, stop in enumerate([*stops, 12]):
+        end = f"trainer.max_steps={stop}"
+        order = (
+            ("resume.py", f"run={directories[1]}") if number else ("train.py", *own, f"hydra.run.dir={directories[1]}")
+        )
+        ended = workshop.run(*order, end)
+        assert ended.status == 0, ended.output
+    whole, parts = (run.read(directory) for directory in directories)
+    assert compare.runs(whole, parts) == []
+    saved = [checkpoint.load(path) for path in sorted(whole.checkpoints.iterdir())]
+    first = [each.model["first.weight"].tolist() for each in saved]
+    assert len(first) == 3 and first[0] != first[1] != first[2]
+    assert [each.state["frozen"] for each in saved] == [["first.weight", "first.bias"], [], []]
+
+
 # Other data
 
 STORED = """

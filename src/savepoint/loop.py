@@ -21,6 +21,9 @@ def fit(state: TrainState, parts: Parts, saves: Saves, tracker: Tracker, progres
     state.optimizer._opt_called = True  # type: ignore[attr-defined]
 
     while not finished(state, parts) and stop.signal is None:
+        # A model's own say, from the epoch's number alone: it is called again where a run resumes within an epoch.
+        if begin := getattr(state.model, "begin_epoch", None):
+            begin(state.epoch)
         batches = parts.train.epoch(state.epoch, start=state.batch)
         started, samples = time.perf_counter(), state.samples
 
