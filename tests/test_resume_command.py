@@ -490,3 +490,15 @@ def test_other_data_than_the_checkpoint_was_trained_on_are_refused_and_nothing_i
     line = refused(workshop, f"run={directory}", "trainer.max_epochs=3", f"data.num_workers={workers}")
     assert line.startswith("error: data.dataset: ") and told in line and "train.py init_from=" in line
     assert contents(directory) == before
+
+
+@pytest.mark.parametrize("digested", ["0", "-3", "true", "null", "10.5", '"all"', "1e999"])
+def test_a_number_of_samples_that_is_none_is_passed_over(
+    workshop: Workshop, stored: tuple[Path, Path], digested: str
+) -> None:
+    directory, _ = stored
+    for path in (directory / "checkpoints").iterdir():
+        rewrite(
+            path / "provenance.json", lambda text: text.replace(b'"digested": 32', f'"digested": {digested}'.encode())
+        )
+    resumed(workshop, directory, "trainer.max_epochs=3")

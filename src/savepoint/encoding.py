@@ -56,12 +56,12 @@ def parts(tensor: Tensor) -> Iterator[Tensor]:
 class Encoder:
     """Gives each of these tensors, all different objects, its node. `tensors`: what the nodes name. Copies nothing."""
 
-    def __init__(self, all_of_them: list[Tensor]) -> None:
+    def __init__(self, leaves: list[Tensor]) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._names: dict[int, str] = {}  # address of the memory → its name
         met: set[int] = set()
         self._shared: set[int] = set()  # addresses of the memory that two or more of them look into
-        for tensor in all_of_them:
+        for tensor in leaves:
             for part in parts(tensor):
                 if _describable(part) and (address := _address(part)):
                     (self._shared if address in met else met).add(address)

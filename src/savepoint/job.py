@@ -218,7 +218,7 @@ def _data(parts: Parts, resumed: checkpoint.Checkpoint | None) -> dict[str, dict
         there = recorded.get(name) if isinstance(recorded, dict) else None
         there = there if isinstance(there, dict) else {}
         digested = there.get("digested")
-        facts[name] = here = split.facts(digested if type(digested) is int else None)
+        facts[name] = here = split.facts(digested if type(digested) is int and digested > 0 else None)
         for what, told in (("samples", "{} samples"), ("sha256", "samples with the SHA-256 {:.12}…")):
             if resumed and None not in (here[what], there.get(what)) and here[what] != there[what]:
                 raise UserError(

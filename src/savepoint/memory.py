@@ -15,12 +15,11 @@ def permanent() -> Iterator[None]:
     if gc.get_freeze_count():  # a sweep's next job: nothing is imported any more, and what the last one left is garbage
         yield
         return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
+    with growing():
+        try:
+            yield
+        finally:
+            gc.freeze()
 
 
 @contextlib.contextmanager
