@@ -1,5 +1,6 @@
 """What the tests share: a zygote that runs train.py and resume.py at the price of a fork."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moments import Strike
 
 # A process that was started in the background ignores Ctrl-C, and so would every process that the tests start.
 if threading.current_thread() is threading.main_thread():
@@ -60,12 +62,13 @@ class Zygote:
         umask: int | None = None,
         temporary: Path | None = None,
         disk: Path | None = None,
+        strike: Strike | None = None,
         **fault: Any,
     ) -> Ended:
         """once: the signal waits until this file holds something. again_after: seconds to a second signal.
 
         temporary: what everything takes for the system's temporary directory. disk: a directory whose disk does what
-        `fault` says; see tests/disk.py.
+        `fault` says; see tests/disk.py. strike: what happens at which moment of the training; see tests/moments.py.
         """
         self._count += 1
         output = self._folder / f"output-{self._count}.txt"
@@ -79,6 +82,7 @@ class Zygote:
             "again_after": again_after,
             "signal": int(signal),
             "disk": str(disk) if disk else None,
+            "strike": dataclasses.asdict(strike) if strike else None,
             "fault": fault,
             "umask": umask,
             "temporary": str(temporary) if temporary else None,

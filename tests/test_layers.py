@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 ENGINE = REPOSITORY / "src" / "savepoint"
 # From the bottom up. A module imports from lines above its own, never from its own line or below.
 LAYERS = """
-    errors files fingerprint memory registry task torch_classes redaction settings
+    errors files fingerprint memory registry task torch_classes redaction settings workers
     strict rng history signals plain trackers.points trackers.plot
     tensorfile targets
     encoding snapshot layout

@@ -7,7 +7,8 @@ would not survive.
 One JSON object a line in: {"script", "arguments", "output", "kill_after": seconds or null, "once": a file that has to
 hold something first, or null, "again_after": seconds to a second signal, or null, "signal", "disk": a directory whose
 disk is watched, or null, "fault": what happens there (disk.Fault), "umask": number or null, "temporary": what
-everything takes for the system's temporary directory, or null}. A script is train.py, resume.py or a module beside this
+everything takes for the system's temporary directory, or null, "strike": what happens at which moment of the training
+(moments.Strike), or null}. A script is train.py, resume.py or a module beside this
 one with a `main`.
 One out: {"status": exit status, negative for a signal, "seconds"}.
 """
@@ -26,6 +27,7 @@ sys.path.insert(0, str(REPOSITORY))
 # All that a run imports; nothing that starts a thread.
 
 import disk  # noqa: E402
+import moments  # noqa: E402
 import torch._dynamo  # noqa: E402, F401  # by the first optimizer of a process, and it takes seconds
 
 import resume  # noqa: E402, F401
@@ -45,6 +47,8 @@ def child(order: dict) -> int:
         os.environ["TMPDIR"] = tempfile.tempdir = order["temporary"]
     if order["disk"]:
         disk.Disk(Path(order["disk"]), disk.Fault(**order["fault"])).install()
+    if order["strike"]:
+        moments.Moments(moments.Strike(**order["strike"])).install()
     # What is made at import, anew.
     train.START_ID = runs.new_id()
     code = importlib.import_module(order["script"].removesuffix(".py")).main()

@@ -7,7 +7,6 @@ number of workers, the prefetching and the point of interruption change no bit.
 
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from savepoint import fingerprint, rng
+from savepoint import fingerprint, rng, workers
 from savepoint.settings import Data
 
 # Without workers, batches are loaded a few at a time: setting the model's generators aside costs 110 µs, which a batch
@@ -134,7 +133,7 @@ def _loader(dataset: Any, requests: Iterable[_Request], **options: Any) -> DataL
         batch_size=None,  # a request already is a batch
         sampler=requests,
         collate_fn=_unchanged,
-        worker_init_fn=_start,
+        worker_init_fn=workers.start,
         # Its own: an iterator of a loader without one draws from the generator that dropout draws from.
         generator=torch.Generator(),
         **options,
@@ -157,13 +156,6 @@ class _Loaded(Dataset[Any]):
 
     def __getitem__(self, request: _Request) -> Any:
         return _load(self._dataset, request)
-
-
-def _start(_worker: int) -> None:
-    """What a worker does first."""
-    # A Ctrl-C or a cluster's SIGTERM reaches the whole process group: the main process decides what comes of it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import torch._dynamo  # every optimizer imports it at its first call: rather here, where `memory.permanent` holds
 
-from savepoint import build, checkpoint, files, history, layout, plain, progress, provenance, schedules, signals, state
+from savepoint import (
+    build,
+    checkpoint,
+    files,
+    history,
+    layout,
+    plain,
+    progress,
+    provenance,
+    schedules,
+    signals,
+    state,
+    workers,
+)
 from savepoint import run as runs
 from savepoint.errors import UserError
 from savepoint.loop import finished, fit, stale
@@ -93,6 +106,8 @@ def _logged(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:
                 job.run.update(status="interrupted")
             raise signals.Interrupted(signal.SIGINT, f"Stopped at once. To go on: {job.resume}") from error
         job.failed()
+        if told := workers.killed(error):
+            raise UserError(_worker_killed(job, told)) from error
         # How Python says a wrong value: raised in the fork's own code, it is for whoever chose the value.
         if type(error) is ValueError and (place := _place(error, job.repository)):
             raise UserError(f"{error} ({place})") from error
@@ -120,8 +135,10 @@ def _train(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:
                 raise KeyboardInterrupt
             fit(train_state, parts, saves, job.tracker, shown, stop)
         status = "finished" if finished(train_state, parts) else "interrupted"
-    except KeyboardInterrupt:
-        status, patient = "interrupted", False
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            status, patient = "interrupted", False
+        workers.end()
         raise
     finally:
         saves.close()
@@ -134,9 +151,21 @@ def _train(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:
     return train_state.best["value"] if train_state.best else None
 
 
-def _disk_refused(job: Job, error: OSError) -> str:
+def _kept(job: Job) -> str:
     there = checkpoint.names(job.run.checkpoints)
-    kept = f"{there[-1]} is kept" if there else "There is no checkpoint"
+    return f"{there[-1]} is kept" if there else "There is no checkpoint"
+
+
+def _worker_killed(job: Job, told: str) -> str:
+    count = job.settings.data.num_workers
+    return (
+        f"A loading worker was killed, most often for lack of memory ({told}). {_kept(job)}. "
+        f"data.num_workers is {count}; fewer change no result: {job.resume} data.num_workers={count // 2}"
+    )
+
+
+def _disk_refused(job: Job, error: OSError) -> str:
+    kept = _kept(job)
     if not job.run.directory.is_dir():
         return f"The run directory is gone: {job.run.directory}. Start another run."
     if not job.run.metrics.exists():

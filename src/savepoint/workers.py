@@ -1,0 +1,73 @@
+"""Loading workers: how they begin, and how they end, if need be by the kernel for lack of memory."""
+
+import contextlib
+import multiprocessing
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import TracebackType
+
+from torch._C import _error_if_any_worker_fails
+
+_TOLD = "DataLoader worker (pid"  # how each of torch's errors about one begins
+DYING_SECONDS = 0.05  # from the end of a process's pipes, which is noticed first, to its own
+
+
+def start(_worker: int) -> None:
+    """What a worker does first."""
+    # A Ctrl-C or a cluster's SIGTERM reaches the whole process group: the main process decides what comes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.excepthook = _say
+
+
+def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What its threads fail with. That the other end of a pipe is gone is no news: whoever ended it said why."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
+def killed(error: BaseException) -> str | None:
+    """What torch says of the worker whose end this error comes of; None if it comes of something else.
+
+    It says so wherever the main thread happened to be: the error may be one among those that it led to.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        if isinstance(each, RuntimeError) and str(each).startswith(_TOLD):
+            return str(each).strip().removesuffix(".")
+        each = each.__cause__ or each.__context__
+    return None
+
+
+def end() -> None:
+    """End the workers of a training that failed, at once.
+
+    They ignore SIGTERM, which a cluster sends to the whole process group, and by which Python would end them: once one
+    was killed, the process would wait for the others for ever. Raises: RuntimeError, torch's, if one was.
+    """
+    with _untold():
+        time.sleep(DYING_SECONDS)
+        try:
+            _error_if_any_worker_fails()
+        finally:
+            workers = [child for child in multiprocessing.active_children() if child.daemon]
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.join()
+
+
+@contextlib.contextmanager
+def _untold() -> Iterator[None]:
+    """Torch raises an error, wherever the main thread is, for each worker that it did not end itself: not in here."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)

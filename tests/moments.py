@@ -1,0 +1,97 @@
+"""Something happens to a training at its n-th moment: a signal, or the death of one of its loading workers.
+
+A moment is the entry into a function of the loop, of what it calls, or of the project's models and tasks, and the exit
+from it, in the main thread. They are counted from the start of training, resuming included, and are the same ones each
+time: what depends on the clock (how many batches are loaded ahead) is not counted. So a number says where, within a
+batch, a window, a validation or a save, and a trial can be repeated.
+
+`moments.py '{"at": 17, "how": "kill"}' train.py …` does it in an interpreter of its own; tests/zygote.py in a fork.
+"""
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+COUNTED = tuple(str(SOURCE / "savepoint" / f"{name}.py") for name in ("loop", "step", "state", "saves", "optimizers"))
+OWN = tuple(str(SOURCE / "project" / name) for name in ("models", "tasks"))
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT}
+
+
+@dataclass(frozen=True)
+class Strike:
+    """at: the moment, counted from 1; None: only count. how: one of SIGNALS, or `worker`: one is killed as soon as
+    there is one.
+
+    again: moments from then to a second signal. count: a file that holds the number of moments once all is over.
+    """
+
+    at: int | None = None
+    how: str = "kill"
+    again: int | None = None
+    count: str | None = None
+
+
+class Moments:
+    """Counts, and strikes."""
+
+    def __init__(self, strike: Strike) -> None:
+        self._strike, self._number = strike, 0
+        self._counts: dict[Any, bool] = {}
+        self._times = {strike.at, strike.at + strike.again} if strike.at and strike.again else {strike.at}
+
+    def install(self) -> None:
+        """From the start of training on: what comes before takes other ways through other libraries each time."""
+        from savepoint import job
+
+        train = job.train
+
+        def counted(*arguments: Any, **keywords: Any) -> Any:
+            sys.setprofile(self._moment)
+            try:
+                return train(*arguments, **keywords)
+            finally:
+                sys.setprofile(None)
+                if self._strike.count:
+                    Path(self._strike.count).write_text(str(self._number))
+
+        job.train = counted
+
+    def _moment(self, frame: FrameType, event: str, _argument: object) -> None:
+        code = frame.f_code
+        counts = self._counts.get(code)
+        if counts is None:
+            name = code.co_filename
+            counts = self._counts[code] = name in COUNTED or name.startswith(OWN)
+        if not counts or event not in ("call", "return"):
+            return
+        self._number += 1
+        if self._number in self._times:
+            self._act()
+
+    def _act(self) -> None:
+        if self._strike.how != "worker":
+            os.kill(os.getpid(), SIGNALS[self._strike.how])
+        elif workers := multiprocessing.active_children():
+            os.kill(workers[self._number % len(workers)].pid, signal.SIGKILL)
+        else:
+            self._times.add(self._number + 1)
+
+
+def main() -> int:
+    strike, *sys.argv = sys.argv[1:]
+    sys.path.insert(0, str(SOURCE.parent))
+    script = importlib.import_module(Path(sys.argv[0]).stem)
+    Moments(Strike(**json.loads(strike))).install()
+    return script.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""A loading worker that is killed: the run ends in one line, at once, and goes on to the same bits."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, Zygote
+from moments import Strike
+
+from savepoint import compare, run, workers
+
+SMALL = ("tracker=none", "trainer.threads=1", "data.batch_size=16", "data.limit_batches=8", "trainer.max_epochs=3")
+CONFIG = (*SMALL, "data.num_workers=2", "data.dataset.augment=true", "checkpoint.every_n_steps=3")
+TOLD = "error: A loading worker was killed, most often for lack of memory (DataLoader worker (pid"
+
+
+@pytest.fixture(scope="module")
+def whole(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> tuple[run.Run, int]:
+    """A run that nothing happens to, and the number of its moments."""
+    folder = tmp_path_factory.mktemp("whole")
+    strike = Strike(count=str(folder / "moments"))
+    ended = zygote.run("train.py", *CONFIG, f"hydra.run.dir={folder / 'run'}", strike=strike)
+    assert ended.status == 0, ended.output
+    return run.read(folder / "run"), int((folder / "moments").read_text())
+
+
+@pytest.mark.parametrize("trial", range(6))
+def test_a_killed_worker_ends_the_run_in_one_line_and_it_goes_on_to_the_same_bits(
+    zygote: Zygote, whole: tuple[run.Run, int], tmp_path: Path, trial: int
+) -> None:
+    at = random.Random(f"worker {trial}").randint(1, whole[1] * 9 // 10)
+    ended = zygote.run("train.py", *CONFIG, f"hydra.run.dir={tmp_path / 'run'}", strike=Strike(at, "worker"))
+    struck = run.read(tmp_path / "run")
+    assert ended.status == 2, f"struck at {at}: {ended.output}"
+    last = ended.output.splitlines()[-1]
+    assert last.startswith(TOLD)
+    assert last.endswith(
+        f"data.num_workers is 2; fewer change no result: python resume.py run={tmp_path / 'run'} data.num_workers=1"
+    )
+    assert "Traceback" not in ended.output
+    assert "Traceback" in (struck.directory / "train.log").read_text(), "for whoever looks for a bug"
+    assert struck.record["status"] == "failed"
+    again = zygote.run("resume.py", f"run={struck.directory}", "data.num_workers=1")
+    assert again.status == 0, again.output
+    assert compare.runs(whole[0], run.read(tmp_path / "run")) == []
+
+
+def test_a_process_with_a_killed_worker_does_not_wait_for_the_others(tmp_path: Path) -> None:
+    """An interpreter of its own: what waited for ever was its exit."""
+    strike = json.dumps(vars(Strike(60, "worker")))
+    command = [sys.executable, str(REPOSITORY / "tests" / "moments.py"), strike, "train.py", *CONFIG]
+    done = subprocess.run(
+        [*command, f"hydra.run.dir={tmp_path / 'run'}"], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert TOLD in done.stderr
+
+
+def test_only_what_torch_says_of_a_worker_is_about_one() -> None:
+    told = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    first = ConnectionResetError(104, "Connection reset by peer")
+    first.__context__ = told
+    assert workers.killed(told) == "DataLoader worker (pid 7) is killed by signal: Killed"
+    assert workers.killed(first) == "DataLoader worker (pid 7) is killed by signal: Killed"
+    assert workers.killed(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert workers.killed(ValueError("DataLoader worker (pid 7) of mine")) is None
+
+
+def test_ending_workers_leaves_the_handler_of_their_signal() -> None:
+    def handler(*_: object) -> None:
+        pass
+
+    before = signal.signal(signal.SIGCHLD, handler)
+    try:
+        workers.end()
+        assert signal.getsignal(signal.SIGCHLD) is handler
+    finally:
+        signal.signal(signal.SIGCHLD, before)
