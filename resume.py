@@ -51,12 +51,12 @@ CONTINUES = (
 def resume(arguments: list[str]) -> None:
     wanted, changes = _take_run(arguments)
     found = lookup.find(wanted, REPOSITORY)
-    lock = found.run.hold()
-    try:
-        with run.told(found.run.directory):
+    with run.told(found.run.directory):
+        lock = found.run.hold()
+        try:
             _resume(found, changes)
-    finally:
-        lock.release()
+        finally:
+            lock.release()
 
 
 def _resume(found: run.Found, changes: list[str]) -> None:

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
-COUNTED = tuple(str(SOURCE / "savepoint" / f"{name}.py") for name in ("loop", "step", "state", "saves", "optimizers"))
+COUNTED = tuple(str(SOURCE / "savepoint" / f"{name}.py") for name in ("loop", "step", "state", "saves"))
 OWN = tuple(str(SOURCE / "project" / name) for name in ("models", "tasks"))
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT}
 
@@ -31,12 +31,14 @@ class Strike:
     there is one.
 
     again: moments from then to a second signal. count: a file that holds the number of moments once all is over.
+    where: a file that gets the name of the function, a line for each that was struck.
     """
 
     at: int | None = None
     how: str = "kill"
     again: int | None = None
     count: str | None = None
+    where: str | None = None
 
 
 class Moments:
@@ -69,11 +71,14 @@ class Moments:
         counts = self._counts.get(code)
         if counts is None:
             name = code.co_filename
-            counts = self._counts[code] = name in COUNTED or name.startswith(OWN)
+            counts = self._counts[code] = (name in COUNTED or name.startswith(OWN)) and not code.co_name.startswith("<")
         if not counts or event not in ("call", "return"):
             return
         self._number += 1
         if self._number in self._times:
+            if self._strike.where:
+                with open(self._strike.where, "a") as file:
+                    file.write(f"{Path(code.co_filename).stem}.{code.co_name}\n")
             self._act()
 
     def _act(self) -> None:

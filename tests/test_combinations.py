@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import REPOSITORY
+from grid import OPTIONS, refusals
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -21,12 +22,8 @@ from savepoint.step import update
 
 CONF, SOURCE = REPOSITORY / "conf", REPOSITORY / "src"
 MODELS = ("mlp", "cnn", "embedding")
-OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
-SCHEDULERS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml"))
+OPTIMIZERS, SCHEDULERS = OPTIONS["optimizer"], OPTIONS["scheduler"]
 GRID = list(itertools.product(MODELS, OPTIMIZERS, SCHEDULERS, ("none", "bf16", "fp16"), (None, 1.0)))
-# Those whose groups have rates of their own, and the schedules that set one rate for all.
-SEVERAL_RATES, ONE_RATE = ("muon", "sparse_adam"), ("onecycle", "cyclic", "swa")
-TAKE_SPARSE = ("sparse_adam", "sgd", "adagrad", "lbfgs")
 
 
 @pytest.fixture(autouse=True)
@@ -82,23 +79,6 @@ def trains(full: dict[str, Any], steps: int = 3) -> TrainState:
     if not state.scaler.is_enabled():  # its first steps overflow, and are skipped
         assert any(not torch.equal(before[name], parameter) for name, parameter in state.model.named_parameters())
     return state
-
-
-def refusals(model: str, optimizer: str, scheduler: str, amp: str, clip: float | None) -> list[str]:
-    """How each line begins that this combination of options is refused with."""
-    lines = []
-    if optimizer == "sparse_adam" and model != "embedding":
-        return ["optimizer: SparseAdam trains sparse gradients, and"]  # nothing is left to be combined
-    if optimizer == "lbfgs" and amp == "fp16":
-        lines.append("amp.dtype=float16: a GradScaler cannot serve LBFGS")
-    if optimizer in SEVERAL_RATES and scheduler in ONE_RATE:
-        keys = {"onecycle": ["max_lr"], "cyclic": ["max_lr", "base_lr"], "swa": ["swa_lr"]}[scheduler]
-        lines += [f"scheduler.{key}=" for key in keys]
-    if model == "embedding" and optimizer not in TAKE_SPARSE:
-        lines.append("optimizer: ")
-    if model == "embedding" and clip is not None:
-        lines.append("trainer.clip_grad_norm: torch clips no sparse gradients, and table.weight has them.")
-    return lines
 
 
 def holds(combination: tuple[Any, ...]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ def whole(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> tuple[run
 def test_a_killed_worker_ends_the_run_in_one_line_and_it_goes_on_to_the_same_bits(
     zygote: Zygote, whole: tuple[run.Run, int], tmp_path: Path, trial: int
 ) -> None:
-    at = random.Random(f"worker {trial}").randint(1, whole[1] * 9 // 10)
+    at = random.Random(f"worker {trial}").randint(1, whole[1] // 2)  # later, it may have done all that was asked
     ended = zygote.run("train.py", *CONFIG, f"hydra.run.dir={tmp_path / 'run'}", strike=Strike(at, "worker"))
     struck = run.read(tmp_path / "run")
     assert ended.status == 2, f"struck at {at}: {ended.output}"
@@ -68,15 +67,3 @@ def test_only_what_torch_says_of_a_worker_is_about_one() -> None:
     assert workers.killed(first) == "DataLoader worker (pid 7) is killed by signal: Killed"
     assert workers.killed(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
     assert workers.killed(ValueError("DataLoader worker (pid 7) of mine")) is None
-
-
-def test_ending_workers_leaves_the_handler_of_their_signal() -> None:
-    def handler(*_: object) -> None:
-        pass
-
-    before = signal.signal(signal.SIGCHLD, handler)
-    try:
-        workers.end()
-        assert signal.getsignal(signal.SIGCHLD) is handler
-    finally:
-        signal.signal(signal.SIGCHLD, before)

@@ -1,15 +1,17 @@
 """Loading workers: how they begin, and how they end, if need be by the kernel for lack of memory."""
 
-import contextlib
 import multiprocessing
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from types import TracebackType
 
 from torch._C import _error_if_any_worker_fails
+from torch.utils.data._utils import signal_handling
+
+# Or torch raises, as soon as one is killed, wherever the main thread happens to be: while it saves, say, or cleans up.
+# So the next batch tells, five seconds later at most. Torch installs its handler unless this says that it has.
+signal_handling._SIGCHLD_handler_set = True
 
 _TOLD = "DataLoader worker (pid"  # how each of torch's errors about one begins
 DYING_SECONDS = 0.05  # from the end of a process's pipes, which is noticed first, to its own
@@ -32,7 +34,7 @@ def _say(kind: type[BaseException], error: BaseException, trace: TracebackType |
 def killed(error: BaseException) -> str | None:
     """What torch says of the worker whose end this error comes of; None if it comes of something else.
 
-    It says so wherever the main thread happened to be: the error may be one among those that it led to.
+    It may be one among the errors that led to this one.
     """
     each: BaseException | None = error
     while each is not None:
@@ -48,26 +50,12 @@ def end() -> None:
     They ignore SIGTERM, which a cluster sends to the whole process group, and by which Python would end them: once one
     was killed, the process would wait for the others for ever. Raises: RuntimeError, torch's, if one was.
     """
-    with _untold():
-        time.sleep(DYING_SECONDS)
-        try:
-            _error_if_any_worker_fails()
-        finally:
-            workers = [child for child in multiprocessing.active_children() if child.daemon]
-            for worker in workers:
-                worker.kill()
-            for worker in workers:
-                worker.join()
-
-
-@contextlib.contextmanager
-def _untold() -> Iterator[None]:
-    """Torch raises an error, wherever the main thread is, for each worker that it did not end itself: not in here."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
-        yield
-        return
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    time.sleep(DYING_SECONDS)
     try:
-        yield
+        _error_if_any_worker_fails()
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        workers = [child for child in multiprocessing.active_children() if child.daemon]
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join()
