@@ -120,6 +120,9 @@ FAULTY = {
     "swallowing": "{_partial_: false",
     "thawing": "{epoch: 1",
     "remembering": "{registered: true, name: count",
+    "unfreezing": "{_partial_: false",
+    "drawing": "{_partial_: false",
+    "double": "{_partial_: false",
 }
 
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import random
 import resource
 import signal
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -118,3 +120,47 @@ class Thawing(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.head(self.first(inputs.flatten(1)).relu())
+
+
+class Unfreezing(nn.Module):
+    """Its first layer is frozen until it has been called five times."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(64, 16).requires_grad_(False), nn.Linear(16, 10)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+            if self.calls == 5:
+                self.first.requires_grad_(True)
+        return self.head(self.first(inputs.flatten(1)).relu())
+
+
+class Drawing(nn.Module):
+    """Draws from every library in training, and has batch norm and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10)
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.dropout(self.norm(self.first(inputs.flatten(1))).relu())
+        if self.training:
+            hidden = hidden * random.uniform(0.9, 1.1) + float(np.random.normal(0, 0.1))
+        return self.head(hidden)
+
+
+class Double(nn.Module):
+    """Of float64 throughout: optimizers keep some of their state in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10, dtype=torch.float64)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.linear(inputs.flatten(1).double())

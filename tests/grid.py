@@ -82,3 +82,19 @@ def rows(seed: int) -> list[dict[str, str]]:
         left -= {frozenset(met) for met in itertools.combinations(row.items(), 2)}
         found.append(row)
     return found
+
+
+def table() -> str:
+    """What meets what, in Markdown: how many pairs of two factors fit, and how many are refused."""
+    names = list(FACTORS)
+    lines = [f"| | {' | '.join(f'{name} ({len(FACTORS[name])})' for name in names[1:])} |", "|---" * len(names) + "|"]
+    for index, one in enumerate(names[:-1]):
+        cells = [_cell(one, other) if names.index(other) > index else "" for other in names[1:]]
+        lines.append(f"| {one} ({len(FACTORS[one])}) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(one: str, other: str) -> str:
+    met = [{one: a, other: b} for a, b in itertools.product(FACTORS[one], FACTORS[other])]
+    wrong = sum(bool(refused(row)) for row in met)
+    return f"{len(met) - wrong}" + (f", {wrong} refused" if wrong else "")
