@@ -16,7 +16,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -27,15 +27,16 @@ SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGI
 
 @dataclass(frozen=True)
 class Strike:
-    """at: the moment, counted from 1; None: only count. how: one of SIGNALS, or `worker`: one is killed as soon as
-    there is one.
+    """at: the moment, counted from 1; None: only count.
 
-    again: moments from then to a second signal. count: a file that holds the number of moments once all is over.
-    where: a file that gets the name of the function, a line for each that was struck.
+    how: one of SIGNALS, or `worker`: one is killed as soon as there is one. of: only the calls of this function are
+    moments: `step.update`. again: moments from then to a second signal. count: a file that holds the number of moments
+    once all is over. where: a file that gets the name of the function, a line for each that was struck.
     """
 
     at: int | None = None
     how: str = "kill"
+    of: str | None = None
     again: int | None = None
     count: str | None = None
     where: str | None = None
@@ -46,7 +47,8 @@ class Moments:
 
     def __init__(self, strike: Strike) -> None:
         self._strike, self._number = strike, 0
-        self._counts: dict[Any, bool] = {}
+        self._counts: dict[CodeType, bool] = {}
+        self._events = ("call",) if strike.of else ("call", "return")
         self._times = {strike.at, strike.at + strike.again} if strike.at and strike.again else {strike.at}
 
     def install(self) -> None:
@@ -70,16 +72,20 @@ class Moments:
         code = frame.f_code
         counts = self._counts.get(code)
         if counts is None:
-            name = code.co_filename
-            counts = self._counts[code] = (name in COUNTED or name.startswith(OWN)) and not code.co_name.startswith("<")
-        if not counts or event not in ("call", "return"):
+            counts = self._counts[code] = self._counted(code)
+        if not counts or event not in self._events:
             return
         self._number += 1
         if self._number in self._times:
             if self._strike.where:
                 with open(self._strike.where, "a") as file:
-                    file.write(f"{Path(code.co_filename).stem}.{code.co_name}\n")
+                    file.write(f"{_name(code)}\n")
             self._act()
+
+    def _counted(self, code: CodeType) -> bool:
+        if self._strike.of:
+            return _name(code) == self._strike.of and code.co_filename.startswith(str(SOURCE))
+        return code.co_filename.startswith((*COUNTED, *OWN)) and not code.co_name.startswith("<")
 
     def _act(self) -> None:
         if self._strike.how != "worker":
@@ -88,6 +94,10 @@ class Moments:
             os.kill(workers[self._number % len(workers)].pid, signal.SIGKILL)
         else:
             self._times.add(self._number + 1)
+
+
+def _name(code: CodeType) -> str:
+    return f"{Path(code.co_filename).stem}.{code.co_name}"
 
 
 def main() -> int:

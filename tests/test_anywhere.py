@@ -1,0 +1,115 @@
+"""The promise, place by place: wherever in an epoch a run is stopped, and however often, it goes on to the same bits.
+
+Random places are in test_resume.py, test_matrix.py and chaos.py; these are those that a person would ask about.
+"""
+
+from pathlib import Path
+
+import pytest
+from conftest import Zygote
+from moments import Strike
+
+from savepoint import checkpoint, compare, run
+
+# Six batches in an epoch, the last one smaller; windows of four batches and of two; three epochs, six updates.
+CONFIG = (
+    *("tracker=none", "trainer.threads=1", "model.hidden=[12]", "model.batch_norm=true", "data.dataset.augment=true"),
+    *(
+        "data.dataset.limit=85",
+        "data.batch_size=16",
+        "trainer.accumulate=4",
+        "trainer.max_epochs=3",
+        "scheduler=cosine",
+    ),
+    *("scheduler.interval=step", "trainer.ema_decay=0.8", "trainer.log_every_n_steps=1"),
+)
+BATCHES, UPDATES = 6, 2  # in an epoch
+VAL = 12  # batches of validation in an epoch, of the weights and of their average
+PLACES = {
+    "before the first step": Strike(1, of="step.update"),
+    "in the first batch": Strike(1, of="step._forward"),
+    "inside an accumulation window": Strike(3, of="step._forward"),
+    "between two updates": Strike(2, of="step.update"),
+    "in the last batch of an epoch": Strike(BATCHES, of="step._forward"),
+    "after the last batch, before validation": Strike(1, of="step.evaluate"),
+    "in the first batch of validation": Strike(BATCHES + 1, of="step._forward"),
+    "in the last batch of validation": Strike(BATCHES + VAL, of="step._forward"),
+    "on the boundary of two epochs": Strike(1, of="loop._note_best"),
+    "in the save of an epoch": Strike(1, of="saves._draft"),
+    "in the first batch of the second epoch": Strike(BATCHES + VAL + 1, of="step._forward"),
+    "in the last epoch, inside a window": Strike(2 * (BATCHES + VAL) + 2, of="step._forward"),
+    "when the data is exhausted": Strike(3, of="step.evaluate"),
+    "after the last epoch, before its save": Strike(3, of="saves._draft"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> run.Run:
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    ended = zygote.run("train.py", *CONFIG, f"hydra.run.dir={directory}")
+    assert ended.status == 0, ended.output
+    assert checkpoint.names(directory / run.CHECKPOINTS)[-1] == "epoch_0003_step_00000006"
+    return run.read(directory)
+
+
+@pytest.mark.parametrize("how", ["kill", "term", "ctrl-c"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_run_that_is_stopped_here_goes_on_to_the_same_bits(
+    zygote: Zygote, whole: run.Run, tmp_path: Path, place: str, how: str
+) -> None:
+    directory, where = tmp_path / "run", tmp_path / "where"
+    strike = Strike(PLACES[place].at, how, PLACES[place].of, where=str(where))
+    ended = zygote.run("train.py", *CONFIG, f"hydra.run.dir={directory}", strike=strike)
+    assert where.read_text().split() == [strike.of], ended.output
+    # The last save is waited for, and a stop that comes in it is none.
+    assert ended.status == ({"kill": -9, "term": 143, "ctrl-c": 130}[how] if ended.status else 0), ended.output
+    again = zygote.run("resume.py", f"run={directory}")
+    assert again.status == 0, again.output
+    assert compare.runs(whole, run.read(directory)) == []
+
+
+@pytest.mark.parametrize("how", ["kill", "term"])
+@pytest.mark.parametrize("times", [2, 3, 10])
+def test_an_epoch_that_is_interrupted_so_often_goes_on_to_the_same_bits(
+    zygote: Zygote, tmp_path: Path, how: str, times: int
+) -> None:
+    """An epoch of twelve updates. What is killed has saved each update before; what is asked to stop saves itself."""
+    twelve = (*CONFIG, "trainer.accumulate=1", "data.batch_size=8", "data.limit_batches=11", "trainer.max_epochs=2")
+    saves = ("checkpoint.every_n_steps=1", "checkpoint.async_save=false") if how == "kill" else ()
+    directories = tmp_path / "whole", tmp_path / "run"
+    ended = zygote.run("train.py", *twelve, f"hydra.run.dir={directories[0]}")
+    assert ended.status == 0, ended.output
+    arguments = ("train.py", *twelve, *saves, f"hydra.run.dir={directories[1]}")
+    reached = []
+    for _ in range(times):
+        ended = zygote.run(*arguments, strike=Strike(2, how, "step.update"))
+        assert ended.status == {"kill": -9, "term": 143}[how], ended.output
+        newest, _ = checkpoint.latest(directories[1] / run.CHECKPOINTS)
+        assert newest is not None
+        reached.append((newest.state["epoch"], newest.state["batch"]))
+        arguments = ("resume.py", f"run={directories[1]}")
+    each = 1 if how == "kill" else 2  # the update in which it is asked to stop is finished
+    assert reached == [divmod(each * (number + 1), 11) for number in range(times)]
+    ended = zygote.run(*arguments)
+    assert ended.status == 0, ended.output
+    assert compare.runs(run.read(directories[0]), run.read(directories[1])) == []
+
+
+def test_a_resumed_run_loads_and_trains_on_what_is_left_and_nothing_else(zygote: Zygote, tmp_path: Path) -> None:
+    config, count = (*CONFIG, "trainer.max_epochs=1"), tmp_path / "count"
+    counted = {}
+    for what in ("step._forward", "digits.__getitems__"):
+        strike = Strike(of=what, count=str(count))
+        ended = zygote.run("train.py", *config, f"hydra.run.dir={tmp_path / what / 'whole'}", strike=strike)
+        assert ended.status == 0, ended.output
+        counted[what] = int(count.read_text())
+        directory = tmp_path / what / "run"
+        ended = zygote.run("train.py", *config, f"hydra.run.dir={directory}", strike=Strike(1, "term", "step.update"))
+        assert ended.status == 143, ended.output
+        newest, _ = checkpoint.latest(directory / run.CHECKPOINTS)
+        assert newest is not None
+        assert newest.state["batch"] == 4
+        ended = zygote.run("resume.py", f"run={directory}", strike=strike)
+        assert ended.status == 0, ended.output
+        counted[what] -= int(count.read_text())
+    assert counted == {"step._forward": 4, "digits.__getitems__": 4}
