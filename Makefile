@@ -2,6 +2,7 @@
 PYTHON ?= python3
 RUN ?= latest
 ARGS ?=
+MINUTES ?= 5
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -32,6 +33,9 @@ test: setup  ## the tests, under ten minutes
 test-all: setup  ## the tests and those that take longer
 	.venv/bin/python -m pytest -n 2 --dist loadfile
 
+chaos: setup  ## interrupt random runs at random, resume, compare: make chaos MINUTES=30
+	.venv/bin/python tests/chaos.py --minutes $(MINUTES) $(ARGS)
+
 test-node: setup  ## read a checkpoint with JavaScript; needs npm
 	npm ci --prefix tests/node --silent
 	.venv/bin/python -m pytest tests/node
@@ -46,5 +50,5 @@ bench: setup  ## what the README says about speed
 	.venv/bin/python benchmarks/step.py
 	.venv/bin/python benchmarks/checkpoint.py
 
-.PHONY: help setup train resume demo ui test test-all test-node check bench
+.PHONY: help setup train resume demo ui test test-all chaos test-node check bench
 .DEFAULT_GOAL := help
