@@ -147,6 +147,13 @@ def test_a_limited_epoch_is_the_beginning_of_the_whole_one() -> None:
     assert listed(of(limit_batches=2).epoch(4)) == listed(of().epoch(4))[:2]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_first_batches_are_those_of_the_whole_epoch(workers: int) -> None:
+    whole = of(num_workers=workers)
+    assert len(whole.first(2)) == 2 and len(whole.first(99)) == len(whole)
+    assert str(listed(whole.first(2).epoch(1))) == str(listed(whole.epoch(1))[:2])
+
+
 @pytest.mark.parametrize(
     "changes",
     [

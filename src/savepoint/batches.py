@@ -6,6 +6,7 @@ number of workers, the prefetching and the point of interruption change no bit.
 """
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -41,7 +42,7 @@ class Batches:
     def __init__(self, dataset: Any, *, split: str, settings: Data, seed: int, pin_memory: bool = False) -> None:
         self.samples = len(dataset)
         self._split, self._settings, self._seed, self._pin = split, settings, seed, pin_memory
-        self._dataset = dataset
+        self.dataset = dataset
         full, rest = divmod(self.samples, settings.batch_size)
         self._count = full + (1 if rest and not (settings.drop_last and split == "train") else 0)
         if settings.limit_batches is not None:
@@ -52,6 +53,11 @@ class Batches:
     def __len__(self) -> int:
         return self._count
 
+    def first(self, count: int) -> "Batches":
+        """The same split, of whose epochs only so many batches are used."""
+        settings = dataclasses.replace(self._settings, limit_batches=min(count, self._count))
+        return Batches(self.dataset, split=self._split, settings=settings, seed=self._seed, pin_memory=self._pin)
+
     def facts(self, digested: int | None = None) -> dict[str, Any]:
         """By what other data are told apart: `samples`, how many; `sha256` of the first `digested` of them.
 
@@ -59,8 +65,8 @@ class Batches:
         small data set. sha256: what the data set's own `fingerprint()` says, if it has one; None if its samples are
         others whenever they are loaded.
         """
-        if hasattr(self._dataset, "fingerprint"):
-            return {"samples": self.samples, "digested": self.samples, "sha256": str(self._dataset.fingerprint())}
+        if hasattr(self.dataset, "fingerprint"):
+            return {"samples": self.samples, "digested": self.samples, "sha256": str(self.dataset.fingerprint())}
         order = fingerprint.spread(self.samples)[:digested]
         few = [order[begin : begin + FEW] for begin in range(0, len(order), FEW)]
         requests = [_Request(rng.fold_in("fingerprint", number), some) for number, some in enumerate(few)]
@@ -79,8 +85,8 @@ class Batches:
         """
         until, digests = time.perf_counter() + seconds, []
         with rng.isolated(), _one_thread():
-            loaded = (_load(self._dataset, request) for request in requests)
-            for batch in _loader(self._dataset, requests, num_workers=1) if self._settings.num_workers else loaded:
+            loaded = (_load(self.dataset, request) for request in requests)
+            for batch in _loader(self.dataset, requests, num_workers=1) if self._settings.num_workers else loaded:
                 digests.append(fingerprint.of(batch))
                 if len(digests) > 1 and time.perf_counter() >= until:
                     break
@@ -109,16 +115,16 @@ class Batches:
             # Not around the `yield`: while the caller trains, the generators must be the model's.
             with rng.isolated(), _one_thread():
                 until = time.perf_counter() + AHEAD_SECONDS
-                ready = [_load(self._dataset, request)]
+                ready = [_load(self.dataset, request)]
                 while time.perf_counter() < until and (further := next(requests, None)):
-                    ready.append(_load(self._dataset, further))
+                    ready.append(_load(self.dataset, further))
             for batch in ready:
                 yield _pin(batch) if self._pin else batch
 
     def _with_workers(self) -> DataLoader[Any]:
         settings = self._settings
         return _loader(
-            self._dataset,
+            self.dataset,
             self._sampler,
             num_workers=settings.num_workers,
             prefetch_factor=settings.prefetch,

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,17 @@ THREADS = torch.get_num_threads()  # before any run of this process sets another
 log = logging.getLogger("savepoint")
 
 
+def unwatched(state: TrainState, parts: Parts) -> Parts:
+    """The parts of a run that nobody watches: as they are."""
+    return parts
+
+
 @dataclass(frozen=True)
 class Job:
     """A run, ready to be trained by this process. config, settings: checked. repository: the directory of train.py.
 
     source: the run that `init_from` means, where that has been looked for already.
+    watch: is shown everything once it is built and restored, and gives the parts that are trained with.
     """
 
     run: Run
@@ -63,6 +69,7 @@ class Job:
     tracker: Tracker
     repository: Path
     source: runs.Found | None = None
+    watch: Callable[[TrainState, Parts], Parts] = unwatched
 
     @property
     def resume(self) -> str:
@@ -126,6 +133,7 @@ def _train(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:
     run, settings = job.run, job.settings
     train_state, parts, data = _ready(job, resumed)
     saves, source = _saves(job, resumed, parts, data)
+    parts = job.watch(train_state, parts)
     run.update(status="running", name=settings.name)
     _introduce(job, parts, train_state, resumed, source)
     status, patient = "failed", True
