@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 ENGINE = REPOSITORY / "src" / "savepoint"
 # From the bottom up. A module imports from lines above its own, never from its own line or below.
 LAYERS = """
-    errors files fingerprint memory registry task torch_classes redaction settings workers
+    errors files fingerprint memory registry task torch_classes traps redaction settings workers
     strict rng history signals plain trackers.points trackers.plot
     tensorfile targets
     encoding snapshot layout
@@ -18,9 +18,10 @@ LAYERS = """
     trackers config optimizers schedules
     run trackers.none trackers.mlflow_process trackers.mlflow_store batches checkpoint combinations
     trackers.mlflow trackers.mlflow_mirror sweep compare lookup state
-    trackers.mlflow_worker step saves build demo verify
+    trackers.mlflow_worker step saves build demo verify outside
     loop
     job
+    trace
     __main__
 """
 RANK = {name: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}

@@ -1,0 +1,263 @@
+"""What a run keeps outside of its state: attributes, module globals, caches, by name and by digest.
+
+No fault by itself: a cache may fill up and change nothing. But where two runs differ, this is where to look.
+"""
+
+import collections
+import contextlib
+import functools
+import inspect
+import random
+import re
+import sys
+import types
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from savepoint import fingerprint
+from savepoint.state import Parts, TrainState
+
+DEPTH, LEAVES, ITEMS = 6, 4000, 64  # how deep, how much, and how many entries of one list are looked at
+BYTES = 2**20  # of a tensor: of a larger one, as many that lie evenly in it
+MODULE = frozenset(vars(nn.Module())) - {"training"}  # torch's own: parameters, hooks, …
+CONTAINERS = (Mapping, set, frozenset, list, tuple, collections.deque)
+CACHED = type(functools.cache(len))
+ADDRESS = re.compile(r" at 0x[0-9a-f]+|\b0x[0-9a-f]+")
+
+
+class Value(NamedTuple):
+    """digest: equal for equal values. shown: the value in a few words."""
+
+    digest: str
+    shown: str
+
+
+def survey(state: TrainState, parts: Parts) -> dict[str, Value]:
+    """Everything that is found, by name: `model.layers.1.calls`, `data.train.cache`, `project.data.mine.COUNT`."""
+    known: list[Any] = [
+        *state.model.modules(),
+        *state.registered.values(),
+        state.optimizer,
+        state.scheduler,
+        state.scaler,
+    ]
+    known += [*state.model.parameters(), *_persistent(state.model)]
+    walk = _Walk({id(each): each for each in known})
+    for name, module in state.model.named_modules():
+        walk.module(f"model.{name}".rstrip("."), module)
+    walk.value("task", parts.task)
+    for split in ("train", "val"):
+        walk.value(f"data.{split}", getattr(parts, split).dataset)
+    walk.attributes("optimizer", state.optimizer, but=("state", "param_groups", "defaults"))
+    saved = state.scheduler.state_dict()
+    walk.attributes("scheduler", state.scheduler, but=("optimizer", *saved))
+    for name in [name for name in sys.modules if name.startswith("project.")]:
+        walk.namespace(name, vars(sys.modules[name]), owner=name)
+    return walk.found
+
+
+def _persistent(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        yield from (
+            buffer
+            for name, buffer in module._buffers.items()
+            if buffer is not None and name not in module._non_persistent_buffers_set
+        )
+
+
+class _Walk:
+    def __init__(self, seen: dict[int, Any]) -> None:
+        self.found: dict[str, Value] = {}
+        self._seen = seen  # by identity; and kept, or another object could get the same
+        self._left = LEAVES
+
+    def module(self, path: str, module: nn.Module) -> None:
+        """What is in no state_dict of a registered module."""
+        self.attributes(path, module, but=tuple(MODULE))
+        for name in sorted(module._non_persistent_buffers_set):
+            if module._buffers.get(name) is not None:
+                self.leaf(f"{path}.{name}", module._buffers[name], "a non-persistent buffer")
+
+    def attributes(self, path: str, value: Any, *, but: tuple[str, ...] = ()) -> None:
+        for name, each in _vars(value).items():
+            if name not in but:
+                self.value(f"{path}.{name}", each)
+
+    def namespace(self, path: str, names: Mapping[str, Any], *, owner: str) -> None:
+        """The globals of a module of the project, or the attributes of a class of it."""
+        for name, each in names.items():
+            if name.startswith("__") or isinstance(each, types.ModuleType):
+                continue
+            if isinstance(each, type):
+                if each.__module__ == owner and id(each) not in self._seen:
+                    self._seen[id(each)] = each
+                    self.namespace(f"{path}.{name}", dict(vars(each)), owner=owner)
+            else:
+                self.value(f"{path}.{name}", each)
+
+    def value(self, path: str, value: Any, depth: int = 0) -> None:
+        if self._left <= 0 or depth > DEPTH or isinstance(value, type | types.ModuleType):
+            return
+        if isinstance(value, bool | int | float | complex | str | bytes | None):
+            self.leaf(path, value, repr(value[:40] if isinstance(value, str | bytes) else value))
+            return
+        if id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        if (generator := _generator(value)) is not None:
+            self.leaf(path, generator, "a generator of random numbers")
+        elif isinstance(value, Tensor | np.ndarray | np.generic):
+            self.leaf(path, value, _few(value))
+        elif isinstance(value, CONTAINERS):
+            self._container(path, value, depth)
+        elif callable(value) and not isinstance(value, nn.Module):
+            self._function(path, value, depth)
+        else:
+            self._other(path, value, depth)
+
+    def leaf(self, path: str, value: Any, shown: str) -> None:
+        self._left -= 1
+        self.found[path] = Value(fingerprint.of(_some(value))[:16], shown)
+
+    def _container(self, path: str, value: Any, depth: int) -> None:
+        count = len(value)
+        self.leaf(path, count, f"{count} {'entry' if count == 1 else 'entries'}")
+        if isinstance(value, set | frozenset):
+            self.leaf(f"{path}{{}}", sorted(map(_text, value)) if count <= ITEMS else count, "entries")
+        elif isinstance(value, Mapping):
+            for key in list(value)[-ITEMS:]:  # what was put in last
+                self.value(f"{path}[{_text(key)[:40]}]", value[key], depth + 1)
+        else:
+            for index in fingerprint.spread(count)[:ITEMS]:
+                self.value(f"{path}[{index}]", value[index], depth + 1)
+
+    def _function(self, path: str, function: Any, depth: int) -> None:
+        """What a function of the project remembers: its cache, closure, defaults and attributes."""
+        if isinstance(function, classmethod | staticmethod | types.MethodType):
+            self.value(path, function.__func__, depth)
+        elif isinstance(function, CACHED):
+            misses = function.cache_info().misses
+            self.leaf(path, misses, f"a cache of {misses} results")
+        elif isinstance(function, functools.partial):
+            self.value(f"{path}.func", function.func, depth + 1)
+            self.value(f"{path}.args", [*function.args, function.keywords], depth + 1)
+        elif not isinstance(function, types.FunctionType):
+            if not isinstance(function, types.BuiltinFunctionType):
+                self._other(path, function, depth)
+        elif str(function.__module__).startswith("project"):
+            self._remembered(path, function, depth)
+
+    def _remembered(self, path: str, function: types.FunctionType, depth: int) -> None:
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+            with contextlib.suppress(ValueError):  # not yet filled
+                self.value(f"{path}.{name}", cell.cell_contents, depth + 1)
+        for index, default in enumerate(function.__defaults__ or ()):
+            self.value(f"{path}'s default {index}", default, depth + 1)
+        self.value(f"{path}'s defaults", function.__kwdefaults__, depth + 1)
+        for name, each in vars(function).items():
+            self.value(f"{path}.{name}", each, depth + 1)
+
+    def _other(self, path: str, value: Any, depth: int) -> None:
+        if isinstance(value, types.GeneratorType):
+            local = inspect.getgeneratorlocals(value)
+            self.leaf(path, (value.gi_frame.f_lasti if value.gi_frame else -1, str(list(local))), "a Python generator")
+            inner: dict[str, Any] = local
+        elif isinstance(value, nn.Module):  # one that no model has registered: all of it is outside
+            tensors = {**dict(value.named_parameters()), **dict(value.named_buffers())}
+            inner = tensors | {name: each for name, each in vars(value).items() if name not in MODULE}
+        else:
+            inner = _vars(value)
+            if not inner:
+                self.leaf(path, _position(value), f"a {type(value).__name__}")
+        for name, each in inner.items():
+            self.value(f"{path}.{name}", each, depth + 1)
+
+
+def _vars(value: Any) -> dict[str, Any]:
+    slots = [name for cls in type(value).__mro__ for name in _slots(cls)]
+    named = {name: getattr(value, name) for name in slots if hasattr(type(value), name) and _has(value, name)}
+    return named | dict(getattr(value, "__dict__", {}))
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    slots = cls.__dict__.get("__slots__", ())
+    return () if isinstance(slots, Mapping) else (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _has(value: Any, name: str) -> bool:
+    return isinstance(getattr(type(value), name), types.MemberDescriptorType) and hasattr(value, name)
+
+
+def _generator(value: Any) -> Any:
+    """The state of a random generator; None if it is none."""
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state
+    if isinstance(value, np.random.BitGenerator):
+        return value.state
+    if isinstance(value, np.random.RandomState):
+        return value.get_state(legacy=False)
+    if isinstance(value, random.Random):
+        return None if isinstance(value, random.SystemRandom) else value.getstate()
+    return value.get_state() if isinstance(value, torch.Generator) else None
+
+
+def _few(value: Any) -> str:
+    if isinstance(value, Tensor):
+        value = value.detach()
+    count = int(value.numel() if isinstance(value, Tensor) else value.size)
+    if count == 1 and (not isinstance(value, Tensor) or value.layout is torch.strided):
+        return str(value.item())
+    return f"{'a tensor' if isinstance(value, Tensor) else 'an array'} of {count} values"
+
+
+def _some(value: Any) -> Any:
+    """A large tensor's or array's values, thinned out."""
+    if isinstance(value, Tensor) and value.layout is torch.strided and value.numel() > BYTES:
+        return value.detach().reshape(-1)[:: -(-value.numel() // BYTES)]
+    if isinstance(value, np.ndarray) and value.size > BYTES:
+        return value.reshape(-1)[:: -(-value.size // BYTES)]
+    return str(value) if isinstance(value, np.ndarray) and value.dtype == object else value
+
+
+def _position(value: Any, depth: int = 0) -> str:
+    """Of something opaque: how far an open file or an iterator is, else what it says of itself without addresses."""
+    if hasattr(value, "tell"):
+        with contextlib.suppress(OSError, ValueError):
+            return str(value.tell())
+    # Iterators of Python's own say where they are only to `copy`, and from 3.12 on not gladly.
+    if isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools") and depth < DEPTH:
+        with contextlib.suppress(TypeError), warnings.catch_warnings(action="ignore"):
+            return f"{type(value).__name__}({_items(value.__reduce__(), depth)})"
+    return _text(value)
+
+
+def _items(value: Any, depth: int) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(_items(each, depth) for each in value[:ITEMS])
+    return _position(value, depth + 1) if isinstance(value, Iterator) else _text(value)
+
+
+def _text(value: Any) -> str:
+    return ADDRESS.sub("", repr(value))
+
+
+def contents(value: Any, depth: int = 0) -> Any:
+    """What `fingerprint.of` sees all of: objects of any class as their attributes, sets in order."""
+    if isinstance(value, Tensor | np.generic | bool | int | float | complex | str | bytes | None):
+        return value
+    if isinstance(value, np.ndarray):
+        return [contents(each, depth + 1) for each in value.reshape(-1)] if value.dtype == object else value
+    if depth > DEPTH:
+        return None
+    if isinstance(value, Mapping):
+        return [[contents(key, depth + 1), contents(each, depth + 1)] for key, each in value.items()]
+    if isinstance(value, list | tuple | collections.deque):
+        return [contents(each, depth + 1) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(_text, value))
+    return [type(value).__qualname__, {name: contents(each, depth + 1) for name, each in _vars(value).items()}]
