@@ -10,16 +10,16 @@ from conftest import REPOSITORY
 ENGINE = REPOSITORY / "src" / "savepoint"
 # From the bottom up. A module imports from lines above its own, never from its own line or below.
 LAYERS = """
-    errors files fingerprint memory registry task torch_classes traps redaction settings workers
+    errors explain files fingerprint memory registry task torch_classes traps redaction settings workers
     strict rng history signals plain trackers.points trackers.plot
     tensorfile targets
     encoding snapshot layout
     tree trust compose overrides progress provenance
     trackers config optimizers schedules
     run trackers.none trackers.mlflow_process trackers.mlflow_store batches checkpoint combinations
-    trackers.mlflow trackers.mlflow_mirror sweep compare lookup state
+    trackers.mlflow trackers.mlflow_mirror sweep compare lookup state workplace
     trackers.mlflow_worker step saves build demo verify outside
-    loop
+    loop exact
     job
     trace
     __main__

@@ -1,4 +1,4 @@
-"""The command line: python -m savepoint diff A B | verify RUN | demo | ui."""
+"""The command line: python -m savepoint diff A B | verify RUN [--exact] | demo | ui."""
 
 import functools
 import os
@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from savepoint import lookup, plain
+from savepoint import lookup, plain, signals
 from savepoint.errors import UserError
 
 USAGE = """\
 usage: python -m savepoint diff <run> <run>   what differs between two runs' newest checkpoints and histories
        python -m savepoint verify <run>       whether its checkpoints are sound, all of them or the one after @
+       python -m savepoint verify <run> --exact
+                                              whether a resume of it gives the same bits, tried on its own config
        python -m savepoint demo               train, kill, resume, and compare every bit
        python -m savepoint ui [--port 5000]   the tracker's web page, on this machine only"""
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -22,7 +24,11 @@ def main(arguments: list[str]) -> int:
         match arguments:
             case ["diff", a, b]:
                 return _diff(a, b)
-            case ["verify", text]:
+            case ["verify", text, "--exact"] | ["verify", "--exact", text]:
+                from savepoint import exact
+
+                return exact.main(text, REPOSITORY, say=functools.partial(print, flush=True))
+            case ["verify", text] if text != "--exact":
                 return _verify(text)
             case ["demo"]:
                 from savepoint import demo
@@ -39,6 +45,8 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {plain.printable(str(error))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as interrupt:
+        return signals.say(interrupt)
     except BrokenPipeError:  # `… | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

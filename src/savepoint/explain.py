@@ -1,0 +1,226 @@
+"""Where two traces differ first, and what that tells: a place, a thing by its name, what to look at, what to do."""
+
+import ast
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+GENERATOR = "a generator of random numbers"  # what `outside.survey` calls one
+SHOWN = 3  # causes in one answer
+GENERATORS = "draw from torch, numpy.random or random themselves: the engine seeds all three, and saves them"
+BY_INDEX = (
+    "draw from torch, numpy.random or random themselves, which the engine seeds for each batch; "
+    "or make a generator of a seed and the sample's index: numpy.random.default_rng((seed, index))"
+)
+REGISTER = 'savepoint.registry.register("name", thing) with an object that has state_dict and load_state_dict'
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one process recorded. notes: (file:line, what it calls), of sources of randomness and clocks."""
+
+    about: dict[str, Any]
+    records: list[dict[str, Any]]
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+    def since(self, at: str) -> "Trace":
+        """From the first state at a place on."""
+        begin = next(i for i, each in enumerate(self.records) if each["kind"] == "state" and each["at"] == at)
+        return Trace(self.about, self.records[begin:], self.notes)
+
+    @property
+    def count(self) -> int:
+        return sum(len(record["values"]) for record in self.records)
+
+
+def read(trace: Path, notes: Path) -> Trace:
+    about, *records = [json.loads(line) for line in trace.read_text(encoding="utf-8").splitlines()]
+    lines = notes.read_text(encoding="utf-8").splitlines() if notes.exists() else []
+    return Trace(about, records, [(place, what) for place, _, what in (line.partition("\t") for line in lines)])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first of two traces. index: of the record in both. names: what differs in it, in order of computation."""
+
+    at: str
+    kind: str
+    names: list[str]
+    index: int
+
+
+def first(a: Trace, b: Trace) -> Difference | None:
+    for index, (one, other) in enumerate(zip(a.records, b.records)):
+        if any(one[key] != other[key] for key in ("at", "kind")) or one["values"].keys() != other["values"].keys():
+            return Difference(one["at"], "course", [], index)
+        names = [name for name, digest in one["values"].items() if other["values"][name] != digest]
+        if names:
+            return Difference(one["at"], one["kind"], names, index)
+    if len(a.records) != len(b.records):
+        index = min(len(a.records), len(b.records))
+        return Difference((a.records + b.records)[-1]["at"], "course", [], index)
+    return None
+
+
+def what(found: Difference, about: dict[str, Any]) -> str:
+    """The thing that differs, where everything that was computed before it is equal."""
+    name = found.names[0] if found.names else ""
+    more = f" and {len(found.names) - 1} more" if len(found.names) > 1 else ""
+    inside = any(other.startswith(f"{name}.") for other in about["classes"])
+    return {
+        "batch": f"the batch{_part(found.names)}",
+        "input": f"{_named(name, about)} is given another input: by {_named(_parent(name), about)}",
+        "output": f"{_named(name, about)} gives another output for the same input"
+        + (", though each module in it gives the same" if inside else ""),
+        "loss": f"{_named('task', about)} gives another {', '.join(found.names)} for the same outputs of the model",
+        "gradient": f"the gradient of {name}{more}, though every output and the loss are the same: in the backward "
+        f"pass of {_named(_parent(name), about)} or of what comes after it",
+        "metrics": f"{_named('task', about)} computes another {', '.join(found.names)} from the same sums",
+        "course": "one of the two does something else here than the other",
+        "state": _state(name, more, found.at, about),
+    }[found.kind]
+
+
+def _state(name: str, more: str, at: str, about: dict[str, Any]) -> str:
+    if name.startswith("rng."):
+        return f"the generator of {name.removeprefix('rng.')}: something drew from it another number of times"
+    when = "at the start" if at == "the start" else "though its gradients are the same"
+    if name.startswith("model."):
+        return f"{name}{more}, {when}"
+    return f"{name}{more}"
+
+
+def _part(names: list[str]) -> str:
+    parts = [name.removeprefix("batch") for name in names if name != "batch"]
+    return f" (its {', '.join(parts[:SHOWN])})" if parts else ""
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0] or "task"
+
+
+def _named(name: str, about: dict[str, Any]) -> str:
+    told = about["classes"].get(name.replace("average", "model", 1))
+    return f"{name} ({told[0]})" if told else name
+
+
+def responsible(found: Difference, about: dict[str, Any]) -> tuple[str, str]:
+    """Whose doing it is. Returns: the beginning of its name, and the Python module of its class."""
+    name = found.names[0] if found.names else "model"
+    owner = {
+        "batch": "data.val" if found.at.startswith("validation") else "data.train",
+        "input": _parent(name),
+        "output": name,
+        "loss": "task",
+        "metrics": "task",
+        "gradient": _parent(name),
+        "course": "model",
+    }.get(found.kind) or _owner_of_state(name, found)
+    owner = owner.replace("average", "model", 1)
+    told = about["classes"].get("data" if owner.startswith("data") else owner, ["", ""])
+    return owner, told[1]
+
+
+def _owner_of_state(name: str, found: Difference) -> str:
+    if name.startswith("model."):
+        return "model" if found.at == "the start" else "optimizer"
+    return name.partition(".")[0].partition("[")[0] if name.startswith(("optimizer", "scheduler")) else "model"
+
+
+def suspects(a: Trace, b: Trace, found: Difference, *, here: str, there: str) -> list[tuple[str, str]]:
+    """What the two keep outside of their state and is not equal, earliest first, those of whoever is responsible before
+    others. here, there: how the two are called. Returns: name and words.
+    """
+    for one, other in list(zip(a.records, b.records))[: found.index + 1]:
+        left, right = one.get("outside"), other.get("outside")
+        if left is None or right is None:
+            continue
+        names = [name for name in left.keys() | right.keys() if left.get(name, [None])[0] != right.get(name, [None])[0]]
+        names = [name for name in names if not any(_within(name, outer) for outer in names if outer != name)]
+        if names:
+            ranks = {name: _rank(name, responsible(found, a.about), a.about) for name in names}
+            best = [name for name in names if ranks[name] == min(ranks.values())]
+            best.sort(key=lambda name: (name.rpartition(".")[2].startswith("_"), name))
+            return [(name, _two(left.get(name), right.get(name), here, there)) for name in best]
+    return []
+
+
+def _within(name: str, outer: str) -> bool:
+    return name.startswith(outer) and name[len(outer) :][:1] in (".", "[", "{", "'")
+
+
+def _rank(name: str, owner: tuple[str, str], about: dict[str, Any]) -> int:
+    """How likely it is that a name has to do with what the owner did; 0 is best."""
+    path, module = owner
+    if _within(name, path):
+        return 0
+    if module and name.startswith(f"{module}."):
+        return 1
+    of_torch = about["classes"].get(name.partition(".")[0], ["", ""])[1].startswith("torch")
+    unlike = (name.startswith("data.") and path.startswith("data.")) or of_torch
+    return 3 if unlike else 2
+
+
+def _two(left: list[str] | None, right: list[str] | None, here: str, there: str) -> str:
+    one, other = (each[1] if each else "not there" for each in (left, right))
+    return f"{one} {here}, {other} {there}" if one != other else f"{one}, another {here} than {there}"
+
+
+def noted(a: Trace, b: Trace, found: Difference) -> list[tuple[str, str]]:
+    """Unseeded generators and clocks that the project uses, those in the responsible module first."""
+    module = responsible(found, a.about)[1]
+    file = a.about["files"].get(module, "")
+    notes = sorted(dict.fromkeys([*a.notes, *b.notes]), key=lambda note: ("the clock" in note[1], note[0]))
+    own = [note for note in notes if note[0].rpartition(":")[0] == file]
+    return own or notes
+
+
+def hashes(about: dict[str, Any], owner: tuple[str, str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Where the project's source uses what addresses or Python's hash seed decide: hash, id, the order of a set.
+
+    Returns: the lines of the class that is responsible, and all.
+    """
+    name = about["classes"].get("data" if owner[0].startswith("data") else owner[0], [""])[0]
+    every, own = [], []
+    for path in dict.fromkeys(about["files"].values()):
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        every += _hashes(tree, path)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and node.name == name and path == about["files"].get(owner[1]):
+                own += _hashes(node, path)
+    return own, every
+
+
+_HASHES = {"hash": "calls hash()", "id": "calls id()", "set": "makes a set", "frozenset": "makes a set"}
+
+
+def _hashes(tree: ast.AST, path: str) -> list[tuple[str, str]]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Set | ast.SetComp):
+            found.append((f"{path}:{node.lineno}", "makes a set"))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _HASHES:
+            found.append((f"{path}:{node.lineno}", _HASHES[node.func.id]))
+    return found
+
+
+def advice(name: str, words: str, found: Difference) -> str:
+    """What to do about something outside of the state, by its name and what is said of it."""
+    if GENERATOR in words:
+        return remedy(found)
+    if name.startswith("model"):
+        return f'make it state: self.register_buffer("name", tensor) without persistent=False, or {REGISTER}'
+    if name.startswith("data"):
+        return "let a sample depend on its index alone, and on random numbers; what must change in training is state: "\
+            f"{REGISTER}"  # fmt: skip
+    if name.startswith("optimizer"):
+        return "keep it in the optimizer's state[parameter] or in its param_groups, which are saved"
+    if name.startswith("scheduler"):
+        return "let the scheduler's state_dict hold it, and load_state_dict take it back"
+    return f"make it an attribute of what uses it, and state: {REGISTER}"
+
+
+def remedy(found: Difference) -> str:
+    """What to do about an unseeded generator."""
+    return BY_INDEX if found.kind == "batch" else GENERATORS
