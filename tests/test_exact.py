@@ -167,6 +167,12 @@ def test_what_is_exact_passes(room: Room, kind: str) -> None:
     assert line.endswith(" values compared, none differs.")
 
 
+def test_an_epoch_of_one_update_is_resumed_at_its_end(room: Room) -> None:
+    proved = room.prove("data.batch_size=40", own=data("Data"))
+    assert proved.code == 0 and "exact: 2 updates in 2 epochs" in proved.text
+    assert "and resumed at the end of epoch 1 in a third" in proved.text
+
+
 def test_what_had_no_effect_is_told_and_no_fault(room: Room) -> None:
     proved = room.prove(own=middle("Unused"))
     assert proved.code == 0
@@ -359,6 +365,7 @@ assert isinstance(Own(3), Own) and isinstance(random.Random(3), random.Random) a
 assert isinstance(numpy.random.mtrand._rand, numpy.random.RandomState)
 assert isinstance(torch.default_generator, torch.Generator)
 assert (moment.now() - moment.fromtimestamp(time.time())).total_seconds() < 9
+assert time.mktime(time.localtime()) - os.stat(__file__).st_mtime > 900_000
 assert time.time() - os.stat(__file__).st_mtime > 900_000
 """
 

@@ -60,7 +60,7 @@ def _prove(place: Workplace, say: Callable[[str], None]) -> int:
     say("training for two short epochs, and the same again in another process …")
     a, c = _twice(place)
     if found := explain.first(a, c):
-        say(f"not exact: two runs of the same seed differ first {_where(found)}: {explain.what(found, a.about)}")
+        say(f"not exact: two runs of the same seed differ first {_where(found.at)}: {explain.what(found, a.about)}")
         _say(_unseeded(place, a, c, found), place, say)
         return 1
     workers = place.config["data"].get("num_workers", 0)
@@ -102,12 +102,12 @@ def _compare_resumed(place: Workplace, a: Trace, b: Trace, workers: int, say: Ca
     found = explain.first(tail, b)
     if found is None:
         updates, count = _updates(a), a.count * 2 + b.count
-        say(f"exact: {updates} updates in 2 epochs, and again in another process, and resumed after {at} in a third: "
+        say(f"exact: {updates} updates in 2 epochs, and again in another process, and resumed {_where(at)} in a third: "
             f"{count:,} values compared, none differs.")  # fmt: skip
         for name, words in _unused(tail, b, workers):
             say(f"  not in the checkpoint, though nothing depended on it in these updates: {name}: {words}")
         return 0
-    say(f"not exact: resumed after {at}, the run differs first {_where(found)}: {explain.what(found, a.about)}")
+    say(f"not exact: resumed {_where(at)}, the run differs first {_where(found.at)}: {explain.what(found, a.about)}")
     if workers and found.kind == "batch" and _resumed(place, a, "fourth") is None:
         causes = [("the data set", f"gives other samples with {workers} workers than with none", _WORKERS)]
     else:
@@ -132,7 +132,8 @@ def _resumed(place: Workplace, a: Trace, name: str) -> Difference | None:
 def _unseeded(place: Workplace, a: Trace, c: Trace, found: Difference) -> list[tuple[str, str, str]]:
     """Why two runs of the same seed differ: (place or name, what is there, what to do)."""
     own, every = explain.hashes(a.about, explain.responsible(found, a.about))
-    if any("id()" not in words for _, words in every):
+    notes = explain.noted(a, c, found)
+    if any("id()" not in use for _, use in (own if notes else every)):
         # Both ways, so that what only happens now and then is not taken for it.
         place.begin("as first", hash_seed=1, ahead=AHEAD)
         place.begin("as second", hash_seed=2)
@@ -141,9 +142,10 @@ def _unseeded(place: Workplace, a: Trace, c: Trace, found: Difference) -> list[t
             words = "with the same PYTHONHASHSEED the two are equal here"
             return [(where, f"{use}: {words}", _HASH) for where, use in own or every if "id()" not in use]
     causes = [(where, f"calls {words}", _CLOCK if "the clock" in words else explain.remedy(found))
-              for where, words in explain.noted(a, c, found)]  # fmt: skip
+              for where, words in notes]  # fmt: skip
     suspects = explain.suspects(a, c, found, here="in the first", there="in the second")
-    causes += [(name, words, explain.advice(name, words, found)) for name, words in suspects]
+    # Beside such a line an attribute is only what came of it.
+    causes += [(name, words, causes[0][2] if notes else explain.advice(name, words, found)) for name, words in suspects]
     addresses = [(where, use, _HASH) for where, use in own if "id()" in use]
     return causes or addresses or [_unexplained(place, found)]
 
@@ -176,11 +178,11 @@ def _unused(tail: Trace, b: Trace, workers: int) -> list[tuple[str, str]]:
 
 
 def _updates(a: Trace) -> int:
-    return int(a.records[-1]["at"].split()[-1])
+    return int(a.records[-1]["step"])
 
 
-def _where(found: Difference) -> str:
-    return f"at {found.at}" if not found.at.startswith("update") else f"after {found.at}"
+def _where(at: str) -> str:
+    return f"after {at}" if at.startswith("update") else f"at {at}"
 
 
 def _say(causes: list[tuple[str, str, str]], place: Workplace, say: Callable[[str], None]) -> None:

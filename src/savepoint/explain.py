@@ -164,7 +164,7 @@ def _rank(name: str, owner: tuple[str, str], about: dict[str, Any]) -> int:
 
 def _two(left: list[str] | None, right: list[str] | None, here: str, there: str) -> str:
     one, other = (each[1] if each else "not there" for each in (left, right))
-    return f"{one} {here}, {other} {there}" if one != other else f"{one}, another {here} than {there}"
+    return f"{one} {here}, {other} {there}" if one != other else f"{one}, not the same {here} as {there}"
 
 
 def noted(a: Trace, b: Trace, found: Difference) -> list[tuple[str, str]]:

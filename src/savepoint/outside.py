@@ -23,9 +23,10 @@ from savepoint import fingerprint
 from savepoint.state import Parts, TrainState
 
 DEPTH, LEAVES, ITEMS = 6, 4000, 64  # how deep, how much, and how many entries of one list are looked at
-BYTES = 2**20  # of a tensor: of a larger one, as many that lie evenly in it
+VALUES = 2**20  # of a tensor: of a larger one, as many that lie evenly in it
 MODULE = frozenset(vars(nn.Module())) - {"training"}  # torch's own: parameters, hooks, …
 CONTAINERS = (Mapping, set, frozenset, list, tuple, collections.deque)
+PLAIN = bool | int | float | complex | str | bytes | None
 CACHED = type(functools.cache(len))
 ADDRESS = re.compile(r" at 0x[0-9a-f]+|\b0x[0-9a-f]+")
 
@@ -103,7 +104,7 @@ class _Walk:
     def value(self, path: str, value: Any, depth: int = 0) -> None:
         if self._left <= 0 or depth > DEPTH or isinstance(value, type | types.ModuleType):
             return
-        if isinstance(value, bool | int | float | complex | str | bytes | None):
+        if isinstance(value, PLAIN):
             self.leaf(path, value, repr(value[:40] if isinstance(value, str | bytes) else value))
             return
         if id(value) in self._seen:
@@ -126,7 +127,11 @@ class _Walk:
 
     def _container(self, path: str, value: Any, depth: int) -> None:
         count = len(value)
-        self.leaf(path, count, f"{count} {'entry' if count == 1 else 'entries'}")
+        shown = f"{count} {'entry' if count == 1 else 'entries'}"
+        if not isinstance(value, Mapping) and all(isinstance(each, PLAIN) for each in value):
+            self.leaf(path, contents(value), shown)
+            return
+        self.leaf(path, count, shown)
         if isinstance(value, set | frozenset):
             self.leaf(f"{path}{{}}", sorted(map(_text, value)) if count <= ITEMS else count, "entries")
         elif isinstance(value, Mapping):
@@ -216,11 +221,11 @@ def _few(value: Any) -> str:
 
 
 def _some(value: Any) -> Any:
-    """A large tensor's or array's values, thinned out."""
-    if isinstance(value, Tensor) and value.layout is torch.strided and value.numel() > BYTES:
-        return value.detach().reshape(-1)[:: -(-value.numel() // BYTES)]
-    if isinstance(value, np.ndarray) and value.size > BYTES:
-        return value.reshape(-1)[:: -(-value.size // BYTES)]
+    """Of a large tensor or array: its values, thinned out, and their sum, in which a change between them shows."""
+    if isinstance(value, Tensor) and value.layout is torch.strided and value.numel() > VALUES:
+        return value.detach().reshape(-1)[:: -(-value.numel() // VALUES)], value.detach().sum()
+    if isinstance(value, np.ndarray) and value.size > VALUES and value.dtype.kind in "biufc":
+        return value.reshape(-1)[:: -(-value.size // VALUES)], value.sum()
     return str(value) if isinstance(value, np.ndarray) and value.dtype == object else value
 
 
@@ -248,7 +253,7 @@ def _text(value: Any) -> str:
 
 def contents(value: Any, depth: int = 0) -> Any:
     """What `fingerprint.of` sees all of: objects of any class as their attributes, sets in order."""
-    if isinstance(value, Tensor | np.generic | bool | int | float | complex | str | bytes | None):
+    if isinstance(value, Tensor | np.generic | PLAIN):
         return value
     if isinstance(value, np.ndarray):
         return [contents(each, depth + 1) for each in value.reshape(-1)] if value.dtype == object else value

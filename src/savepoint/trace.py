@@ -119,11 +119,13 @@ class Watch:
 
     def between(self) -> None:
         """The whole state, between two updates: what a checkpoint would hold here, and what it would not."""
-        self.trace.at = f"update {self.state.step}" if self.state.step else "the start"
-        model, tree = capture(self.state)
+        state = self.state
+        ended = f"the end of epoch {state.epoch}" if state.epoch else "the start"
+        self.trace.at = f"update {state.step}" if state.batch else ended
+        model, tree = capture(state)
         values = dict(leaves({"model": model} | {name: each for name, each in tree.items() if name != "rng"}))
         values |= {f"rng.{name}": each for name, each in tree["rng"].items()}
-        self.trace.record("state", values, outside=outside.survey(self.state, self.parts))
+        self.trace.record("state", values, step=state.step, outside=outside.survey(state, self.parts))
 
     def batch(self, number: int, batch: Any) -> None:
         if number == self.state.batch:  # the first of a window

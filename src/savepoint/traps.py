@@ -5,6 +5,7 @@ generator deep inside a library counts for the line that called the library; a c
 counts only where the project itself reads it.
 """
 
+import calendar
 import datetime
 import functools
 import os
@@ -65,8 +66,12 @@ class Traps:
             self._function(time, f"{name}_ns", self._clock)
         self._function(time, "time", self._clock, shift=lambda seconds: seconds + self._ahead)
         self._function(time, "time_ns", self._clock, shift=lambda value: value + self._ahead * 1_000_000_000)
-        for name in ("localtime", "gmtime", "ctime", "asctime", "strftime"):
-            self._function(time, name, self._clock_unless(0 if name in ("localtime", "gmtime", "ctime") else 1))
+        local, universal = time.localtime, time.gmtime
+        no_more = self._clock_unless(0)
+        self._function(time, "localtime", no_more, shift=lambda now: local(time.mktime(now) + self._ahead))
+        self._function(time, "gmtime", no_more, shift=lambda now: universal(calendar.timegm(now) + self._ahead))
+        self._function(time, "ctime", no_more)
+        self._function(time, "strftime", self._clock_unless(1))
 
         def later(value: Any) -> Any:
             return value + datetime.timedelta(seconds=self._ahead)
