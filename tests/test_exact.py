@@ -18,9 +18,10 @@ import pytest
 import torch
 from conftest import REPOSITORY, copy_repository
 
-from savepoint import __main__, compose, exact, explain, outside, plain, run, trace
+from savepoint import __main__, compose, exact, plain, run
 from savepoint.errors import UserError
-from savepoint.explain import Trace
+from savepoint.exact import explain, outside, trace
+from savepoint.exact.explain import Trace
 from savepoint.state import NoSchedule, TrainState
 
 HERE = "src/project/inexact.py"
@@ -374,7 +375,7 @@ def test_traps_note_the_lines_that_ask_for_the_unseeded_and_change_nothing_else(
     project, notes = tmp_path / "project", tmp_path / "notes"
     project.mkdir()
     (project / "mine.py").write_text(CALLS)
-    install = f"from savepoint.traps import Traps; from pathlib import Path; Traps(Path({str(project)!r}), Path({str(notes)!r}), ahead=1_000_000).install(); import mine"
+    install = f"from savepoint.exact.traps import Traps; from pathlib import Path; Traps(Path({str(project)!r}), Path({str(notes)!r}), ahead=1_000_000).install(); import mine"
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY / 'src'}{os.pathsep}{project}"}
     done = subprocess.run([sys.executable, "-c", install], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -10,18 +10,18 @@ from conftest import REPOSITORY
 ENGINE = REPOSITORY / "src" / "savepoint"
 # From the bottom up. A module imports from lines above its own, never from its own line or below.
 LAYERS = """
-    errors explain files fingerprint memory registry task torch_classes traps redaction settings workers
+    errors exact.explain files fingerprint memory registry task torch_classes exact.traps redaction settings workers
     strict rng history signals plain trackers.points trackers.plot
     tensorfile targets
     encoding snapshot layout
     tree trust compose overrides progress provenance
     trackers config optimizers schedules
     run trackers.none trackers.mlflow_process trackers.mlflow_store batches checkpoint combinations
-    trackers.mlflow trackers.mlflow_mirror sweep compare lookup state workplace
-    trackers.mlflow_worker step saves build demo verify outside
+    trackers.mlflow trackers.mlflow_mirror sweep compare lookup state exact.workplace
+    trackers.mlflow_worker step saves build demo verify exact.outside
     loop exact
     job
-    trace
+    exact.trace
     __main__
 """
 RANK = {name: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}

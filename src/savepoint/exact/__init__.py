@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from savepoint import config, explain, lookup, plain, run
+from savepoint import config, lookup, plain, run
 from savepoint.errors import UserError
-from savepoint.explain import Difference, Trace
-from savepoint.workplace import FailedError, Workplace, workplace
+from savepoint.exact import explain
+from savepoint.exact.explain import Difference, Trace
+from savepoint.exact.workplace import FailedError, Workplace, workplace
 
 AHEAD = 115 * 86400 + 7 * 3600  # seconds: another day of the week, another month, another hour
 LIMIT = 3  # causes that are shown

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from savepoint import explain, plain, run
-from savepoint.explain import Trace
+from savepoint import plain, run
+from savepoint.exact import explain
+from savepoint.exact.explain import Trace
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Workplace:
         path.write_text(json.dumps(order | {"resume": of is not None, "workers": workers}))
         with (self.root / f"{name}.output").open("wb") as output:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-P", "-m", "savepoint.trace", str(path)],
+                [sys.executable, "-P", "-m", "savepoint.exact.trace", str(path)],
                 env=os.environ | {"PYTHONPATH": self._places(), "PYTHONHASHSEED": str(hash_seed)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

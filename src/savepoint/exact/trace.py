@@ -1,6 +1,6 @@
 """What a short run computes, value by value in the order of computation, as digests: for `verify --exact` to compare.
 
-    python -m savepoint.trace <order.json>
+    python -m savepoint.exact.trace <order.json>
 
 trains the run in a directory, from its beginning or from its newest checkpoint, for two short epochs, and writes a line
 for each thing that was computed. Nothing that is recorded is changed, and no random number is drawn for it.
@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from savepoint import checkpoint, config, fingerprint, job, outside, plain, run, traps
+from savepoint import checkpoint, config, fingerprint, job, plain, run
 from savepoint.batches import Batches
 from savepoint.errors import UserError
+from savepoint.exact import outside, traps
 from savepoint.state import Parts, TrainState, capture
 from savepoint.task import Outcome
 from savepoint.trackers.none import NoTracker
