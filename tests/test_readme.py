@@ -208,7 +208,7 @@ def test_resume_commands_continue_the_run_that_they_name(story: Story) -> None:
     resumed = [
         ended for line, ended in story.ended.items() if line.startswith("python resume.py") and SHOWN[:4] in line
     ]
-    assert len(resumed) == 3
+    assert len(resumed) == 2
     assert all(f"run {story.first.id} " in ended.output and "resumed from" in ended.output for ended in resumed)
     epochs = [line["epoch"] for line in history.read(story.first.metrics) if "val/loss" in line]
     assert epochs == list(range(1, 41))
@@ -232,12 +232,18 @@ def test_fine_tuned_run_begins_with_the_other_runs_weights(story: Story) -> None
 
 
 def test_verify_names_every_checkpoint_of_the_run(story: Story) -> None:
-    (line,) = [line for line in story.ended if "verify" in line]
+    line, _ = [line for line in story.ended if "verify" in line]
     assert story.first is not None
     told = story.ended[line].output.splitlines()
     names = checkpoint.names(story.first.checkpoints)
     assert [row.split()[0] for row in told[1:-1]] == names and all(row.endswith("sound") for row in told[1:-1])
     assert told[-1] == f"{len(names)} checkpoints: {len(names)} sound; resume would begin from {names[-1]}"
+
+
+def test_verify_exact_tries_the_config_of_the_run(story: Story) -> None:
+    (line,) = [line for line in story.ended if "--exact" in line]
+    assert story.ended[line].status == 0
+    assert story.ended[line].output.splitlines()[-1].startswith("exact: 8 updates in 2 epochs")
 
 
 def test_ui_serves_mlflows_page(story: Story) -> None:
