@@ -124,11 +124,17 @@ FAULTY = {
     "drawing": "{_partial_: false",
     "double": "{_partial_: false",
 }
+SOURCES = {
+    "drawing": "samples: 50, ",
+    "stream": "samples: 50, buffer: 0, ",
+    "sized": "samples: 50, buffer: 0, length: null, ",
+    "plain": "",
+}
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """A repository of its own, so that default directories can be used: this one's code, and models with faults."""
+    """A repository of its own, so that default directories can be used: this one's code, and faulty.py, sources.py."""
 
     root: Path
     zygote: Zygote
@@ -154,6 +160,10 @@ def the_workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]
     for name, arguments in FAULTY.items():
         target = f"_target_: project.models.faulty.{name.capitalize()}"
         (root / "conf" / "model" / f"{name}.yaml").write_text(f"{arguments}, {target}}}")
+    shutil.copy(REPOSITORY / "tests" / "sources.py", root / "src" / "project" / "data")
+    for name, arguments in SOURCES.items():
+        target = f"_target_: project.data.sources.{name.capitalize()}"
+        (root / "conf" / "data" / f"{name}.yaml").write_text(f"dataset: {{{arguments}{target}}}")
     zygote = Zygote(tmp_path_factory.mktemp("outputs"), root)
     yield Workshop(root, zygote)
     zygote.close()

@@ -114,7 +114,14 @@ def held(state: TrainState, generators: dict[str, Any]) -> dict[str, Any]:
     values = {name: getattr(state, name) for name in ("learning_rates", "metrics", "best", "schedule_length")}
     torchs = {name: getattr(state, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
     epoch = {"sums": state.sums, "logged": state.logged}
-    model = {"model_extra": {}, "model_versions": versions, "frozen": [], "registered": {}, "averaged": None}
+    model = {
+        "model_extra": {},
+        "model_versions": versions,
+        "frozen": [],
+        "registered": {},
+        "averaged": None,
+        "stream": None,
+    }
     return {"format": 1, "rng": generators} | counts | values | torchs | epoch | model
 
 

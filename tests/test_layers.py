@@ -11,12 +11,12 @@ ENGINE = REPOSITORY / "src" / "savepoint"
 # From the bottom up. A module imports from lines above its own, never from its own line or below.
 LAYERS = """
     errors exact.explain files fingerprint memory registry task torch_classes exact.traps redaction settings workers
-    strict rng history signals plain trackers.points trackers.plot
-    tensorfile targets
+    strict rng history signals plain loading trackers.points trackers.plot
+    tensorfile targets order
     encoding snapshot layout
     tree trust compose overrides progress provenance
     trackers config optimizers schedules
-    run trackers.none trackers.mlflow_process trackers.mlflow_store batches checkpoint combinations
+    run trackers.none trackers.mlflow_process trackers.mlflow_store batches stream checkpoint combinations
     trackers.mlflow trackers.mlflow_mirror sweep compare lookup state exact.workplace
     trackers.mlflow_worker step saves build demo verify exact.outside
     loop exact

@@ -146,10 +146,14 @@ def test_an_unknown_key_is_refused_with_the_nearest_and_with_all() -> None:
         "optimiser: the config has no such key. Did you mean optimizer? It has: amp,"
     )
     assert "Did you mean dataset?" in faults("data.datasets", {})[0]
+    assert faults("data.smpler", {}) == [
+        "data.smpler: data has no such key. Did you mean sampler? It has: batch_size, dataset, drop_last, limit_batches, "
+        "num_workers, persistent_workers, pin_memory, prefetch, sampler, shuffle."
+    ]
 
 
 def test_keys_of_open_groups_are_left_to_the_class_that_they_name() -> None:
-    for path in ("model.hiden", "optimizer.lrr", "scheduler.T_maxx", "data.dataset.rooot", "task.x"):
+    for path in ("model.hiden", "optimizer.lrr", "scheduler.T_maxx", "data.dataset.rooot", "data.sampler", "task.x"):
         assert faults(path, 3) == []
 
 

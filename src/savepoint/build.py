@@ -15,6 +15,7 @@ from savepoint.checkpoint import Checkpoint
 from savepoint.errors import ConfigError
 from savepoint.settings import Settings
 from savepoint.state import NoSchedule, Parts, TrainState, fits
+from savepoint.stream import Stream, is_stream
 
 AUTOCAST = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,28 +40,18 @@ def assemble(
             raise ConfigError(f"model: {config['model']['_target_']} is not a torch.nn.Module.")
         model.to(device)
         task = make(config["task"], path="task")
-        batches = {
-            split: Batches(
-                _dataset(config, split, make),
-                split=split,
-                settings=settings.data,
-                seed=settings.seed,
-                pin_memory=settings.data.pin_memory and device.type == "cuda",
-            )
-            for split in ("train", "val")
-        }
+        pin = settings.data.pin_memory and device.type == "cuda"
+        train, val = (_batches(config, settings, split, make, pin_memory=pin) for split in ("train", "val"))
     averaged = None
     if (decay := settings.trainer.ema_decay) is not None:
         # Buffers too: batch norm's statistics belong to the weights that they were measured with.
         average: Any = swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         averaged = swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    _check_sizes(settings, batches["train"], batches["val"])
+    _check_sizes(settings, train, val)
     _check_monitors(settings, task)
     optimizer = optimizers.build(config["optimizer"], model, make=make)
     combinations.check(config["scheduler"], settings, model=model, optimizer=optimizer, device=device)
-    scheduler, length = schedules.build(
-        config["scheduler"], settings, optimizer, batches=len(batches["train"]), make=make
-    )
+    scheduler, length = schedules.build(config["scheduler"], settings, optimizer, batches=len(train), make=make)
     amp = settings.amp
     scaler = torch.amp.GradScaler(
         device.type,
@@ -75,14 +66,15 @@ def assemble(
         schedule_length=length,
         registered=registered,
         averaged=averaged,
+        stream=train if isinstance(train, Stream) else None,
     )
     parts = Parts(
         settings=settings,
         task=task,
         # The plain model stays the one that is saved: a compiled wrapper would prefix every name with `_orig_mod.`.
         forward=torch.compile(model) if settings.trainer.compile else model,
-        train=batches["train"],
-        val=batches["val"],
+        train=train,
+        val=val,
         device=device,
         autocast=AUTOCAST[amp.dtype],
         searches=optimizers.searches(optimizer),
@@ -115,19 +107,32 @@ def _compare(node: Any, checkpoint: Checkpoint, source: Path) -> None:
     fits(model, checkpoint)
 
 
-def _dataset(config: dict[str, Any], split: str, make: Callable[..., Any]) -> Any:
-    dataset = make({**config["data"]["dataset"], "split": split}, path="data.dataset")
-    target = config["data"]["dataset"]["_target_"]
-    if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
+def _batches(
+    config: dict[str, Any], settings: Settings, split: str, make: Callable[..., Any], *, pin_memory: bool
+) -> Batches | Stream:
+    node = config["data"]["dataset"]
+    dataset = make({**node, "split": split}, path="data.dataset")
+    sampler = config["data"].get("sampler") if split == "train" else None
+    if is_stream(dataset):
+        if sampler is not None:
+            raise ConfigError(f"data.sampler: {node['_target_']} is a stream, whose order is its own. Leave it out.")
+        return Stream(dataset, split=split, settings=settings.data, seed=settings.seed, pin_memory=pin_memory)
+    if not hasattr(dataset, "__len__") or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")):
         raise ConfigError(
-            f"data.dataset: {target} has no length, so a position in it cannot be resumed. "
-            "Give it __len__ and __getitem__ (a map-style dataset)."
+            f"data.dataset: {node['_target_']} is no data set. Give it __len__ and __getitem__ (a map-style data set), "
+            "or __iter__, state_dict and load_state_dict (a stream)."
         )
-    return dataset
+    if sampler is not None:
+        maker = make({**sampler, "_partial_": True}, path="data.sampler")
+        sampler = trust.call(maker, path="data.sampler", dataset=dataset)
+    return Batches(
+        dataset, split=split, settings=settings.data, seed=settings.seed, sampler=sampler, pin_memory=pin_memory
+    )
 
 
-def _check_sizes(settings: Settings, train: Batches, val: Batches) -> None:
-    if settings.data.batch_size > train.samples:
+def _check_sizes(settings: Settings, train: Batches | Stream, val: Batches | Stream) -> None:
+    # A sampler says itself how much it gives, and has been asked.
+    if not train.sampled and train.samples is not None and settings.data.batch_size > train.samples:
         raise ConfigError(
             f"data.batch_size={settings.data.batch_size} exceeds the training set ({train.samples} samples). "
             "Lower data.batch_size or raise data.dataset.limit."

@@ -6,8 +6,9 @@ from typing import Any
 from savepoint import settings, trust
 from savepoint.errors import ConfigError
 
-# Where a config names the class that it is about.
+# Where a config names the class that it is about; it may go without the second ones.
 CLASSES = ("model", "data.dataset", "task", "optimizer")
+OPTIONAL = ("data.sampler",)
 
 
 def check(config: dict[str, Any], *, source: Path) -> settings.Settings:
@@ -25,10 +26,12 @@ def check(config: dict[str, Any], *, source: Path) -> settings.Settings:
 
 def _missing_classes(config: dict[str, Any]) -> list[str]:
     faults = []
-    for path in CLASSES:
+    for path in (*CLASSES, *OPTIONAL):
         node: Any = config
         for key in path.split("."):
             node = node.get(key) if isinstance(node, dict) else None
+        if node is None and path in OPTIONAL:
+            continue
         if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
             faults.append(f"{path}: needs a _target_, the class to build, for example {EXAMPLES[path]}.")
     for path in ("optimizer", "scheduler"):
@@ -41,6 +44,7 @@ def _missing_classes(config: dict[str, Any]) -> list[str]:
 EXAMPLES = {
     "model": "project.models.mlp.Mlp",
     "data.dataset": "project.data.digits.Digits",
+    "data.sampler": "project.data.balanced.Balanced",
     "task": "project.tasks.classification.Classification",
     "optimizer": "torch.optim.AdamW",
 }

@@ -306,8 +306,9 @@ def _introduce(
     log.info("run %s  %s", job.run.id, job.run.directory)
     log.info("device %s (%d threads)  %s: %s parameters", parts.device, source["threads"],
              type(train_state.model).__name__, f"{parameters:,}")  # fmt: skip
-    log.info("data %s training samples in %s batches, %s validation samples", f"{parts.train.samples:,}",
-             f"{len(parts.train):,}", f"{parts.val.samples:,}")  # fmt: skip
+    samples = ["a stream of" if each.samples is None else f"{each.samples:,}" for each in (parts.train, parts.val)]
+    log.info("data %s training samples in %s batches, %s validation samples", samples[0], f"{len(parts.train):,}",
+             samples[1])  # fmt: skip
     if resumed is not None:
         log.info("resumed from %s: epoch %d, step %d", resumed.path.name, train_state.epoch, train_state.step)
         if finished(train_state, parts):

@@ -99,7 +99,7 @@ class Tracker:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """`data` without `data.dataset`, which belongs to the class that it names."""
+    """`data` without `data.dataset` and `data.sampler`, which belong to the classes that they name."""
 
     batch_size: int = setting(check=at_least(1))
     num_workers: int = setting(0, at_least(0))
@@ -165,11 +165,9 @@ def _read_group(group: str, cls: type, node: object, faults: list[str]) -> objec
     if not isinstance(node, Mapping):
         faults.append(f"{group}={node!r}: must be a group of settings.")
         return None
-    names = {f.name for f in dataclasses.fields(cls)}
-    open_to_others = group == "scheduler"
-    for key in node:
-        if key not in names and not open_to_others and (group, key) != ("data", "dataset"):
-            faults.append(_unknown(f"{group}.", key, group, names | ({"dataset"} if group == "data" else set())))
+    known = {f.name for f in dataclasses.fields(cls)} | ({"dataset", "sampler"} if group == "data" else set())
+    if group != "scheduler":
+        faults += [_unknown(f"{group}.", key, group, known) for key in node if key not in known]
     before = len(faults)
     values = _read_fields(f"{group}.", cls, node, faults)
     if (

@@ -21,6 +21,7 @@ from savepoint.checkpoint import Checkpoint
 from savepoint.errors import CheckpointError
 from savepoint.registry import Stateful
 from savepoint.settings import Settings
+from savepoint.stream import Stream
 from savepoint.task import Task
 
 
@@ -68,6 +69,7 @@ class TrainState:
     logged: tuple[float, int] = (0.0, 0)
     registered: dict[str, Stateful] = field(default_factory=dict)  # a fork's own
     averaged: AveragedModel | None = None  # trainer.ema_decay
+    stream: Stream | None = None  # the training data, where they are one: they stand somewhere
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ class Parts:
     settings: Settings
     task: Task
     forward: Callable[..., Any]
-    train: Batches
-    val: Batches
+    train: Batches | Stream
+    val: Batches | Stream
     device: torch.device
     autocast: torch.dtype | None
     searches: bool = False  # the optimizer evaluates the model itself, as often as it likes, in each update
@@ -118,6 +120,7 @@ def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "frozen": [name for name, parameter in state.model.named_parameters() if not parameter.requires_grad],
         "averaged": state.averaged.state_dict() if state.averaged else None,
         "registered": {name: thing.state_dict() for name, thing in state.registered.items()},
+        "stream": state.stream.state_dict() if state.stream else None,
         "rng": rng.capture(),
     }
     return model, tree
@@ -147,6 +150,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     with _told(checkpoint, "scheduler"):
         schedules.restore(state.scheduler, saved["scheduler"])
     _restore_registered(state.registered, checkpoint)
+    _restore_stream(state.stream, checkpoint)
     if state.averaged is not None:
         with _told(checkpoint, "averaged"):
             state.averaged.load_state_dict(saved["averaged"])
@@ -173,6 +177,17 @@ def _restore_registered(registered: dict[str, Stateful], checkpoint: Checkpoint)
     for name, thing in registered.items():
         with _told(checkpoint, f"state of {name!r}"):
             thing.load_state_dict(copy.deepcopy(saved[name]))  # whoever takes it changes it in training
+
+
+def _restore_stream(stream: Stream | None, checkpoint: Checkpoint) -> None:
+    saved = checkpoint.state.get("stream")  # not in the first checkpoints
+    if stream is not None and saved is None:
+        raise CheckpointError(f"{checkpoint.path} was not trained on a stream, and data.dataset is one.")
+    if stream is None and saved is not None:
+        raise CheckpointError(f"{checkpoint.path} was trained on a stream, and data.dataset is none.")
+    if stream is not None and saved is not None:
+        with _told(checkpoint, "place in the stream"):
+            stream.load_state_dict(saved)
 
 
 @contextlib.contextmanager

@@ -55,9 +55,9 @@ def make(node: object, *, path: str, source: Path) -> Any:
     return _build(node, path, source)
 
 
-def call(function: Callable[..., Any], *arguments: Any, path: str) -> Any:
+def call(function: Callable[..., Any], *arguments: Any, path: str, **keywords: Any) -> Any:
     """Call what `make` gave for a `_partial_`, with the wording of `make` for arguments that do not fit."""
-    return _call(function, arguments, {}, path)
+    return _call(function, arguments, keywords, path)
 
 
 class _EnoughError(Exception):

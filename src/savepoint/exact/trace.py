@@ -22,6 +22,7 @@ from savepoint.batches import Batches
 from savepoint.errors import UserError
 from savepoint.exact import outside, traps
 from savepoint.state import Parts, TrainState, capture
+from savepoint.stream import Stream
 from savepoint.task import Outcome
 from savepoint.trackers.none import NoTracker
 
@@ -93,11 +94,14 @@ class Watch:
             if state.averaged is not None:
                 self._hook("average", state.averaged.module)
         state.optimizer.register_step_post_hook(self._updated)
+        train = parts.train.first(short)
+        if isinstance(train, Stream):
+            state.stream = train
         return dataclasses.replace(
             parts,
             settings=dataclasses.replace(settings, trainer=ends, checkpoint=cadence),
             task=_Task(self, parts.task),
-            train=_Training(self, parts.train.first(short)),  # type: ignore[arg-type]  # they stand for the batches
+            train=_Training(self, train),  # type: ignore[arg-type]  # they stand for the batches
             val=_Validation(self, parts.val.first(VALIDATION)),  # type: ignore[arg-type]
         )
 
@@ -149,7 +153,7 @@ class Watch:
 class _Training:
     """The batches of the training split, and a record of each."""
 
-    def __init__(self, watch: Watch, batches: Batches) -> None:
+    def __init__(self, watch: Watch, batches: Batches | Stream) -> None:
         self._watch, self._batches = watch, batches
 
     def __getattr__(self, name: str) -> Any:
