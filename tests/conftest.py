@@ -95,6 +95,7 @@ class Zygote:
 
     def close(self) -> None:
         assert self._process.stdin and self._process.stdout
+        self._process.stdin.write("\n")
         self._process.stdin.close()
         self._process.wait(timeout=30)
         self._process.stdout.close()

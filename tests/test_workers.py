@@ -1,6 +1,7 @@
 """A loading worker that is killed: the run ends in one line, at once, and goes on to the same bits."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -67,3 +68,36 @@ def test_only_what_torch_says_of_a_worker_is_about_one() -> None:
     assert workers.killed(first) == "DataLoader worker (pid 7) is killed by signal: Killed"
     assert workers.killed(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
     assert workers.killed(ValueError("DataLoader worker (pid 7) of mine")) is None
+
+
+BATCHES = """
+import gc, multiprocessing, torch
+from torch.utils.data import TensorDataset
+from savepoint.batches import Batches
+from savepoint.settings import Data
+
+gc.disable()
+settings = Data(batch_size=8, num_workers=2, persistent_workers={persistent})
+batches = Batches(TensorDataset(torch.arange(200)), split="train", settings=settings, seed=0)
+epoch = batches.epoch(0)
+next(epoch)
+"""
+
+
+def in_an_interpreter(code: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_workers_end_with_the_batches_that_they_load(persistent: bool) -> None:
+    """And not when the collector comes by: a process that is forked until then would inherit a loader of others."""
+    code = BATCHES.format(persistent=persistent) + "del epoch, batches; print(multiprocessing.active_children())"
+    assert in_an_interpreter(code) == "[]\n"
+
+
+def test_a_process_ends_also_where_something_keeps_its_workers() -> None:
+    code = BATCHES.format(persistent=True) + "kept = [epoch, batches]; kept.append(kept); del epoch, batches"
+    assert in_an_interpreter(code) == ""

@@ -93,7 +93,10 @@ def _begun(order: dict) -> bool:
 
 def main() -> None:
     print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
+    # An empty line, and not the end of the pipe, which processes may hold that were forked beside this one.
+    for line in iter(sys.stdin.readline, "\n"):
+        if not line:
+            break
         print(json.dumps(run(json.loads(line))), flush=True)
 
 

@@ -106,12 +106,12 @@ class Batches:
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
         """Batches `start`, `start + 1`, … of an epoch, as the data set or torch's default_collate gives them."""
-        requests = self._requests(epoch if self._split == "train" else 0, start)
+        number = epoch if self._split == "train" else 0
+        indices = enumerate(self._order.batches(number)[start:], start)
+        # Nothing here may refer to this object: workers whose loader is in a cycle would live until it is collected.
+        seed, split = self._seed, self._split
+        requests = (_Request(rng.fold_in(seed, split, number, batch), each) for batch, each in indices)
         return self._workers.epoch(requests) if self._workers else self._directly(requests)
-
-    def _requests(self, epoch: int, start: int) -> Iterator[_Request]:
-        for number, indices in enumerate(self._order.batches(epoch)[start:], start):
-            yield _Request(rng.fold_in(self._seed, self._split, epoch, number), indices)
 
     def _directly(self, requests: Iterator[_Request]) -> Iterator[Any]:
         for request in requests:

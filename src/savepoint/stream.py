@@ -5,6 +5,7 @@ nothing interrupts too, so a resumed run does nothing else. What the reading dra
 """
 
 import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -89,15 +90,15 @@ class Stream:
 
         Raises: UserError if the stream ends before its length says so, or gives nothing.
         """
-        requests = self._requests(epoch if self._split == "train" else 0, start)
-        return self._handed_out(self._workers.epoch(requests) if self._workers else self._directly(requests))
-
-    def _requests(self, epoch: int, start: int) -> Iterator["_Request"]:
+        number = epoch if self._split == "train" else 0
         place = self.state_dict() if self._split == "train" else self._reader.beginning
-        opening = rng.fold_in(self._seed, self._split, epoch, "iter")
-        for batch in range(start, len(self)):
-            seed = rng.fold_in(self._seed, self._split, epoch, batch)
-            yield _Request(seed, opening, batch, place if batch == start else None)
+        # Nothing here may refer to this object: workers whose loader is in a cycle would live until it is collected.
+        seed = functools.partial(rng.fold_in, self._seed, self._split, number)
+        requests = (
+            _Request(seed(batch), seed("iter"), batch, place if batch == start else None)
+            for batch in range(start, len(self))
+        )
+        return self._handed_out(self._workers.epoch(requests) if self._workers else self._directly(requests))
 
     def _directly(self, requests: Iterator["_Request"]) -> Iterator["_Given"]:
         """One batch at a time, and none ahead: the data set itself then stands where training does."""

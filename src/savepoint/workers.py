@@ -1,5 +1,6 @@
 """Loading workers: how they begin, and how they end, if need be by the kernel for lack of memory."""
 
+import atexit
 import multiprocessing
 import signal
 import sys
@@ -45,17 +46,21 @@ def killed(error: BaseException) -> str | None:
 
 
 def end() -> None:
-    """End the workers of a training that failed, at once.
-
-    They ignore SIGTERM, which a cluster sends to the whole process group, and by which Python would end them: once one
-    was killed, the process would wait for the others for ever. Raises: RuntimeError, torch's, if one was.
-    """
+    """End the workers of a training that failed, at once. Raises: RuntimeError, torch's, if one of them was killed."""
     time.sleep(DYING_SECONDS)
     try:
         _error_if_any_worker_fails()
     finally:
-        workers = [child for child in multiprocessing.active_children() if child.daemon]
-        for worker in workers:
-            worker.kill()
-        for worker in workers:
-            worker.join()
+        _kill()
+
+
+def _kill() -> None:
+    """At the exit of the process as well: Python would send them SIGTERM, and wait for them for ever."""
+    children = [child for child in multiprocessing.active_children() if child.daemon]
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join()
+
+
+atexit.register(_kill)
