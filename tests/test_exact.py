@@ -198,7 +198,8 @@ def test_a_config_that_may_not_be_built_is_refused_before_anything_runs(room: Ro
         exact.main(str(directory), room.root, say=print)
 
 
-def test_ctrl_c_ends_all_of_it(room: Room, temporary: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_all_of_it(room: Room, temporary: Path, number: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "savepoint", "verify", "--exact", str(room.run(own=data("Data")))],
         env=os.environ | {"PYTHONPATH": str(room.root / "src"), "TMPDIR": str(temporary)},
@@ -209,9 +210,9 @@ def test_ctrl_c_ends_all_of_it(room: Room, temporary: Path) -> None:
     deadline = time.monotonic() + 60
     while not list(temporary.glob("*/first.trace")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and error == "\nStopped.\n"
+    assert process.returncode == 128 + number and error == "\nStopped.\n"
 
 
 def test_the_command_takes_the_option_before_and_after_the_run(capsys: pytest.CaptureFixture[str]) -> None:

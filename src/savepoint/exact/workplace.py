@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from savepoint import plain, run
+from savepoint import plain, run, signals
 from savepoint.exact import explain
 from savepoint.exact.explain import Trace
 
@@ -89,12 +90,30 @@ def workplace(repository: Path, chosen: dict[str, Any]) -> Iterator[Workplace]:
     root = Path(tempfile.mkdtemp(prefix="savepoint-exact-"))
     place = Workplace(root, repository, chosen, {})
     try:
-        yield place
+        with _stoppable():
+            yield place
     finally:
         for process in place.processes.values():
             _kill(process)
             process.wait()
         shutil.rmtree(root, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and a terminal that is closed end this process as Ctrl-C does: nothing is left of it."""
+
+    def stop(number: int, _frame: Any) -> None:
+        raise signals.Interrupted(number, "Stopped.")
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) is signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
