@@ -3,10 +3,12 @@
 The workshop's project has this file: `project.inexact`.
 """
 
+import contextvars
 import functools
 import itertools
 import os
 import random
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from savepoint.task import Outcome
 
 COUNT = 0
 SEEN: list[int] = []
+STEP: contextvars.ContextVar[int] = contextvars.ContextVar("STEP", default=0)
 
 
 class Data(Dataset[tuple[Tensor, int]]):
@@ -134,6 +137,25 @@ class CountingModule(Data):
         global COUNT
         COUNT += 1
         return COUNT / 1000
+
+
+class Annotated(CountingModule):
+    """Has more to look at than is looked at."""
+
+    def __init__(self, split: str) -> None:
+        super().__init__(split)
+        box = {"x": 0, "y": 0, "width": 1, "height": 1}
+        self.boxes = [{"number": number, "boxes": [dict(box) for _ in range(40)]} for number in range(64)]
+
+
+class FileTime(Data):
+    def __init__(self, split: str) -> None:
+        super().__init__(split)
+        with tempfile.TemporaryFile() as file:
+            self.written = os.fstat(file.fileno()).st_mtime_ns
+
+    def noise(self, index: int) -> float:
+        return self.written % 1000003 / 1000003
 
 
 class CountingIterator(Data):
@@ -315,6 +337,74 @@ class Generating(Middle):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden / next(self.numbers)
+
+
+class Advancing:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, _module: Any, _arguments: Any, output: Tensor) -> Tensor:
+        return self.advance(output)
+
+    def advance(self, value: Tensor) -> Tensor:
+        self.count += 1
+        return value / self.count
+
+
+class Hooked(Middle):
+    """State that only a hook of a module holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.layer.register_forward_hook(Advancing())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.layer(hidden)
+
+
+class HookedParameter(Hooked):
+    def __init__(self) -> None:
+        Middle.__init__(self)
+        self.layer = nn.Linear(8, 8)
+        self.layer.weight.register_hook(Advancing().advance)
+
+
+class Bound(Middle):
+    """State that only a method holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.advance = Advancing().advance
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.advance(hidden)
+
+
+class Context(Middle):
+    def forward(self, hidden: Tensor) -> Tensor:
+        STEP.set(STEP.get() + 1)
+        return hidden / STEP.get()
+
+
+class Growing(Middle):
+    """A buffer of another shape in every update."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(0, 8))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.seen = torch.cat((self.seen, hidden.detach()[:1]))
+        return hidden + self.seen.mean(0)
+
+
+class Library(Middle):
+    """State where nobody looks for it."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        random.counted = getattr(random, "counted", 0) + 1  # type: ignore[attr-defined]
+        return hidden / random.counted  # type: ignore[attr-defined]
 
 
 class Default(Middle):

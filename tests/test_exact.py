@@ -124,6 +124,9 @@ FAULTS = {
     "a counter of the data set's module": (data("CountingModule"), [f"{RESUMED}at epoch 2, batch 3: the batch", "project.inexact.COUNT: "]),
     "a buffer that is not persistent": (middle("NotPersistent"), [f"{RESUMED}at epoch 2, batch 3: " + MIDDLE.format("NotPersistent"), "model.middle.mean: a non-persistent buffer"]),
     "a task's own mean": (data("Data") | {"task": made("Smoothing")}, [RESUMED, "task (Smoothing) gives another loss for the same outputs", "task.mean: "]),
+    "a growing buffer": (middle("Growing"), ["not exact: the run goes through from its beginning, and a resume of it fails:", "\ncheckpoints/epoch_0001_step_00000006 does not fit the model", "let the constructor make every parameter and buffer in the shape"]),
+    "state in a library": (middle("Library"), [f"{RESUMED}at epoch 2, batch 3: " + MIDDLE.format("Library"), "cause: state that no checkpoint holds"]),
+    "a file's time": (data("FileTime"), [f"{TWICE}at epoch 1, batch 1: the batch", "data.train.written: ", "not from a file's time"]),
     "an optimizer's own count": (data("Data") | {"optimizer": made("Momentum", _partial_=True)}, [f"{RESUMED}after update 7: ", "optimizer.steps: 6 there, 0 after the resume"]),
 }  # fmt: skip
 
@@ -295,6 +298,8 @@ OUTSIDE = {
     "CountingIterator": "data.train.numbers", "Lazy": "data.train.cache",
     "Calls": "model.middle.calls", "NotPersistent": "model.middle.mean", "Attribute": "model.middle.mean",
     "Global": "project.inexact.SEEN", "Closure": "model.middle.advance.count", "Generating": "model.middle.numbers",
+    "Hooked": "model.middle.layer._forward_hooks.count", "HookedParameter": "model.middle.layer.weight's hooks[0].count",
+    "Bound": "model.middle.advance.count", "Context": "project.inexact.STEP", "Annotated": "project.inexact.COUNT",
     "Default": "project.inexact.Default.forward's default 0", "Unlisted": "model.middle.layers[0].weight",
     "Momentum": "optimizer.steps", "Warming": "scheduler.steps", "Smoothing": "task.mean",
     "Registered": None, "Model": None, "Data": None,

@@ -36,15 +36,19 @@ def main(text: str, repository: Path, *, say: Callable[[str], None]) -> int:
 
 
 def _config(text: str, repository: Path) -> dict[str, Any]:
-    """The config of a run, or of the newest checkpoint where there is no run around it; tracked by nothing."""
+    """The config of a run, of its checkpoint after @, or of the newest where there is no run around it; not tracked."""
+    from savepoint import verify
+
     path = Path(text)
     if path.is_dir() and not (path / run.RECORD).exists():
-        from savepoint import verify
-
         found = verify.find(text, repository)
         path = found.run.directory if found.run else found.root / found.names[-1]
     else:
-        path = lookup.find(text, repository).run.directory
+        named = lookup.find(text, repository)
+        path = named.run.directory
+        if named.checkpoint is not None:
+            found = verify.find(text, repository)
+            path = found.root / found.names[-1]
     try:
         chosen = plain.parse((path / run.CONFIG).read_bytes())
     except OSError as error:
@@ -69,9 +73,11 @@ def _prove(place: Workplace, say: Callable[[str], None]) -> int:
     place.begin("third", hash_seed=3, of="first", workers=workers)
     try:
         b = place.end("third")
-    except FailedError:
-        if not workers or _resumed(place, a, "fourth") is not None:
+    except FailedError as failed:
+        if failed.status < 0:  # killed
             raise
+        if not workers or _refused(place, a):
+            return _resume_fails(place, failed, say)
         say(f"not exact: with data.num_workers={workers} the resume is refused, and with 0 workers it gives the same.")
         _say([("the data set", "gives other samples in a loading worker", _WORKERS)], place, say)
         return 1
@@ -97,6 +103,29 @@ def _twice(place: Workplace) -> tuple[Trace, Trace]:
     return traces[0], traces[1]
 
 
+def _refused(place: Workplace, a: Trace) -> bool:
+    """Whether the resume without workers fails, or differs."""
+    try:
+        return _resumed(place, a, "fourth") is not None
+    except FailedError:
+        return True
+
+
+def _resume_fails(place: Workplace, failed: FailedError, say: Callable[[str], None]) -> int:
+    """The training goes through from start to end, and what was saved of it cannot be gone on with."""
+    say("not exact: the run goes through from its beginning, and a resume of it fails:")
+    say(failed.output.removeprefix("error: ").replace(f"{place.root / 'third'}{os.sep}", ""))
+    if "does not fit the model" in failed.output:
+        say(f"  to do: {_SHAPES}")
+    return 1
+
+
+_SHAPES = (
+    "let the constructor make every parameter and buffer in the shape that it keeps; for what grows in training: "
+    f"{explain.REGISTER}"
+)
+
+
 def _compare_resumed(place: Workplace, a: Trace, b: Trace, workers: int, say: Callable[[str], None]) -> int:
     at = b.records[0]["at"]
     tail = a.since(at)
@@ -114,7 +143,7 @@ def _compare_resumed(place: Workplace, a: Trace, b: Trace, workers: int, say: Ca
     else:
         suspects = explain.suspects(tail, b, found, here="there", there="after the resume")
         causes = [(name, words, explain.advice(name, words, found)) for name, words in suspects] or [
-            _unexplained(place, found)
+            _unexplained(place, found, resumed=True)
         ]
     _say(causes, place, say)
     return 1
@@ -146,26 +175,38 @@ def _unseeded(place: Workplace, a: Trace, c: Trace, found: Difference) -> list[t
               for where, words in notes]  # fmt: skip
     suspects = explain.suspects(a, c, found, here="in the first", there="in the second")
     # Beside such a line an attribute is only what came of it.
-    causes += [(name, words, causes[0][2] if notes else explain.advice(name, words, found)) for name, words in suspects]
-    addresses = [(where, use, _HASH) for where, use in own if "id()" in use]
-    return causes or addresses or [_unexplained(place, found)]
+    addresses = [(where, use, _HASH) for where, use in own if "id()" in use and not notes]
+    causes += addresses
+    # No state to be saved: it is another in every process from its beginning.
+    hint = causes[0][2] if causes else _SURROUNDINGS
+    causes += [(name, words, explain.remedy(found) if explain.GENERATOR in words else hint) for name, words in suspects]
+    return causes or [_unexplained(place, found)]
 
 
 _HASH = "sort a set before you go through it, and take savepoint.rng.fold_in(text) in place of hash(text) or id(thing)"
 _CLOCK = "take the epoch, the step or the sample's index in place of the time"
 
 
+_SURROUNDINGS = (
+    "let it come from the config, the seed or the sample's index: not from a file's time, an address, the order of "
+    "threads or anything else that is another in every process"
+)
 _OPERATION = "an operation that is not deterministic, or that reads memory nobody has written: nothing else explains it"
 _ELSEWHERE = f"look for state that a library keeps, and make it state of the run: {explain.REGISTER}"
 
 
-def _unexplained(place: Workplace, found: Difference) -> tuple[str, str, str]:
+def _unexplained(place: Workplace, found: Difference, *, resumed: bool = False) -> tuple[str, str, str]:
+    if resumed:  # two whole runs were equal, so it is no chance
+        return (
+            "cause",
+            "state that no checkpoint holds, and that no attribute or global of the project shows",
+            _ELSEWHERE,
+        )
     if not place.config.get("trainer", {}).get("deterministic", True):
         return ("trainer.deterministic", "is false", "set trainer.deterministic=true")
     if found.kind in ("input", "output", "gradient", "loss"):
         return ("cause", _OPERATION, "replace the operation; torch lists some at use_deterministic_algorithms")
-    hint = explain.advice("data", "", found) if found.kind == "batch" else _ELSEWHERE
-    return ("cause", "no attribute, generator or clock of the project explains it", hint)
+    return ("cause", "no attribute, generator or clock of the project explains it", _SURROUNDINGS)
 
 
 def _unused(tail: Trace, b: Trace, workers: int) -> list[tuple[str, str]]:

@@ -163,7 +163,7 @@ def _rank(name: str, owner: tuple[str, str], about: dict[str, Any]) -> int:
 
 
 def _two(left: list[str] | None, right: list[str] | None, here: str, there: str) -> str:
-    one, other = (each[1] if each else "not there" for each in (left, right))
+    one, other = (each[1] if each else "absent" for each in (left, right))
     return f"{one} {here}, {other} {there}" if one != other else f"{one}, not the same {here} as {there}"
 
 

@@ -5,11 +5,13 @@ No fault by itself: a cache may fill up and change nothing. But where two runs d
 
 import collections
 import contextlib
+import contextvars
 import functools
 import inspect
 import random
 import re
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,9 +24,10 @@ from torch import Tensor, nn
 from savepoint import fingerprint
 from savepoint.state import Parts, TrainState
 
-DEPTH, LEAVES, ITEMS = 6, 4000, 64  # how deep, how much, and how many entries of one list are looked at
+DEPTH, LEAVES, ITEMS = 6, 4000, 64  # how deep, how much of one thing, and how many entries of one list are looked at
 VALUES = 2**20  # of a tensor: of a larger one, as many that lie evenly in it
 MODULE = frozenset(vars(nn.Module())) - {"training"}  # torch's own: parameters, hooks, …
+HOOKS = tuple(sorted(name for name in MODULE if name.endswith("_hooks")))
 CONTAINERS = (Mapping, set, frozenset, list, tuple, collections.deque)
 PLAIN = bool | int | float | complex | str | bytes | None
 CACHED = type(functools.cache(len))
@@ -51,13 +54,16 @@ def survey(state: TrainState, parts: Parts) -> dict[str, Value]:
     walk = _Walk({id(each): each for each in known})
     for name, module in state.model.named_modules():
         walk.module(f"model.{name}".rstrip("."), module)
-    walk.value("task", parts.task)
+    for name, parameter in state.model.named_parameters():
+        walk.root(f"model.{name}'s hooks", list((parameter._backward_hooks or {}).values()))
+    walk.root("task", parts.task)
     for split in ("train", "val"):
-        walk.value(f"data.{split}", getattr(parts, split).dataset)
+        walk.root(f"data.{split}", getattr(parts, split).dataset)
     walk.attributes("optimizer", state.optimizer, but=("state", "param_groups", "defaults"))
     saved = state.scheduler.state_dict()
     walk.attributes("scheduler", state.scheduler, but=("optimizer", *saved))
-    for name in [name for name in sys.modules if name.startswith("project.")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "project"]:
+        walk.begin()
         walk.namespace(name, vars(sys.modules[name]), owner=name)
     return walk.found
 
@@ -77,16 +83,28 @@ class _Walk:
         self._seen = seen  # by identity; and kept, or another object could get the same
         self._left = LEAVES
 
+    def begin(self) -> None:
+        """Another thing, with as much to look at as the one before: annotations of data leave room for the rest."""
+        self._left = LEAVES
+
+    def root(self, path: str, value: Any) -> None:
+        self.begin()
+        self.value(path, value)
+
     def module(self, path: str, module: nn.Module) -> None:
         """What is in no state_dict of a registered module."""
         self.attributes(path, module, but=tuple(MODULE))
+        for name in HOOKS:
+            for hook in list((vars(module)[name] or {}).values()):
+                self.value(f"{path}.{name}", hook)
         for name in sorted(module._non_persistent_buffers_set):
             if module._buffers.get(name) is not None:
                 self.leaf(f"{path}.{name}", module._buffers[name], "a non-persistent buffer")
 
     def attributes(self, path: str, value: Any, *, but: tuple[str, ...] = ()) -> None:
+        self.begin()
         for name, each in _vars(value).items():
-            if name not in but:
+            if name not in but and not name.startswith("_torchdynamo"):
                 self.value(f"{path}.{name}", each)
 
     def namespace(self, path: str, names: Mapping[str, Any], *, owner: str) -> None:
@@ -102,7 +120,9 @@ class _Walk:
                 self.value(f"{path}.{name}", each)
 
     def value(self, path: str, value: Any, depth: int = 0) -> None:
-        if self._left <= 0 or depth > DEPTH or isinstance(value, type | types.ModuleType):
+        if self._left <= 0 or depth > DEPTH or isinstance(value, type | types.ModuleType | threading.Thread):
+            return
+        if type(value).__module__.startswith("torch._dynamo"):
             return
         if isinstance(value, PLAIN):
             self.leaf(path, value, repr(value[:40] if isinstance(value, str | bytes) else value))
@@ -114,6 +134,8 @@ class _Walk:
             self.leaf(path, generator, "a generator of random numbers")
         elif isinstance(value, Tensor | np.ndarray | np.generic):
             self.leaf(path, value, _few(value))
+        elif isinstance(value, contextvars.ContextVar):
+            self.value(path, value.get(None), depth)
         elif isinstance(value, CONTAINERS):
             self._container(path, value, depth)
         elif callable(value) and not isinstance(value, nn.Module):
@@ -145,6 +167,9 @@ class _Walk:
         """What a function of the project remembers: its cache, closure, defaults and attributes."""
         if isinstance(function, classmethod | staticmethod | types.MethodType):
             self.value(path, function.__func__, depth)
+            owner = getattr(function, "__self__", None)
+            if type(owner).__module__.partition(".")[0] == "project":  # an object that nothing else may hold
+                self.value(path, owner, depth)
         elif isinstance(function, CACHED):
             misses = function.cache_info().misses
             self.leaf(path, misses, f"a cache of {misses} results")
@@ -179,6 +204,8 @@ class _Walk:
             inner = _vars(value)
             if not inner:
                 self.leaf(path, _position(value), f"a {type(value).__name__}")
+        if inner and not isinstance(value, types.GeneratorType):
+            self.leaf(path, type(value).__qualname__, f"a {type(value).__name__}")
         for name, each in inner.items():
             self.value(f"{path}.{name}", each, depth + 1)
 
