@@ -124,6 +124,7 @@ FAULTY = {
     "unfreezing": "{_partial_: false",
     "drawing": "{_partial_: false",
     "double": "{_partial_: false",
+    "lazy": "{_partial_: false",
 }
 SOURCES = {
     "drawing": "samples: 50, ",

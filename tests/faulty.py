@@ -164,3 +164,14 @@ class Double(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.linear(inputs.flatten(1).double())
+
+
+class Lazy(nn.Module):
+    """Its layer has no weights before the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs)

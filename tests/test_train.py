@@ -138,6 +138,7 @@ REFUSED = {
     "a monitor that nothing logs": (("checkpoint.monitor=val/typo", "tracker=mlflow"), "val/typo: nothing logs that"),
     "patience for nothing": (("trainer.patience=3", "checkpoint.monitor=null"), "trainer.patience: there is no check"),
     "torch's own range": (("optimizer.lr=-1",), "optimizer: Invalid learning rate"),
+    "a layer without a shape": (("model=lazy",), "model: layers.1.weight has no shape before the first batch"),
     "a missing device": (("trainer.device=cuda:99",), "trainer.device=cuda:99: this machine has"),
     "weights of no run": (("init_from=nope",), "No run nope."),
     "an interpolated run": (("init_from=${x}",), "cannot name a run"),

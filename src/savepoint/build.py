@@ -38,6 +38,9 @@ def assemble(
         model = make(config["model"], path="model")
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model: {config['model']['_target_']} is not a torch.nn.Module.")
+        if lazy := [name for name, each in model.named_parameters() if isinstance(each, nn.UninitializedParameter)]:
+            raise ConfigError(f"model: {lazy[0]} has no shape before the first batch, which is too late to restore it. "
+                              "Give its module the size of its inputs, in place of a lazy one.")  # fmt: skip
         model.to(device)
         task = make(config["task"], path="task")
         pin = settings.data.pin_memory and device.type == "cuda"
