@@ -170,3 +170,4 @@ def _of_options(chance: random.Random, chosen: dict[str, str]) -> Iterator[str]:
     if chosen["data"] == "digits":
         yield from _some(chance, 0.6, "data.dataset.augment=true")
         yield from _some(chance, 0.4, "data.dataset.limit=61", "data.dataset.limit=80")
+        yield from _some(chance, 0.2, "data.sampler={_target_: project.data.balanced.Balanced}")
