@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
 from project.data.digits import Digits  # noqa: E402
-from savepoint import build, compose, config, job, progress, run, signals  # noqa: E402
+from savepoint import build, compose, config, progress, ready, run, signals  # noqa: E402
 from savepoint.batches import Batches  # noqa: E402
 from savepoint.loop import fit  # noqa: E402
 from savepoint.saves import Saves  # noqa: E402
@@ -87,7 +87,7 @@ def savepoint(assemble: Assemble, folder: Path) -> float:
     directory = Path(tempfile.mkdtemp(dir=folder))
     one = run.create(directory, id=run.new_id(), name=None, config="", overrides=[])
     saves = _Unsaved(one, parts.settings, config="", patch=None, provenance={}, resumed_from=None)
-    job.environment(parts.settings, threads=1)
+    ready.environment(parts.settings, threads=1)
     try:
         steps = parts.settings.trainer.max_steps
         with signals.watch() as stop, progress.show(epochs=None, steps=steps, done=0) as shown:

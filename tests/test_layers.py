@@ -20,6 +20,8 @@ LAYERS = """
     trackers.mlflow trackers.mlflow_mirror sweep compare lookup state exact.workplace
     trackers.mlflow_worker step saves build demo verify exact.outside
     loop exact
+    account
+    ready
     job
     exact.trace
     __main__
