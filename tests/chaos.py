@@ -1,13 +1,14 @@
 """Random configs, interrupted at random and resumed, for as long as asked: each must equal the run that nothing stopped.
 
     python tests/chaos.py --minutes 30              another seed each time, which it prints
-    python tests/chaos.py --seed 7 --trial 123      one trial again
+    python tests/chaos.py --seed 7 --trial 123      one trial again; only kills by the clock may come elsewhere
 
 Exit code: 0 if nothing differs, 1 if something does. What differs is kept, and where is said.
 """
 
 import argparse
 import collections
+import contextlib
 import os
 import random
 import secrets
@@ -31,9 +32,10 @@ from trial import Bench, Outcome
 
 @dataclass
 class Tally:
-    """What was tried, over all threads."""
+    """What was tried, over all threads. stopped: by Ctrl-C, which reaches every process of the trials as well."""
 
     seed: int
+    stopped: bool = False
     started: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
     next: int = 1
@@ -71,6 +73,10 @@ def attempt(tally: Tally, number: int, zygote: Zygote, root: Path) -> Outcome:
     folder = root / str(number)
     folder.mkdir()
     outcome = Bench(trial, zygote, folder).hold()
+    if outcome.differences:
+        time.sleep(0.5)  # a Ctrl-C that ended them may not have reached the main thread yet
+    if tally.stopped:
+        return outcome
     tally.note(number, trial, outcome)
     if outcome.differences:
         told = "\n".join(f"    {line}" for each in outcome.differences[:10] for line in each.splitlines()[-30:])
@@ -96,13 +102,17 @@ def work(tally: Tally, root: Path, name: str, numbers: Iterator[int]) -> None:
     try:
         for number in numbers:
             attempt(tally, number, zygote, root)
+    except BaseException:
+        if not tally.stopped:
+            raise
     finally:
-        zygote.close()
+        with contextlib.suppress(OSError):  # it is gone, if by Ctrl-C
+            zygote.close()
 
 
 def numbers(tally: Tally, minutes: float) -> Iterator[int]:
     """Of the trials that one thread does, until the time is up."""
-    while time.monotonic() - tally.started < 60 * minutes:
+    while not tally.stopped and time.monotonic() - tally.started < 60 * minutes:
         yield tally.number()
 
 
@@ -138,8 +148,13 @@ def main() -> int:
         ]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            tally.stopped = True
+            for thread in threads:
+                thread.join()
     print(table(tally))
     print(
         f"\nseed {tally.seed}: {tally.trials} trials of {len(tally.configs)} configs, {tally.struck.total()} interruptions,"

@@ -22,6 +22,7 @@ from typing import Any
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 COUNTED = tuple(str(SOURCE / "savepoint" / f"{name}.py") for name in ("loop", "step", "state", "saves"))
 OWN = tuple(str(SOURCE / "project" / name) for name in ("models", "tasks"))
+OFTEN = ("_extra", "_holds", "_misfit")  # called for each tensor: they would be most of all moments
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT}
 
 
@@ -77,23 +78,23 @@ class Moments:
             return
         self._number += 1
         if self._number in self._times:
-            if self._strike.where:
-                with open(self._strike.where, "a") as file:
-                    file.write(f"{_name(code)}\n")
-            self._act()
+            self._act(_name(code))
 
     def _counted(self, code: CodeType) -> bool:
         if self._strike.of:
             return _name(code) == self._strike.of and code.co_filename.startswith(str(SOURCE))
-        return code.co_filename.startswith((*COUNTED, *OWN)) and not code.co_name.startswith("<")
+        return code.co_filename.startswith((*COUNTED, *OWN)) and not code.co_name.startswith(("<", *OFTEN))
 
-    def _act(self) -> None:
-        if self._strike.how != "worker":
-            os.kill(os.getpid(), SIGNALS[self._strike.how])
-        elif workers := multiprocessing.active_children():
-            os.kill(workers[self._number % len(workers)].pid, signal.SIGKILL)
-        else:
+    def _act(self, within: str) -> None:
+        workers = multiprocessing.active_children() if self._strike.how == "worker" else []
+        if self._strike.how == "worker" and not workers:
             self._times.add(self._number + 1)
+            return
+        if self._strike.where:
+            with open(self._strike.where, "a") as file:
+                file.write(f"{within}\n")
+        struck = workers[self._number % len(workers)].pid if workers else os.getpid()
+        os.kill(struck, SIGNALS.get(self._strike.how, signal.SIGKILL))
 
 
 def _name(code: CodeType) -> str:

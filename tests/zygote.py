@@ -13,6 +13,7 @@ one with a `main`.
 One out: {"status": exit status, negative for a signal, "seconds"}.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -101,4 +102,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
