@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Zygote
+from conftest import REPOSITORY, Workshop, Zygote
 from moments import Strike
 
 from savepoint import compare, run, workers
@@ -60,6 +62,34 @@ def test_a_process_with_a_killed_worker_does_not_wait_for_the_others(tmp_path: P
     assert TOLD in done.stderr
 
 
+DYING = """
+import os
+from sources import Drawing
+
+class Dying(Drawing):
+    asked = 0
+
+    def __getitem__(self, index):
+        self.asked += 1
+        if self.asked == 20:  # while the first samples are on their way
+            {how}
+        return super().__getitem__(index)
+"""
+
+
+@pytest.mark.parametrize("how", ["os.kill(os.getpid(), 9)", "raise SystemExit(3)"])
+def test_a_worker_that_dies_before_training_is_told_of_in_one_line(workshop: Workshop, how: str) -> None:
+    source = DYING.format(how=how).replace("from sources", "from project.data.sources")
+    (workshop.root / "src" / "project" / "data" / "dying.py").write_text(source)
+    dying = ("data=drawing", "data.dataset._target_=project.data.dying.Dying", "data.num_workers=2")
+    for _ in range(3):  # which of its ends is noticed first is a matter of chance
+        ended = workshop.run("train.py", "tracker=none", "data.batch_size=8", *dying)
+        assert ended.status == 2 and "Traceback" not in ended.output, ended.output
+        last = ended.output.splitlines()[-1]
+        assert last.startswith(TOLD.removesuffix("(pid")) and "Nothing was trained yet." in last
+        assert last.endswith("fewer change no result: python train.py … data.num_workers=1")
+
+
 def test_only_what_torch_says_of_a_worker_is_about_one() -> None:
     told = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
     first = ConnectionResetError(104, "Connection reset by peer")
@@ -101,3 +131,35 @@ def test_workers_end_with_the_batches_that_they_load(persistent: bool) -> None:
 def test_a_process_ends_also_where_something_keeps_its_workers() -> None:
     code = BATCHES.format(persistent=True) + "kept = [epoch, batches]; kept.append(kept); del epoch, batches"
     assert in_an_interpreter(code) == ""
+
+
+HANGING = """
+import os, signal, time, torch
+from savepoint.batches import Batches
+from savepoint.settings import Data
+
+class Hanging:
+    def __len__(self):
+        return 8
+    def __getitem__(self, index):
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+
+next(Batches(Hanging(), split="train", settings=Data(batch_size=8, num_workers=1), seed=0).epoch(0))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's own signal")
+def test_a_worker_in_the_middle_of_a_sample_ends_with_a_main_process_that_is_killed() -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
+    with subprocess.Popen([sys.executable, "-c", HANGING], env=environment, stdout=subprocess.PIPE, text=True) as main:
+        assert main.stdout
+        worker = int(main.stdout.readline())
+        main.kill()
+    for _ in range(200):
+        state = Path(f"/proc/{worker}/stat")
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.01)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("it went on")

@@ -126,9 +126,11 @@ def _kept(job: Job) -> str:
 
 def worker_killed(job: Job, told: str) -> str:
     count = job.settings.data.num_workers
+    begun = job.run.metrics.exists()  # or else nothing is left of the run
     return (
-        f"A loading worker was killed, most often for lack of memory ({told}). {_kept(job)}. "
-        f"data.num_workers is {count}; fewer change no result: {job.resume} data.num_workers={count // 2}"
+        f"A loading worker was killed, most often for lack of memory ({told}). "
+        f"{_kept(job) if begun else 'Nothing was trained yet'}. data.num_workers is {count}; fewer change no result: "
+        f"{job.resume if begun else 'python train.py …'} data.num_workers={count // 2}"
     )
 
 

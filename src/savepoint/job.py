@@ -83,7 +83,11 @@ def _place(error: Exception, repository: Path) -> str | None:
 
 def _train(job: Job, resumed: checkpoint.Checkpoint | None) -> float | None:
     run, settings = job.run, job.settings
-    train_state, parts, data = ready(job, resumed)
+    try:
+        train_state, parts, data = ready(job, resumed)
+    except BaseException:
+        workers.end()  # the data may be looked at in one
+        raise
     saves, source = _saves(job, resumed, parts, data)
     parts = job.watch(train_state, parts)
     run.update(status="running", name=settings.name)

@@ -1,6 +1,7 @@
 """Loading workers: how they begin, and how they end, if need be by the kernel for lack of memory."""
 
 import atexit
+import ctypes
 import multiprocessing
 import signal
 import sys
@@ -15,6 +16,7 @@ from torch.utils.data._utils import signal_handling
 signal_handling._SIGCHLD_handler_set = True
 
 _TOLD = "DataLoader worker (pid"  # how each of torch's errors about one begins
+PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 DYING_SECONDS = 0.05  # from the end of a process's pipes, which is noticed first, to its own
 
 
@@ -24,6 +26,9 @@ def start(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.excepthook = _say
+    if sys.platform == "linux":
+        # With a main process that was killed, at once: torch looks for it between two batches, and one may take hours.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
