@@ -80,7 +80,10 @@ class _Loaded(Dataset[Any]):
         self._load = load
 
     def __getitem__(self, request: Any) -> Any:
-        return self._load(request)
+        try:
+            return self._load(request)
+        except StopIteration as error:  # to whoever asks for the next batch, it would be the end of the epoch
+            raise RuntimeError("the data set raised StopIteration") from error
 
 
 def _unchanged(batch: Any) -> Any:
