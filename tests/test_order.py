@@ -187,10 +187,13 @@ def test_a_sampler_with_a_state_of_its_own_is_refused(sampler: Any) -> None:
         (Given(0, 1, 11), "gives the index 11, and the data set has 11 samples, from 0 on (epoch 0)."),
         (Given(0, -1), "gives the index -1, and the data set has 11 samples"),
         (Given([0, 1], [2, 30]), "gives the index 30, and"),
-        (Given(0, 1, 2, length=5), "gives 3, and its __len__ said 5. Make them agree (epoch 0)."),
-        (Given(0, 1, 2, length=2), "gives more than 2, and its __len__ said 2."),
-        (Given([0, 1], [2], length=4), "gives 2, and its __len__ said 4."),
-        (Endless(0), "gives more than 1, and its __len__ said 1."),
+        (
+            Given(0, 1, 2, length=5),
+            "gives 3, and its __len__ said 5 at the start. Make them agree, in every epoch (epoch 0).",
+        ),
+        (Given(0, 1, 2, length=2), "gives more than 2, and its __len__ said 2 at the start."),
+        (Given([0, 1], [2], length=4), "gives 2, and its __len__ said 4 at the start."),
+        (Endless(0), "gives more than 1, and its __len__ said 1 at the start."),
         (Given(0.5), "gives a float. It may give indices, or lists of indices (epoch 0)."),
         (Given(np.arange(3)), "gives a ndarray. It may give indices, or lists of indices"),
         (Given([0], []), "gives an empty batch (epoch 0)."),
@@ -229,7 +232,21 @@ def test_an_epoch_that_is_shorter_than_the_first_is_refused_when_it_comes() -> N
 
     order = sampled(Shrinking(range(SAMPLES)))
     assert [len(order.batches(epoch)) for epoch in range(3)] == [3] * 3
-    with pytest.raises(UserError, match=r"gives 10, and its __len__ said 11\. Make them agree \(epoch 3\)\."):
+    with pytest.raises(
+        UserError,
+        match=r"gives 10, and its __len__ said 11 at the start\. Make them agree, in every epoch \(epoch 3\)\.",
+    ):
+        order.batches(3)
+
+
+def test_an_epoch_of_another_number_of_batches_is_refused_when_it_comes() -> None:
+    class Cutting(Reversing):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(range(self.samples)) if self.epoch > 2 else iter([[index] for index in range(self.samples)])
+
+    order = sampled(Cutting(range(SAMPLES)))
+    assert [len(order.batches(epoch)) for epoch in range(3)] == [SAMPLES] * 3
+    with pytest.raises(UserError, match=r"Cutting makes 3 batches, and made 11 of epoch 0\. .* \(epoch 3\)\."):
         order.batches(3)
 
 

@@ -33,11 +33,13 @@ class Plain:
         return self._count
 
     def batches(self, epoch: int) -> list[Indices]:
-        order = list(range(self._samples))
+        used = min(self._samples, self._count * self._settings.batch_size)
         if self._train and self._settings.shuffle:
             generator = torch.Generator().manual_seed(rng.fold_in(self._seed, "order", epoch))
-            order = torch.randperm(self._samples, generator=generator).tolist()
-        return _cut(order, self._settings.batch_size)[: self._count]
+            order = torch.randperm(self._samples, generator=generator)[:used].tolist()
+        else:
+            order = list(range(used))
+        return _cut(order, self._settings.batch_size)
 
 
 class Sampled:
@@ -62,7 +64,8 @@ class Sampled:
                 "run has to ask again. Let it draw from torch's, NumPy's or random's global generators, which are "
                 "seeded for each epoch, or make its order from set_epoch(epoch)."
             )
-        self._count = len(self.batches(0))
+        del first, again, back
+        self._count = len(self._batches(0))
         if self._count == 0:
             raise ConfigError(
                 f"data.sampler: {self._name} makes no batch: its length is {self._promised}, with "
@@ -74,6 +77,14 @@ class Sampled:
 
     def batches(self, epoch: int) -> list[Indices]:
         """Raises: UserError for an index or a number of them that is wrong."""
+        batches = self._batches(epoch)
+        if len(batches) != self._count:
+            self._refuse(
+                epoch, f"makes {len(batches)} batches, and made {self._count} of epoch 0. Every epoch has as many"
+            )
+        return batches
+
+    def _batches(self, epoch: int) -> list[Indices]:
         taken = self._taken(epoch)
         batches = [each for each in taken if isinstance(each, list)]
         indices = [each for each in taken if isinstance(each, int)]
@@ -93,7 +104,13 @@ class Sampled:
             given = list(islice(iter(self._sampler), self._promised + 1))
         if len(given) != self._promised:
             found = len(given) if len(given) < self._promised else f"more than {self._promised}"
-            self._refuse(epoch, f"gives {found}, and its __len__ said {self._promised}. Make them agree")
+            self._refuse(
+                epoch,
+                f"gives {found}, and its __len__ said {self._promised} at the start. Make them agree, in every epoch",
+            )
+        # All at once where they are plain: one after another takes seconds for millions.
+        if set(map(type, given)) == {int} and min(given) >= 0 and max(given) < self._samples:
+            return given
         return [self._checked(each, epoch) for each in given]
 
     def _checked(self, given: Any, epoch: int) -> int | Indices:
