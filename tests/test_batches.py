@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sources import Drawing
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
@@ -390,3 +391,25 @@ def test_where_workers_load_the_main_process_opens_nothing() -> None:
     stored = Stored(NUMBERS)
     of(stored, num_workers=2).facts()
     assert not stored.opened
+
+
+class Stopping(Drawing):
+    """What an iterator of its own raises at its end."""
+
+    def __getitem__(self, index: int) -> Any:
+        return next(iter(())) if index == 21 else super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_stop_iteration_of_the_data_set_does_not_pass_for_the_end_of_an_epoch(workers: int, split: str) -> None:
+    data, settings = Stopping("train"), Data(batch_size=4, num_workers=workers)
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        list(Batches(data, split=split, settings=settings, seed=0).epoch(0))
+
+
+def test_what_is_looked_at_of_many_samples_is_no_list_of_all() -> None:
+    looked = Batches(
+        range(10**12), split="train", settings=Data(batch_size=4, limit_batches=1), seed=0
+    )  # nobody lists those
+    assert 0 < looked.facts(digested=40)["digested"] == 40

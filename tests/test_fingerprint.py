@@ -66,6 +66,6 @@ def test_the_order_visits_each_once(count: int) -> None:
 
 def test_the_first_few_lie_far_apart() -> None:
     for few in (3, 10, 50):
-        places = sorted(fingerprint.spread(1000)[:few])
+        places = sorted(list(fingerprint.spread(1000))[:few])
         gaps = [b - a for a, b in zip(places, [*places[1:], places[0] + 1000])]
         assert max(gaps) <= 3 * 1000 / few

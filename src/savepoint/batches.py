@@ -9,7 +9,8 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 from torch.utils.data import default_collate
@@ -80,17 +81,19 @@ class Batches:
         """
         if hasattr(self.dataset, "fingerprint"):
             return {"samples": self.samples, "digested": self.samples, "sha256": str(self.dataset.fingerprint())}
-        order = fingerprint.spread(self.samples)[:digested]
-        few = [order[begin : begin + FEW] for begin in range(0, len(order), FEW)]
-        requests = [_Request(rng.fold_in("fingerprint", number), some) for number, some in enumerate(few)]
-        first, *digests = self._digests(requests[:1] + requests, FINGERPRINT_SECONDS if digested is None else math.inf)
+        count = self.samples if digested is None else min(digested, self.samples)
+        order = islice(fingerprint.spread(self.samples), count)
+        few = iter(lambda: list(islice(order, FEW)), [])  # as many as are asked for: there may be millions
+        requests = (_Request(rng.fold_in("fingerprint", number), some) for number, some in enumerate(few))
+        twice = (each for number, one in enumerate(requests) for each in ([one, one] if number == 0 else [one]))
+        first, *digests = self._digests(twice, FINGERPRINT_SECONDS if digested is None else math.inf)
         return {
             "samples": self.samples,
-            "digested": min(FEW * len(digests), len(order)),
+            "digested": min(FEW * len(digests), count),
             "sha256": fingerprint.of(digests) if digests[0] == first else None,
         }
 
-    def _digests(self, requests: list[_Request], seconds: float) -> list[str]:
+    def _digests(self, requests: Iterable[_Request], seconds: float) -> list[str]:
         """Of the first two batches, and of those after them until so many seconds have passed.
 
         Loaded where training loads them, and not here if workers do: many data sets open their files at the first

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ def of(value: Any) -> str:
     return digest.hexdigest()
 
 
-def spread(count: int) -> list[int]:
+def spread(count: int) -> Iterator[int]:
     """The numbers below `count`, each once, in an order in which any few lie far apart.
 
     Source: Kronecker's sequence of the golden ratio, rounded to a step that visits all.
@@ -28,7 +28,7 @@ def spread(count: int) -> list[int]:
     step = max(1, round(count * 0.6180339887498949))
     while math.gcd(step, count) > 1:
         step += 1
-    return [index * step % count for index in range(count)]
+    return (index * step % count for index in range(count))
 
 
 def _add(digest: Any, value: Any) -> None:

@@ -15,6 +15,7 @@ import threading
 import types
 import warnings
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -160,7 +161,7 @@ class _Walk:
             for key in list(value)[-ITEMS:]:  # what was put in last
                 self.value(f"{path}[{_text(key)[:40]}]", value[key], depth + 1)
         else:
-            for index in fingerprint.spread(count)[:ITEMS]:
+            for index in islice(fingerprint.spread(count), ITEMS):
                 self.value(f"{path}[{index}]", value[index], depth + 1)
 
     def _function(self, path: str, function: Any, depth: int) -> None:
