@@ -409,7 +409,6 @@ def test_a_stop_iteration_of_the_data_set_does_not_pass_for_the_end_of_an_epoch(
 
 
 def test_what_is_looked_at_of_many_samples_is_no_list_of_all() -> None:
-    looked = Batches(
-        range(10**12), split="train", settings=Data(batch_size=4, limit_batches=1), seed=0
-    )  # nobody lists those
+    settings = Data(batch_size=4, limit_batches=1)
+    looked = Batches(range(10**12), split="train", settings=settings, seed=0)  # nobody lists those
     assert 0 < looked.facts(digested=40)["digested"] == 40
