@@ -143,6 +143,21 @@ def test_a_class_that_has_become_a_stream_or_is_none_any_more_is_refused_on_resu
     assert told in ended.output
 
 
+def test_a_sampler_that_gives_another_order_in_another_process_is_refused_on_resume(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    trained(workshop, tmp_path / "run", "data=drawing", SAMPLER + "Reversing}")
+    sources = workshop.root / "src" / "project" / "data" / "sources.py"
+    before = sources.read_text()
+    try:
+        sources.write_text(before.replace("if self.epoch % 2 else", "if not self.epoch % 2 else"))
+        ended = workshop.run("resume.py", f"run={tmp_path / 'run'}", "trainer.max_epochs=4")
+    finally:
+        sources.write_text(before)
+    assert ended.status == 2 and "Traceback" not in ended.output, ended.output
+    assert "data.sampler: it gives another order of epoch 0 than the one epoch_0003" in ended.output
+
+
 def test_a_sampler_chooses_for_training_and_not_for_validation() -> None:
     with_sampler, without = (parts_of(sampler) for sampler in ("{_target_: project.data.balanced.Balanced}", "null"))
     for one, other, same in ((with_sampler.train, without.train, False), (with_sampler.val, without.val, True)):

@@ -77,10 +77,12 @@ class Batches:
 
         The first in an order that spreads them over the split. digested: None for as many as a moment allows, all of a
         small data set. sha256: what the data set's own `fingerprint()` says, if it has one; None if its samples are
-        others whenever they are loaded.
+        others whenever they are loaded. `order`: the SHA-256 of a sampler's first epoch; not there without one.
         """
+        ordered = {"order": self._order.digest} if isinstance(self._order, Sampled) else {}
         if hasattr(self.dataset, "fingerprint"):
-            return {"samples": self.samples, "digested": self.samples, "sha256": str(self.dataset.fingerprint())}
+            own = str(self.dataset.fingerprint())
+            return {"samples": self.samples, "digested": self.samples, "sha256": own} | ordered
         count = self.samples if digested is None else min(digested, self.samples)
         order = islice(fingerprint.spread(self.samples), count)
         few = iter(lambda: list(islice(order, FEW)), [])  # as many as are asked for: there may be millions
@@ -91,7 +93,7 @@ class Batches:
             "samples": self.samples,
             "digested": min(FEW * len(digests), count),
             "sha256": fingerprint.of(digests) if digests[0] == first else None,
-        }
+        } | ordered
 
     def _digests(self, requests: Iterable[_Request], seconds: float) -> list[str]:
         """Of the first two batches, and of those after them until so many seconds have passed.

@@ -1,5 +1,6 @@
 """Which samples each batch of an epoch holds: from the seed and the epoch's number alone. No order is stored."""
 
+import hashlib
 import operator
 from collections.abc import Iterable, Sized
 from itertools import islice
@@ -64,6 +65,7 @@ class Sampled:
                 "run has to ask again. Let it draw from torch's, NumPy's or random's global generators, which are "
                 "seeded for each epoch, or make its order from set_epoch(epoch)."
             )
+        self.digest = hashlib.sha256(repr(first).encode()).hexdigest()
         del first, again, back
         self._count = len(self._batches(0))
         if self._count == 0:

@@ -98,4 +98,10 @@ def _data(parts: Parts, resumed: checkpoint.Checkpoint | None) -> dict[str, dict
                     f"trained on {told.format(there[what])}. Bring those data back, or begin another run from its "
                     "weights: python train.py init_from=…"
                 )
+        if resumed and here.get("order") != there.get("order", here.get("order")):
+            raise UserError(
+                f"data.sampler: it gives another order of epoch 0 than the one {resumed.path.name} was trained on. "
+                "Its code has changed, or it depends on the process, as the order of a set of strings does: make it "
+                "depend on nothing but the generators, which are seeded, and set_epoch(epoch)."
+            )
     return facts
