@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -37,6 +37,7 @@ class Strike:
 
     at: int | None = None
     how: str = "kill"
+    _: KW_ONLY
     of: str | None = None
     again: int | None = None
     count: str | None = None

@@ -58,7 +58,7 @@ def test_a_run_that_is_stopped_here_goes_on_to_the_same_bits(
     zygote: Zygote, whole: run.Run, tmp_path: Path, place: str, how: str
 ) -> None:
     directory, where = tmp_path / "run", tmp_path / "where"
-    strike = Strike(PLACES[place].at, how, PLACES[place].of, where=str(where))
+    strike = Strike(PLACES[place].at, how, of=PLACES[place].of, where=str(where))
     ended = zygote.run("train.py", *CONFIG, f"hydra.run.dir={directory}", strike=strike)
     assert where.read_text().split() == [strike.of], ended.output
     # The last save is waited for, and a stop that comes in it is none.
@@ -82,7 +82,7 @@ def test_an_epoch_that_is_interrupted_so_often_goes_on_to_the_same_bits(
     arguments = ("train.py", *twelve, *saves, f"hydra.run.dir={directories[1]}")
     reached = []
     for _ in range(times):
-        ended = zygote.run(*arguments, strike=Strike(2, how, "step.update"))
+        ended = zygote.run(*arguments, strike=Strike(2, how, of="step.update"))
         assert ended.status == {"kill": -9, "term": 143}[how], ended.output
         newest, _ = checkpoint.latest(directories[1] / run.CHECKPOINTS)
         assert newest is not None
@@ -104,7 +104,9 @@ def test_a_resumed_run_loads_and_trains_on_what_is_left_and_nothing_else(zygote:
         assert ended.status == 0, ended.output
         counted[what] = int(count.read_text())
         directory = tmp_path / what / "run"
-        ended = zygote.run("train.py", *config, f"hydra.run.dir={directory}", strike=Strike(1, "term", "step.update"))
+        ended = zygote.run(
+            "train.py", *config, f"hydra.run.dir={directory}", strike=Strike(1, "term", of="step.update")
+        )
         assert ended.status == 143, ended.output
         newest, _ = checkpoint.latest(directory / run.CHECKPOINTS)
         assert newest is not None

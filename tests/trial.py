@@ -104,7 +104,7 @@ class Bench:
                 return self._go(what.changes, kill_after=what.at * whole.seconds)
         again = what.again if what.how == "ctrl-c twice" else None
         at = 1 + int(what.at * whole.moments)
-        strike = Strike(at, what.how.removesuffix(" twice"), again, where=str(self.folder / "where"))
+        strike = Strike(at, what.how.removesuffix(" twice"), again=again, where=str(self.folder / "where"))
         return self._go(what.changes, strike=strike)
 
     def _go(self, changes: tuple[str, ...], **happens: Any) -> Ended:
