@@ -72,7 +72,7 @@ def rows(seed: int) -> list[dict[str, str]]:
     left = {pair for pair in pairs() if not refused(dict(pair))}
     found = []
     while left:
-        row = dict(chance.choice(sorted(left, key=sorted)))
+        row = dict(sorted(chance.choice(sorted(left, key=sorted))))
         for factor in chance.sample(sorted(FACTORS.keys() - row), len(FACTORS) - 2):
             fitting = [value for value in FACTORS[factor] if not refused(row | {factor: value})]
             chance.shuffle(fitting)
