@@ -17,9 +17,12 @@ from typing import Any
 import pytest
 from moments import Strike
 
-# A process that was started in the background ignores Ctrl-C, and so would every process that the tests start.
+# A process that was started in the background ignores Ctrl-C, one that was started by nohup a closed terminal, and so
+# would every process that the tests start.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = [f"epoch_{epoch:04d}_step_{2 * epoch:08d}" for epoch in range(1, 4)]  # of the checkpoints of `directory`
