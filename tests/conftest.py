@@ -28,6 +28,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = [f"epoch_{epoch:04d}_step_{2 * epoch:08d}" for epoch in range(1, 4)]  # of the checkpoints of `directory`
 
 
+# Files that take longest. They begin first, or one worker would end with them while the other has nothing left to do.
+LONGEST = ("exact", "matrix", "resume", "durability", "readme", "anywhere", "workers", "compile", "controls", "saves")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
 @dataclass
 class Ended:
     """How a command ended. status: its exit code, or the negative number of the signal that ended it."""

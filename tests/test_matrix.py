@@ -18,7 +18,7 @@ from savepoint import run
 
 SEED = int(os.environ.get("SAVEPOINT_TEST_SEED", "0"))
 ROWS = grid.rows(SEED)
-SHARE = 24  # of the rows, in `make test`
+SHARE = 12  # of the rows, in `make test`
 REFUSED = [dict(sorted(pair)) for pair in grid.pairs() if grid.refused(dict(pair))]
 
 

@@ -30,7 +30,7 @@ def whole(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> tuple[run
     return run.read(folder / "run"), int((folder / "moments").read_text())
 
 
-@pytest.mark.parametrize("trial", range(6))
+@pytest.mark.parametrize("trial", range(3))
 def test_a_killed_worker_ends_the_run_in_one_line_and_it_goes_on_to_the_same_bits(
     zygote: Zygote, whole: tuple[run.Run, int], tmp_path: Path, trial: int
 ) -> None:
