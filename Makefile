@@ -34,7 +34,7 @@ test-all: setup  ## the tests and those that take longer
 	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 chaos: setup  ## interrupt random runs at random, resume, compare: make chaos MINUTES=30
-	.venv/bin/python tests/chaos.py --minutes $(MINUTES) $(ARGS)
+	.venv/bin/python tests/tools/chaos.py --minutes $(MINUTES) $(ARGS)
 
 test-node: setup  ## read a checkpoint with JavaScript; needs npm
 	npm ci --prefix tests/node --silent

@@ -53,13 +53,18 @@ from torch import Tensor, nn
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
-from savepoint import checkpoint, compose, config, layout, provenance, run  # noqa: E402
-from savepoint.saves import Saves  # noqa: E402
-from savepoint.state import NoSchedule, TrainState, capture  # noqa: E402
+from savepoint import checkpoint, runs, trust  # noqa: E402
+from savepoint.config import compose  # noqa: E402
+from savepoint.training import (  # noqa: E402
+    NoSchedule,
+    Saves,
+    TrainState,
+    capture,
+)
 
 RUNS = REPOSITORY / "runs"  # where checkpoints lie
 SETTLE_SECONDS = 0.3
-DOCUMENTS = {layout.CONFIG: "", layout.PROVENANCE: "{}"}
+DOCUMENTS = {checkpoint.CONFIG: "", checkpoint.PROVENANCE: "{}"}
 
 
 def build(size: str) -> TrainState:
@@ -209,10 +214,10 @@ def copy(state: TrainState, buffers: list[Tensor]) -> float:
 def training_saves(folder: Path, *, async_save: bool) -> Saves:
     """As the training loop has them, keeping one checkpoint."""
     keep = ["checkpoint.keep_last=1", "checkpoint.keep_best=0", "checkpoint.monitor=null"]
-    composed = compose.compose([*keep, f"checkpoint.async_save={async_save}", "tracker=none"], REPOSITORY / "conf")
-    settings = config.check(composed, source=REPOSITORY / "src")
-    one = run.create(folder / run.new_id(), id=run.new_id(), name=None, config="", overrides=[])
-    source = provenance.gather(REPOSITORY) | {"config_sha256": ""}
+    composed = compose([*keep, f"checkpoint.async_save={async_save}", "tracker=none"], REPOSITORY / "conf")
+    settings = trust.check_config(composed, source=REPOSITORY / "src")
+    one = runs.create(folder / runs.new_id(), id=runs.new_id(), name=None, config="", overrides=[])
+    source = runs.gather_provenance(REPOSITORY) | {"config_sha256": ""}
     return Saves(one, settings, config="", patch=None, provenance=source, resumed_from=None)
 
 
@@ -284,7 +289,7 @@ def measure(size: str, repeats: int, folder: Path) -> Measured:
 
 
 def machine(directory: Path) -> str:
-    hardware = provenance.gather(REPOSITORY)["hardware"]
+    hardware = runs.gather_provenance(REPOSITORY)["hardware"]
     parts = [hardware["processor"], f"{hardware['cores']} cores"]
     if sys.platform == "linux":
         parts += [f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.0f} GB of memory"]

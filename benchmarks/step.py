@@ -29,12 +29,16 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
 from project.data.digits import Digits  # noqa: E402
-from savepoint import build, compose, config, progress, ready, run, signals  # noqa: E402
-from savepoint.batches import Batches  # noqa: E402
-from savepoint.loop import fit  # noqa: E402
-from savepoint.saves import Saves  # noqa: E402
-from savepoint.state import Parts, TrainState  # noqa: E402
+from savepoint import runs, system, training, trust  # noqa: E402
+from savepoint.config import compose  # noqa: E402
+from savepoint.data import Batches  # noqa: E402
 from savepoint.trackers.none import NoTracker  # noqa: E402
+from savepoint.training import (  # noqa: E402
+    Parts,
+    Saves,
+    TrainState,
+    fit,
+)
 
 LIMIT, PLAIN, SAVEPOINT = "bare loop", "DataLoader loop", "Savepoint"
 Assemble = Callable[[], tuple[TrainState, Parts]]
@@ -85,12 +89,12 @@ def savepoint(assemble: Assemble, folder: Path) -> float:
     """The engine's own loop, as train.py runs it."""
     state, parts = assemble()
     directory = Path(tempfile.mkdtemp(dir=folder))
-    one = run.create(directory, id=run.new_id(), name=None, config="", overrides=[])
+    one = runs.create(directory, id=runs.new_id(), name=None, config="", overrides=[])
     saves = _Unsaved(one, parts.settings, config="", patch=None, provenance={}, resumed_from=None)
-    ready.environment(parts.settings, threads=1)
+    training.environment(parts.settings, threads=1)
     try:
         steps = parts.settings.trainer.max_steps
-        with signals.watch() as stop, progress.show(epochs=None, steps=steps, done=0) as shown:
+        with system.signals.watch() as stop, training.show(epochs=None, steps=steps, done=0) as shown:
             begun = time.perf_counter()
             fit(state, parts, saves, NoTracker(), shown, stop)
             return time.perf_counter() - begun
@@ -101,8 +105,8 @@ def savepoint(assemble: Assemble, folder: Path) -> float:
 
 def contestants(steps: int, folder: Path) -> dict[str, Timed]:
     overrides = ["trainer.max_epochs=null", f"trainer.max_steps={steps}", "trainer.threads=1", "tracker=none"]
-    composed = compose.compose([*overrides, "trainer.device=cpu", "data.batch_size=64"], REPOSITORY / "conf")
-    settings = config.check(composed, source=REPOSITORY / "src")
+    composed = compose([*overrides, "trainer.device=cpu", "data.batch_size=64"], REPOSITORY / "conf")
+    settings = trust.check_config(composed, source=REPOSITORY / "src")
     # The digits again and again: an epoch that is longer than a round, and equally long for all three.
     digits = Digits("train")
     copies = 1 + 64 * (steps + 1) // len(digits)
@@ -111,7 +115,7 @@ def contestants(steps: int, folder: Path) -> dict[str, Timed]:
     images, targets = torch.from_numpy(digits.images), torch.from_numpy(digits.targets)
 
     def assemble() -> tuple[TrainState, Parts]:
-        state, parts = build.assemble(composed, settings, source=REPOSITORY / "src")
+        state, parts = training.assemble(composed, settings, source=REPOSITORY / "src")
         return state, dataclasses.replace(parts, train=train)
 
     return {

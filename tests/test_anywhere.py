@@ -6,10 +6,11 @@ Random places are in test_resume.py, test_matrix.py and chaos.py; these are thos
 from pathlib import Path
 
 import pytest
-from conftest import Zygote
-from moments import Strike
+from tools.moments import Strike
+from tools.processes import Zygote
 
-from savepoint import checkpoint, compare, run
+from savepoint import checkpoint, runs
+from savepoint.commands import diff
 
 # Six batches in an epoch, the last one smaller; windows of four batches and of two; three epochs, six updates.
 CONFIG = (
@@ -44,18 +45,18 @@ PLACES = {
 
 
 @pytest.fixture(scope="module")
-def whole(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> run.Run:
+def whole(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
     directory = tmp_path_factory.mktemp("whole") / "run"
     ended = zygote.run("train.py", *CONFIG, f"hydra.run.dir={directory}")
     assert ended.status == 0, ended.output
-    assert checkpoint.names(directory / run.CHECKPOINTS)[-1] == "epoch_0003_step_00000006"
-    return run.read(directory)
+    assert checkpoint.names(directory / runs.CHECKPOINTS)[-1] == "epoch_0003_step_00000006"
+    return runs.read(directory)
 
 
 @pytest.mark.parametrize("how", ["kill", "term", "ctrl-c"])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_run_that_is_stopped_here_goes_on_to_the_same_bits(
-    zygote: Zygote, whole: run.Run, tmp_path: Path, place: str, how: str
+    zygote: Zygote, whole: runs.Run, tmp_path: Path, place: str, how: str
 ) -> None:
     directory, where = tmp_path / "run", tmp_path / "where"
     strike = Strike(PLACES[place].at, how, of=PLACES[place].of, where=str(where))
@@ -65,7 +66,7 @@ def test_a_run_that_is_stopped_here_goes_on_to_the_same_bits(
     assert ended.status == ({"kill": -9, "term": 143, "ctrl-c": 130}[how] if ended.status else 0), ended.output
     again = zygote.run("resume.py", f"run={directory}")
     assert again.status == 0, again.output
-    assert compare.runs(whole, run.read(directory)) == []
+    assert diff.diff_runs(whole, runs.read(directory)) == []
 
 
 @pytest.mark.parametrize("how", ["kill", "term"])
@@ -84,7 +85,7 @@ def test_an_epoch_that_is_interrupted_so_often_goes_on_to_the_same_bits(
     for _ in range(times):
         ended = zygote.run(*arguments, strike=Strike(2, how, of="step.update"))
         assert ended.status == {"kill": -9, "term": 143}[how], ended.output
-        newest, _ = checkpoint.latest(directories[1] / run.CHECKPOINTS)
+        newest, _ = checkpoint.latest(directories[1] / runs.CHECKPOINTS)
         assert newest is not None
         reached.append((newest.state["epoch"], newest.state["batch"]))
         arguments = ("resume.py", f"run={directories[1]}")
@@ -92,7 +93,7 @@ def test_an_epoch_that_is_interrupted_so_often_goes_on_to_the_same_bits(
     assert reached == [divmod(each * (number + 1), 11) for number in range(times)]
     ended = zygote.run(*arguments)
     assert ended.status == 0, ended.output
-    assert compare.runs(run.read(directories[0]), run.read(directories[1])) == []
+    assert diff.diff_runs(runs.read(directories[0]), runs.read(directories[1])) == []
 
 
 def test_a_resumed_run_loads_and_trains_on_what_is_left_and_nothing_else(zygote: Zygote, tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_resumed_run_loads_and_trains_on_what_is_left_and_nothing_else(zygote:
             "train.py", *config, f"hydra.run.dir={directory}", strike=Strike(1, "term", of="step.update")
         )
         assert ended.status == 143, ended.output
-        newest, _ = checkpoint.latest(directory / run.CHECKPOINTS)
+        newest, _ = checkpoint.latest(directory / runs.CHECKPOINTS)
         assert newest is not None
         assert newest.state["batch"] == 4
         ended = zygote.run("resume.py", f"run={directory}", strike=strike)

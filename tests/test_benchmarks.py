@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import command
+from tools.processes import command
 
 
 def test_step_benchmark_prints_a_ratio_for_each_loop() -> None:

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
-from conftest import Zygote
-from moments import Strike
+from tools.moments import Strike
+from tools.processes import Zygote
 
-from savepoint import checkpoint, compare, run
+from savepoint import checkpoint, runs
+from savepoint.commands import diff
 
 CONFIG = (
     # Without dropout, of which compiled code draws other numbers.
@@ -23,14 +24,14 @@ CONFIG = (
 
 
 @pytest.fixture(scope="module")
-def whole(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, run.Run]:
+def whole(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, runs.Run]:
     """Uninterrupted, compiled and not."""
     found = {}
     for compiled in (True, False):
         directory = tmp_path_factory.mktemp("whole") / "run"
         ended = zygote.run("train.py", *CONFIG, f"trainer.compile={compiled}".lower(), f"hydra.run.dir={directory}")
         assert ended.status == 0, ended.output
-        found[compiled] = run.read(directory)
+        found[compiled] = runs.read(directory)
     return found
 
 
@@ -44,12 +45,12 @@ def test_a_compiled_run_that_was_killed_goes_on_to_the_same_bits(zygote: Zygote,
     ended = zygote.run("resume.py", f"run={directory}")
     assert ended.status == 0, ended.output
     assert "bits may differ" not in ended.output
-    assert compare.runs(run.read(tmp_path / "whole"), run.read(directory)) == []
+    assert diff.diff_runs(runs.read(tmp_path / "whole"), runs.read(directory)) == []
 
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_checkpoint_loads_with_the_other_setting_and_says_that_bits_may_differ(
-    zygote: Zygote, whole: dict[bool, run.Run], tmp_path: Path, compiled: bool
+    zygote: Zygote, whole: dict[bool, runs.Run], tmp_path: Path, compiled: bool
 ) -> None:
     directory = tmp_path / "run"
     arguments = (*CONFIG, f"trainer.compile={compiled}".lower(), f"hydra.run.dir={directory}")
@@ -57,7 +58,7 @@ def test_a_checkpoint_loads_with_the_other_setting_and_says_that_bits_may_differ
     ended = zygote.run("resume.py", f"run={directory}", f"trainer.compile={not compiled}".lower())
     assert ended.status == 0, ended.output
     assert f"so bits may differ: compile {compiled} → {not compiled}" in ended.output
-    newest, _ = checkpoint.latest(directory / run.CHECKPOINTS)
+    newest, _ = checkpoint.latest(directory / runs.CHECKPOINTS)
     there, _ = checkpoint.latest(whole[compiled].checkpoints)
     assert newest is not None and there is not None
     assert newest.path.name == there.path.name

@@ -1,12 +1,14 @@
-"""Negative controls: each thing that is restored is left out once, and the comparison has to see it (tests/without.py)."""
+"""Negative controls: each thing that is restored is left out once, and the comparison has to see it (tests/tools/without.py)."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Workshop, Zygote
+from tools.processes import Zygote
+from tools.workshop import Workshop
 
-from savepoint import checkpoint, compare, run
+from savepoint import checkpoint, runs
+from savepoint.commands import diff
 
 SMALL = ("tracker=none", "trainer.threads=1", "data.batch_size=32", "data.limit_batches=6", "trainer.max_epochs=3")
 EVERY = ("checkpoint.every_n_steps=1", "checkpoint.keep_last=99", "trainer.log_every_n_steps=4")
@@ -40,39 +42,39 @@ def zygote(the_workshop: Workshop) -> Zygote:
 
 
 @pytest.fixture(scope="module")
-def trained(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[str, run.Run]:
+def trained(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[str, runs.Run]:
     """Each case, uninterrupted, with a checkpoint of each update."""
     found = {}
     for case, (config, _) in CASES.items():
         directory = tmp_path_factory.mktemp("trained") / "run"
         ended = zygote.run("train.py", *SMALL, *config, *EVERY, f"hydra.run.dir={directory}")
         assert ended.status == 0, ended.output
-        found[case] = run.read(directory)
+        found[case] = runs.read(directory)
     return found
 
 
-def differences(zygote: Zygote, whole: run.Run, directory: Path, thing: str) -> list[str]:
+def differences(zygote: Zygote, whole: runs.Run, directory: Path, thing: str) -> list[str]:
     """What differs from the whole run in one that goes on from the middle, and lacks the thing."""
     shutil.copytree(whole.directory, directory)
-    root = directory / run.CHECKPOINTS
+    root = directory / runs.CHECKPOINTS
     names = checkpoint.names(root)
     kept = next(name for name in reversed(names) if name in AT.values() or name == names[0])
     for name in names[names.index(kept) + 1 :]:
         shutil.rmtree(root / name)
-    ended = zygote.run("without.py", thing, f"run={directory}")
+    ended = zygote.run("tools.without", thing, f"run={directory}")
     assert ended.status == 0, ended.output
-    return compare.runs(whole, run.read(directory))
+    return diff.diff_runs(whole, runs.read(directory))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_differs_where_nothing_is_left_out(
-    zygote: Zygote, trained: dict[str, run.Run], tmp_path: Path, case: str
+    zygote: Zygote, trained: dict[str, runs.Run], tmp_path: Path, case: str
 ) -> None:
     assert differences(zygote, trained[case], tmp_path / "run", "nothing") == []
 
 
 @pytest.mark.parametrize(("case", "thing"), CONTROLS, ids=[f"{case}: {thing}" for case, thing in CONTROLS])
 def test_what_is_left_out_is_seen(
-    zygote: Zygote, trained: dict[str, run.Run], tmp_path: Path, case: str, thing: str
+    zygote: Zygote, trained: dict[str, runs.Run], tmp_path: Path, case: str, thing: str
 ) -> None:
     assert differences(zygote, trained[case], tmp_path / "run", thing) != []

@@ -1,9 +1,9 @@
 """The promise: whatever ends the process, and whatever the disk refuses, the newest whole checkpoint is there.
 
-The walks end a process at the n-th moment at which it changes the disk (tests/disk.py), for every n; a quick test takes
+The walks end a process at the n-th moment at which it changes the disk (tests/tools/disk.py), for every n; a quick test takes
 a share of them, another one with each SAVEPOINT_TEST_SEED. That nothing is changed which `disk` does not see was held
 against strace, which also shows it (docs/checkpoint-format.md says why each call is where it is):
-`strace -f -y -e trace=desc,file python tests/saving.py RUN 1 4`.
+`strace -f -y -e trace=desc,file python tests/tools/saving.py RUN 1 4`.
 """
 
 import errno
@@ -16,12 +16,15 @@ import stat
 from pathlib import Path
 
 import pytest
-import saving
 import torch
-from conftest import Ended, Zygote
-from disk import Moment
+from tools import saving
+from tools.disk import Moment
+from tools.processes import Ended, Zygote
 
-from savepoint import checkpoint, compare, history, layout, run
+from savepoint import checkpoint, runs
+from savepoint.checkpoint import layout
+from savepoint.commands import diff
+from savepoint.runs import history
 
 SEED = int(os.environ.get("SAVEPOINT_TEST_SEED", "0"))
 COUNT = 4  # checkpoints that saving.py is asked for
@@ -47,7 +50,7 @@ def entries(directory: Path) -> set[str]:
 
 def look(directory: Path, durable: int) -> None:
     """What a process finds that looks at the run after the kill. durable: the last checkpoint that `save` returned."""
-    root = directory / run.CHECKPOINTS
+    root = directory / runs.CHECKPOINTS
     newest, damaged = checkpoint.latest(root)
     assert damaged == [], "no checkpoint has its name before it is whole, or while it is deleted"
     assert [name for name in checkpoint.names(root) if checkpoint.verify(root / name) is not None] == []
@@ -59,21 +62,21 @@ def look(directory: Path, durable: int) -> None:
         assert torch.equal(newest.model["weight"], saving.weight(step))
         assert torch.equal(newest.state["m"], saving.weight(-step))
         lines = newest.state["history_lines"]
-    assert len(history.read(directory / run.METRICS)) >= lines == step, "the checkpoint counts on these lines"
+    assert len(history.read_history(directory / runs.METRICS)) >= lines == step, "the checkpoint counts on these lines"
 
     # The next start, as a run is continued.
-    history.cut(directory / run.METRICS, lines=lines)
+    history.cut_history(directory / runs.METRICS, lines=lines)
     saving.run(directory, step + 1, 1)
     best = [2] if step + 1 > 2 else []
     assert checkpoint.names(root) == [checkpoint.name_of(epoch=k, step=k) for k in [*best, step + 1]]
     assert entries(root) == set(checkpoint.names(root)), "what the kill left is gone"
-    assert len(history.read(directory / run.METRICS)) == step + 1
+    assert len(history.read_history(directory / runs.METRICS)) == step + 1
 
 
 def killed_saving(zygote: Zygote, directory: Path, at: int) -> bool:
     """Kill saving.py at its n-th moment, and look at what there is. False if it ended before that."""
     directory.mkdir()
-    ended = zygote.run("saving.py", str(directory), "1", str(COUNT), disk=directory, at=at)
+    ended = zygote.run("tools.saving", str(directory), "1", str(COUNT), disk=directory, at=at)
     assert ended.status in (0, -signal.SIGKILL), ended.output
     durable = len(ended.output.splitlines())
     assert (ended.status == 0) <= (durable == COUNT)
@@ -85,7 +88,7 @@ def killed_saving(zygote: Zygote, directory: Path, at: int) -> bool:
 def saved(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Moment]]:
     """The run of a saving.py that nothing disturbs, and every moment of it."""
     directory, log = tmp_path_factory.mktemp("saved"), tmp_path_factory.mktemp("log") / "moments"
-    assert zygote.run("saving.py", str(directory), "1", str(COUNT), disk=directory, log=str(log)).status == 0
+    assert zygote.run("tools.saving", str(directory), "1", str(COUNT), disk=directory, log=str(log)).status == 0
     return directory, moments(log)
 
 
@@ -106,46 +109,46 @@ def test_kill_at_every_moment_leaves_the_newest_whole_checkpoint(
 
 def train(zygote: Zygote, directory: Path, *, config: tuple[str, ...] = BY_STEP, **fault: object) -> Ended:
     """Start the run, or go on with it, on a disk with a fault: the directory's own, and its parent's for the name."""
-    begun = (directory / run.RECORD).exists()
+    begun = (directory / runs.RECORD).exists()
     order = ("resume.py", f"run={directory}") if begun else ("train.py", *config, f"hydra.run.dir={directory}")
     return zygote.run(*order, disk=directory.parent, **fault)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> tuple[run.Run, list[Moment]]:
+def undisturbed(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> tuple[runs.Run, list[Moment]]:
     directory, log = tmp_path_factory.mktemp("undisturbed") / "run", tmp_path_factory.mktemp("log") / "moments"
     ended = train(zygote, directory, log=str(log))
     assert ended.status == 0, ended.output
-    return run.read(directory), moments(log)
+    return runs.read(directory), moments(log)
 
 
-def goes_on_as_if_nothing_happened(zygote: Zygote, directory: Path, whole: run.Run) -> None:
+def goes_on_as_if_nothing_happened(zygote: Zygote, directory: Path, whole: runs.Run) -> None:
     ended = train(zygote, directory)
     assert ended.status == 0, ended.output
-    resumed = run.read(directory)
-    assert compare.runs(whole, resumed) == []
+    resumed = runs.read(directory)
+    assert diff.diff_runs(whole, resumed) == []
     assert checkpoint.names(resumed.checkpoints) == checkpoint.names(whole.checkpoints)
     assert entries(resumed.checkpoints) == entries(whole.checkpoints), "nothing is left of what was half written"
     assert entries(directory) | {".hydra"} == entries(whole.directory)  # a record that nothing reads
 
 
-def killed_training(zygote: Zygote, directory: Path, at: int, whole: run.Run) -> bool:
+def killed_training(zygote: Zygote, directory: Path, at: int, whole: runs.Run) -> bool:
     directory.parent.mkdir()
     ended = train(zygote, directory, at=at)
     assert ended.status in (0, -signal.SIGKILL), ended.output
-    root = directory / run.CHECKPOINTS
+    root = directory / runs.CHECKPOINTS
     newest, damaged = checkpoint.latest(root)
     assert damaged == []
     assert [name for name in checkpoint.names(root) if checkpoint.verify(root / name) is not None] == []
     if newest:
-        assert len(history.read(directory / run.METRICS)) >= newest.state["history_lines"]
+        assert len(history.read_history(directory / runs.METRICS)) >= newest.state["history_lines"]
     if ended.status != 0:
         goes_on_as_if_nothing_happened(zygote, directory, whole)
     return ended.status != 0
 
 
 def test_training_killed_at_any_moment_goes_on_as_if_nothing_had_happened(
-    zygote: Zygote, undisturbed: tuple[run.Run, list[Moment]], tmp_path: Path
+    zygote: Zygote, undisturbed: tuple[runs.Run, list[Moment]], tmp_path: Path
 ) -> None:
     whole, known = undisturbed
     for at in share(16, len(known), what="kill training"):
@@ -154,7 +157,7 @@ def test_training_killed_at_any_moment_goes_on_as_if_nothing_had_happened(
 
 @pytest.mark.long
 def test_training_killed_at_every_moment_goes_on_as_if_nothing_had_happened(
-    zygote: Zygote, undisturbed: tuple[run.Run, list[Moment]], tmp_path: Path
+    zygote: Zygote, undisturbed: tuple[runs.Run, list[Moment]], tmp_path: Path
 ) -> None:
     whole, known = undisturbed
     walk = (at for at in itertools.count(1) if not killed_training(zygote, tmp_path / str(at) / "run", at, whole))
@@ -180,7 +183,7 @@ def synced(moments: list[Moment], path: str, *, after: int, before: int) -> bool
 
 def check_order(moments: list[Moment], directory: Path) -> int:
     """Hold every checkpoint of a run that was watched against the rules. Returns how many there were."""
-    root = str(directory / run.CHECKPOINTS)
+    root = str(directory / runs.CHECKPOINTS)
     published = [
         (index, moment.path, moment.note)
         for index, moment in enumerate(moments)
@@ -197,7 +200,7 @@ def check_order(moments: list[Moment], directory: Path) -> int:
         made = [i for i in range(named) if moments[i].call == "mkdir" and moments[i].path == root]
         assert synced(moments, str(directory), after=made[-1], before=named), "and the directory of all checkpoints"
         manifest = first(moments, 0, phase="begin", call="open", path=f"{hidden}/{layout.MANIFEST}")
-        assert durable_bytes(moments, str(directory / run.METRICS), manifest) >= counted_on(moments, final, directory)
+        assert durable_bytes(moments, str(directory / runs.METRICS), manifest) >= counted_on(moments, final, directory)
         done = first(moments, named, phase="end", call="rename", path=hidden)
         later = [i for i in range(done, len(moments)) if ".tmp-pruned-" in moments[i].note]
         assert synced(moments, root, after=done, before=later[0] if later else len(moments)), "durable, then prune"
@@ -218,12 +221,14 @@ def durable_bytes(moments: list[Moment], path: str, moment: int) -> int:
 def counted_on(moments: list[Moment], final: str, directory: Path) -> int:
     """The bytes of metrics.jsonl that a checkpoint counts on, by its step: all that was logged up to it."""
     step = int(final[-8:])
-    lines = (directory / run.METRICS).read_bytes().splitlines(keepends=True)
-    return sum(len(line) for line, read in zip(lines, history.read(directory / run.METRICS)) if read["step"] <= step)
+    lines = (directory / runs.METRICS).read_bytes().splitlines(keepends=True)
+    return sum(
+        len(line) for line, read in zip(lines, history.read_history(directory / runs.METRICS)) if read["step"] <= step
+    )
 
 
 def test_everything_is_on_the_disk_before_what_counts_on_it(
-    saved: tuple[Path, list[Moment]], undisturbed: tuple[run.Run, list[Moment]]
+    saved: tuple[Path, list[Moment]], undisturbed: tuple[runs.Run, list[Moment]]
 ) -> None:
     directory, noted = saved
     assert check_order(noted, directory) == COUNT
@@ -232,7 +237,7 @@ def test_everything_is_on_the_disk_before_what_counts_on_it(
 
 
 def test_the_name_of_a_run_is_on_the_disk_before_its_first_checkpoint(
-    undisturbed: tuple[run.Run, list[Moment]],
+    undisturbed: tuple[runs.Run, list[Moment]],
 ) -> None:
     whole, noted = undisturbed
     made = first(noted, 0, phase="end", call="mkdir", path=str(whole.directory))
@@ -247,7 +252,7 @@ def test_deleting_begins_once_the_new_name_is_on_the_disk(saved: tuple[Path, lis
     assert deleted
     for index in deleted:
         emptied = first(noted, index, phase="begin", call="unlink")
-        assert synced(noted, str(directory / run.CHECKPOINTS), after=index, before=emptied)
+        assert synced(noted, str(directory / runs.CHECKPOINTS), after=index, before=emptied)
 
 
 # A disk that refuses
@@ -259,7 +264,7 @@ def calls(noted: list[Moment]) -> int:
     return sum(moment.phase == "begin" for moment in noted)
 
 
-def refused(zygote: Zygote, directory: Path, whole: run.Run, **fault: object) -> tuple[Ended, list[Moment]]:
+def refused(zygote: Zygote, directory: Path, whole: runs.Run, **fault: object) -> tuple[Ended, list[Moment]]:
     """Train on a disk with a fault, hold what is said against what has to be, and go on with it on a sound one."""
     directory.parent.mkdir()
     log = directory.parent / "moments"
@@ -271,20 +276,20 @@ def refused(zygote: Zygote, directory: Path, whole: run.Run, **fault: object) ->
     errors = [line for line in ended.output.splitlines() if line.startswith("error: ")]
     assert len(errors) == (ended.status != 0), context
     assert not errors or ended.output.endswith(f"{errors[0]}\n"), context
-    newest, damaged = checkpoint.latest(directory / run.CHECKPOINTS)
+    newest, damaged = checkpoint.latest(directory / runs.CHECKPOINTS)
     assert damaged == [], context
-    if errors and (directory / run.RECORD).exists():
+    if errors and (directory / runs.RECORD).exists():
         kept = f"{newest.path.name} is kept" if newest else "There is no checkpoint"
         assert kept in errors[0] and f"python resume.py run={directory}" in errors[0], context
     noted = moments(log) if log.exists() else []
     if ended.status == 0:
-        assert compare.runs(whole, run.read(directory)) == [], context
+        assert diff.diff_runs(whole, runs.read(directory)) == [], context
     else:
         goes_on_as_if_nothing_happened(zygote, directory, whole)
     return ended, noted
 
 
-def check_refused_once(zygote: Zygote, directory: Path, whole: run.Run, at: int, error: int) -> None:
+def check_refused_once(zygote: Zygote, directory: Path, whole: runs.Run, at: int, error: int) -> None:
     ended, noted = refused(zygote, directory, whole, at=at, error=error)
     failed = [moment.path for moment in noted if moment.phase == "fail"]
     last = checkpoint.names(whole.checkpoints)[-1]
@@ -296,13 +301,13 @@ def check_refused_once(zygote: Zygote, directory: Path, whole: run.Run, at: int,
         assert name and ended.status == 0, ended.output
         told = f"No checkpoint at step {int(name[1])}: {os.strerror(error)}. Training goes on;"
         assert ended.output.count(told) == 1, ended.output
-    if not any(".tmp-pruned-" in path or path == str(directory / run.CHECKPOINTS) for path in failed):
-        left = [name for name in entries(directory / run.CHECKPOINTS) if name.startswith(".tmp-")]
+    if not any(".tmp-pruned-" in path or path == str(directory / runs.CHECKPOINTS) for path in failed):
+        left = [name for name in entries(directory / runs.CHECKPOINTS) if name.startswith(".tmp-")]
         assert left == [], "what can be removed is"
 
 
 def test_a_call_that_fails_once_costs_a_line_and_no_bit(
-    zygote: Zygote, undisturbed: tuple[run.Run, list[Moment]], tmp_path: Path
+    zygote: Zygote, undisturbed: tuple[runs.Run, list[Moment]], tmp_path: Path
 ) -> None:
     whole, noted = undisturbed
     for at in share(16, calls(noted), what="refuse once"):
@@ -312,7 +317,7 @@ def test_a_call_that_fails_once_costs_a_line_and_no_bit(
 @pytest.mark.long
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.ENOENT], ids=errno.errorcode.get)
 def test_any_call_that_fails_once_costs_a_line_and_no_bit(
-    zygote: Zygote, undisturbed: tuple[run.Run, list[Moment]], tmp_path: Path, error: int
+    zygote: Zygote, undisturbed: tuple[runs.Run, list[Moment]], tmp_path: Path, error: int
 ) -> None:
     whole, noted = undisturbed
     for at in range(1, calls(noted) + 1):
@@ -325,7 +330,7 @@ def test_lines_that_the_disk_refuses_are_kept_until_it_takes_them(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    metrics = history.History(tmp_path / run.METRICS)
+    metrics = history.History(tmp_path / runs.METRICS)
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
         metrics.append(step=1, epoch=1, values={"val/loss": 1.0})
@@ -334,11 +339,11 @@ def test_lines_that_the_disk_refuses_are_kept_until_it_takes_them(
     metrics.append(step=2, epoch=2, values={"val/loss": 2.0})
     metrics.sync()
     metrics.close()
-    assert [line["step"] for line in history.read(tmp_path / run.METRICS)] == [1, 2] and metrics.lines == 2
+    assert [line["step"] for line in history.read_history(tmp_path / runs.METRICS)] == [1, 2] and metrics.lines == 2
 
 
 def test_a_disk_that_goes_on_refusing_is_told_and_the_run_goes_on_when_it_is_mended(
-    zygote: Zygote, undisturbed: tuple[run.Run, list[Moment]], tmp_path: Path
+    zygote: Zygote, undisturbed: tuple[runs.Run, list[Moment]], tmp_path: Path
 ) -> None:
     whole, noted = undisturbed
     for at in share(10, calls(noted), what="refuse"):
@@ -354,16 +359,16 @@ def while_saving(count: int, noted: list[Moment], *, what: str) -> list[int]:
 
 
 def test_checkpoints_that_somebody_removes_are_missed_and_made_again(
-    zygote: Zygote, undisturbed: tuple[run.Run, list[Moment]], tmp_path: Path
+    zygote: Zygote, undisturbed: tuple[runs.Run, list[Moment]], tmp_path: Path
 ) -> None:
     whole, noted = undisturbed
     for at in while_saving(6, noted, what="vanish"):
         directory = tmp_path / str(at) / "run"
-        refused(zygote, directory, whole, at=at, vanish=str(directory / run.CHECKPOINTS))
+        refused(zygote, directory, whole, at=at, vanish=str(directory / runs.CHECKPOINTS))
 
 
 def test_a_run_directory_that_somebody_removes_ends_the_run_with_one_line_and_is_not_half_made_again(
-    zygote: Zygote, undisturbed: tuple[run.Run, list[Moment]], tmp_path: Path
+    zygote: Zygote, undisturbed: tuple[runs.Run, list[Moment]], tmp_path: Path
 ) -> None:
     _, noted = undisturbed
     for at in while_saving(4, noted, what="gone"):
@@ -376,12 +381,12 @@ def test_a_run_directory_that_somebody_removes_ends_the_run_with_one_line_and_is
 
 
 def test_writes_that_take_only_a_half_change_no_bit(
-    zygote: Zygote, undisturbed: tuple[run.Run, list[Moment]], tmp_path: Path
+    zygote: Zygote, undisturbed: tuple[runs.Run, list[Moment]], tmp_path: Path
 ) -> None:
     whole, _ = undisturbed
     assert train(zygote, tmp_path / "run", short=True).status == 0
-    assert compare.runs(whole, run.read(tmp_path / "run")) == []
-    assert checkpoint.latest(tmp_path / "run" / run.CHECKPOINTS)[1] == []
+    assert diff.diff_runs(whole, runs.read(tmp_path / "run")) == []
+    assert checkpoint.latest(tmp_path / "run" / runs.CHECKPOINTS)[1] == []
 
 
 def test_signals_that_interrupt_calls_change_no_bit(tmp_path: Path) -> None:

@@ -18,25 +18,15 @@ import torch
 import yaml
 from torch import Tensor
 
-from savepoint import (
-    build,
-    checkpoint,
-    compose,
-    config,
-    encoding,
-    loop,
-    plain,
-    progress,
-    provenance,
-    rng,
-    run,
-    saves,
-    signals,
-    tensorfile,
-    tree,
-)
-from savepoint.state import TrainState
+from savepoint import checkpoint, runs
+from savepoint.checkpoint import encoding, tensorfile, tree
+from savepoint.config import composition
+from savepoint.runs import provenance
+from savepoint.system import rng, signals
 from savepoint.trackers.none import NoTracker
+from savepoint.training import build, loop, progress, saves
+from savepoint.training.state import TrainState
+from savepoint.trust import strict_yaml, validation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOC = (REPOSITORY / "docs" / "checkpoint-format.md").read_text(encoding="utf-8")
@@ -66,13 +56,13 @@ def reader() -> SimpleNamespace:
 @pytest.fixture(scope="module", params=CONFIGS)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A run that was just trained in this process: `state` is what torch holds, `path` the checkpoint of it."""
-    chosen = compose.compose(
+    chosen = composition.compose(
         ["tracker=none", "trainer.device=cpu", "data.dataset.limit=500", *CONFIGS[request.param]], REPOSITORY / "conf"
     )
-    settings = config.check(chosen, source=REPOSITORY / "src")
-    directory, text = tmp_path_factory.mktemp("trained") / "run", plain.dump(chosen)
-    one = run.create(directory, id=run.new_id(), name=None, config=text, overrides=[])
-    source = provenance.gather(REPOSITORY) | {"config_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    settings = validation.check_config(chosen, source=REPOSITORY / "src")
+    directory, text = tmp_path_factory.mktemp("trained") / "run", strict_yaml.dump_config(chosen)
+    one = runs.create(directory, id=runs.new_id(), name=None, config=text, overrides=[])
+    source = provenance.gather_provenance(REPOSITORY) | {"config_sha256": hashlib.sha256(text.encode()).hexdigest()}
     source |= {"device": "cpu", "compile": False}
     with rng.isolated():
         state, parts = build.assemble(chosen, settings, source=REPOSITORY / "src")
@@ -237,7 +227,7 @@ def test_doc_names_every_file_key_tag_and_dtype(trained: SimpleNamespace) -> Non
     words = {path.name for path in trained.path.iterdir()} | set(tensorfile.DTYPES) | set(parsed["state.json"])
     words |= set(parsed["provenance.json"]) | set(parsed["provenance.json"]["git"]) | set(parsed["state.json"]["rng"])
     words |= set(parsed["provenance.json"]["hardware"]) | set(trained.run.record)
-    words |= {key for line in lines for key in line if not key.startswith("system/")} | {run.LOG, run.CHECKPOINTS}
+    words |= {key for line in lines for key in line if not key.startswith("system/")} | {"train.log", runs.CHECKPOINTS}
     words |= TAGS | {f"savepoint.{word}" for word in ("format", "run_id", "git_commit", "config_sha256")}
     spoken = set(re.findall(r"[\w.$/]*\w", DOC.replace(READER, "")))
     assert sorted(words - spoken) == []

@@ -16,13 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, Workshop
+from tools.processes import REPOSITORY
+from tools.trees import same
+from tools.workshop import Workshop
 from torch import Tensor
-from trees import same
 
-from savepoint import build, checkpoint, compare, config, encoding, history, layout, plain, rng, run, tensorfile
-from savepoint.layout import CONFIG, PROVENANCE, STATE
-from savepoint.state import capture, restore
+from savepoint import checkpoint, runs
+from savepoint.checkpoint import encoding, layout, tensorfile
+from savepoint.checkpoint.layout import CONFIG, PROVENANCE, STATE
+from savepoint.commands import diff
+from savepoint.runs import history
+from savepoint.system import rng
+from savepoint.training import build
+from savepoint.training.state import capture, restore
+from savepoint.trust import strict_yaml, validation
 
 SOURCE = REPOSITORY / "src"
 FROZEN = Path(__file__).parent / "frozen"
@@ -106,23 +113,23 @@ def test_the_frozen_run_goes_on_to_its_planned_end(workshop: Workshop, tmp_path:
         ended = workshop.run("resume.py", f"run={copy}")
         assert ended.status == 0 and "Traceback" not in ended.output, ended.output
         assert f"resumed from {KILLED_AT}: epoch 1, step 14" in ended.output
-        assert run.read(copy).record["status"] == "finished"
-    one, other = (run.read(copy) for copy in copies)
-    assert compare.runs(one, other) == []
-    known = json.loads((RUN / run.CHECKPOINTS / KILLED_AT / STATE).read_text())["history_lines"]
-    frozen = (RUN / run.METRICS).read_bytes().splitlines()
+        assert runs.read(copy).record["status"] == "finished"
+    one, other = (runs.read(copy) for copy in copies)
+    assert diff.diff_runs(one, other) == []
+    known = json.loads((RUN / runs.CHECKPOINTS / KILLED_AT / STATE).read_text())["history_lines"]
+    frozen = (RUN / runs.METRICS).read_bytes().splitlines()
     assert one.metrics.read_bytes().splitlines()[:known] == frozen[:known]
     # What follows was logged on another machine, and so to other bits: the same steps, and values beside them.
     then = [json.loads(line) for line in frozen]
-    now = history.read(one.metrics)
+    now = history.read_history(one.metrics)
     assert [line["step"] for line in now] == [line["step"] for line in then]
     assert now[-1]["val/loss"] == pytest.approx(then[-1]["val/loss"], rel=0.01)
 
 
 def test_every_value_of_the_frozen_run_is_restored() -> None:
-    found = checkpoint.load(RUN / run.CHECKPOINTS / KILLED_AT)
-    chosen = plain.parse(found.config)
-    settings = config.check(chosen, source=SOURCE)
+    found = checkpoint.load(RUN / runs.CHECKPOINTS / KILLED_AT)
+    chosen = strict_yaml.parse_config(found.config)
+    settings = validation.check_config(chosen, source=SOURCE)
     with rng.isolated():
         restored, _ = build.assemble(chosen, settings, source=SOURCE, checkpoint=found)
         restore(restored, found)

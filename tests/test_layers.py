@@ -1,40 +1,28 @@
-"""Each module of the engine imports only from those below it; who may import what from outside is fixed too."""
+"""The engine's house: wings point down, others enter a wing by its face, and no circle runs inside a wing."""
 
 import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from conftest import REPOSITORY
+import pytest
+from tools.processes import REPOSITORY
 
 ENGINE = REPOSITORY / "src" / "savepoint"
-# From the bottom up. A module imports from lines above its own, never from its own line or below.
-LAYERS = """
-    errors exact.explain files fingerprint memory registry task torch_classes exact.traps redaction settings workers
-    strict rng history signals plain loading trackers.points trackers.plot
-    tensorfile targets order
-    encoding snapshot layout
-    tree trust compose overrides progress provenance
-    trackers config optimizers schedules
-    run trackers.none trackers.mlflow_process trackers.mlflow_store batches stream checkpoint combinations
-    trackers.mlflow trackers.mlflow_mirror sweep compare lookup state exact.workplace
-    trackers.mlflow_worker step saves build demo verify exact.outside
-    loop exact
-    account
-    ready
-    job
-    exact.trace
-    __main__
-"""
-RANK = {name: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
+# From the top down. A wing imports from wings below it, and from nothing else of the engine.
+WINGS = (
+    *("__main__", "launch", "commands", "exact", "training", "data", "runs", "checkpoint", "trackers", "trust"),
+    *("config", "system", "registry", "errors"),
+)
+RANK = {wing: rank for rank, wing in enumerate(reversed(WINGS))}
 
 
-def modules() -> dict[str, Path]:
+def modules(engine: Path = ENGINE) -> dict[str, Path]:
+    """Every module of the engine: `training.loop`, `training` for its face, `` for the engine's own face."""
     found = {}
-    for path in ENGINE.rglob("*.py"):
-        name = ".".join(path.relative_to(ENGINE).with_suffix("").parts).removesuffix(".__init__")
-        if name != "__init__":
-            found[name] = path
+    for path in engine.rglob("*.py"):
+        name = ".".join(path.relative_to(engine).with_suffix("").parts)
+        found[name.removesuffix("__init__").removesuffix(".")] = path
     return found
 
 
@@ -48,29 +36,120 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def engine_imports(path: Path) -> set[str]:
+def engine_imports(path: Path, engine: Path = ENGINE) -> set[str]:
     """The engine's modules among them: the longest name that is one."""
-    found = set()
+    known, found = modules(engine), set()
     for name in imports(path):
         parts = name.split(".")
         if parts[0] == "savepoint":
             inner = [".".join(parts[1:end]) for end in range(len(parts), 1, -1)]
-            found |= {next(each for each in inner if each in RANK)}
+            found.add(next((each for each in inner if each in known), ""))
     return found
 
 
-def test_every_module_has_a_layer() -> None:
-    assert set(modules()) == set(RANK)
+def wing(module: str) -> str:
+    return module.partition(".")[0]
 
 
-def test_each_module_imports_only_from_those_below_it() -> None:
-    upward = [
-        f"{name} imports {other}"
-        for name, path in modules().items()
-        for other in engine_imports(path)
-        if RANK[other] >= RANK[name] and not (name == "trackers" and other.startswith("trackers."))
+def upward(engine: Path = ENGINE) -> list[str]:
+    """Imports of a wing that is not below one's own. The engine's own face may look into every wing."""
+    return [
+        f"{name} imports {other or 'savepoint'}"
+        for name, path in modules(engine).items()
+        for other in engine_imports(path, engine)
+        if name and wing(other) != wing(name) and not (other and RANK[wing(other)] < RANK[wing(name)])
     ]
-    assert upward == []
+
+
+def entered_by_a_room(engine: Path = ENGINE) -> list[str]:
+    """Imports of a room of another wing."""
+    return [
+        f"{name} imports {other}"
+        for name, path in modules(engine).items()
+        for other in engine_imports(path, engine)
+        if wing(other) != wing(name) and "." in other
+    ]
+
+
+def circles(engine: Path = ENGINE) -> list[str]:
+    """Rooms that import each other, directly or by way of others. A wing's face is no room: it looks into all."""
+    graph = {
+        name: {other for other in engine_imports(path, engine) if wing(other) == wing(name) and "." in other}
+        for name, path in modules(engine).items()
+        if "." in name
+    }
+    return [name for name in graph if name in reached(graph, name)]
+
+
+def reached(graph: dict[str, set[str]], start: str) -> set[str]:
+    found: set[str] = set()
+    todo = [*graph[start]]
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += graph.get(name, ())
+    return found
+
+
+def test_every_module_belongs_to_a_wing() -> None:
+    assert {wing(name) for name in modules() if name} == set(WINGS)
+
+
+def test_wings_point_down() -> None:
+    assert upward() == []
+
+
+def test_others_enter_a_wing_by_its_face() -> None:
+    assert entered_by_a_room() == []
+
+
+def test_scripts_and_the_project_enter_by_a_face_too() -> None:
+    scripts = [REPOSITORY / "train.py", REPOSITORY / "resume.py", *(REPOSITORY / "src" / "project").rglob("*.py")]
+    assert [f"{path}: {name}" for path in scripts for name in engine_imports(path) if "." in name] == []
+
+
+def test_no_circle_runs_inside_a_wing() -> None:
+    assert circles() == []
+
+
+def test_no_room_imports_its_own_face() -> None:
+    """The face imports the rooms: the other way round would be a circle, too."""
+    assert [name for name, path in modules().items() if "." in name and wing(name) in engine_imports(path)] == []
+
+
+@pytest.mark.parametrize(
+    "rule, room, line, fault",
+    [
+        (upward, "system/files.py", "from savepoint import trust", "system.files imports trust"),
+        (upward, "errors.py", "import savepoint", "errors imports savepoint"),
+        (
+            entered_by_a_room,
+            "runs/sweep.py",
+            "from savepoint.system.files import Lock",
+            "runs.sweep imports system.files",
+        ),
+        (circles, "trust/text.py", "from savepoint.trust import targets", "trust.targets"),
+    ],
+)
+def test_a_broken_rule_is_seen(rule, room: str, line: str, fault: str, tmp_path: Path) -> None:
+    engine = tmp_path / "savepoint"
+    for path in modules().values():
+        copy = engine / path.relative_to(ENGINE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text() + (f"\n{line}\n" if copy == engine / room else ""))
+    assert fault in rule(engine)
+
+
+def test_each_face_lists_its_rooms() -> None:
+    """A wing's docstring names every room in it, so that a newcomer finds the right one from the tree alone."""
+    for name, path in modules().items():
+        if name and path.name == "__init__.py":
+            listed = set(
+                re.findall(r"^    (\w+)  +\S", ast.get_docstring(ast.parse(path.read_text()), clean=False) or "", re.M)
+            )
+            rooms = {other.rpartition(".")[2] for other in modules() if other.rpartition(".")[0] == name}
+            assert listed == rooms, name
 
 
 def importers(package: str) -> set[str]:
@@ -82,49 +161,49 @@ def test_no_engine_module_imports_project() -> None:
 
 
 def test_hydra_stays_where_configs_are_composed() -> None:
-    assert importers("hydra") | importers("omegaconf") <= {"compose", "overrides"}
+    composing = {"config.composition", "config.overrides", "launch.application", "launch.start"}
+    assert importers("hydra") | importers("omegaconf") == composing
 
 
 def test_mlflow_stays_in_the_process_of_its_own() -> None:
-    assert importers("mlflow") <= {"trackers.mlflow_mirror", "trackers.mlflow_store", "trackers.mlflow_worker"}
+    assert {wing(name) for name in importers("mlflow")} == {"trackers"}
 
 
 def test_the_checkpoint_never_sees_a_model() -> None:
-    reached, todo = set(), ["checkpoint"]
-    while todo:
-        name = todo.pop()
-        reached |= {name}
-        todo += engine_imports(modules()[name]) - reached
-    outside = {each for name in reached for each in imports(modules()[name])}
-    assert not [each for each in outside if re.match(r"torch\.(nn|optim)\b|hydra|mlflow", each)]
+    graph = {name: engine_imports(path) for name, path in modules().items()}
+    below = reached(graph, "checkpoint")
+    outside = {each for name in below for each in imports(modules()[name])}
+    allowed = {f"config.{room}" for room in ("composition", "overrides")}  # what trust's settings lie beside
+    hydra = {name for name in below for each in imports(modules()[name]) if each.startswith(("hydra", "omegaconf"))}
+    assert hydra <= allowed
+    assert not [each for each in outside if re.match(r"torch\.(nn|optim)\b|mlflow", each)]
 
 
 def test_a_config_is_checked_before_torch_is_imported() -> None:
     """What train.py imports at its top must not reach torch: --help and a typo answer at once."""
-    reached, todo = set(), [name for name in engine_imports(REPOSITORY / "train.py") if name != "job"]
+    done: set[str] = set()
+    todo = [name for script in ("train.py", "resume.py") for name in at_the_top(REPOSITORY / script)]
     while todo:
         name = todo.pop()
-        reached |= {name}
-        for node in ast.parse(modules()[name].read_text()).body:
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                source = ast.Module([node], [])
-                assert "torch" not in {each.partition(".")[0] for each in _names(source)}, name
-                todo += [each for each in _engine(_names(source)) if each not in reached]
-
-
-def _names(tree: ast.Module) -> list[str]:
-    node = tree.body[0]
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    assert isinstance(node, ast.ImportFrom)
-    return [f"{node.module}.{alias.name}" for alias in node.names]
-
-
-def _engine(names: list[str]) -> list[str]:
-    found = []
-    for name in names:
-        parts = name.split(".")
-        if parts[0] == "savepoint":
+        if name.partition(".")[0] == "savepoint":
+            parts = name.split(".")
             inner = [".".join(parts[1:end]) for end in range(len(parts), 1, -1)]
-            found += [next(each for each in inner if each in RANK)]
+            module = next((each for each in inner if each in modules()), "")
+            if module not in done:
+                done.add(module)
+                todo += at_the_top(modules()[module])
+                # Importing a room imports its wing's face first.
+                todo += [f"savepoint.{wing(module)}"] if module else []
+        assert name.partition(".")[0] not in ("torch", "mlflow"), name
+    assert {"launch", "trust.targets", "runs.directory"} <= done
+
+
+def at_the_top(path: Path) -> list[str]:
+    """What a module imports as soon as it is imported itself."""
+    found = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
     return found

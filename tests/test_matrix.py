@@ -1,20 +1,19 @@
 """Each option with each option of every other group, interrupted at random and resumed: the same bits.
 
-What fits is in few runs in which every pair meets (tests/grid.py); what does not is refused at the start, by name.
+What fits is in few runs in which every pair meets (tests/tools/grid.py); what does not is refused at the start, by name.
 """
 
 import os
 import random
 from pathlib import Path
 
-import draws
-import grid
 import pytest
-from conftest import REPOSITORY, Zygote
-from draws import Trial
-from trial import Bench
+from tools import draws, grid
+from tools.draws import Trial
+from tools.processes import REPOSITORY, Zygote
+from tools.trial import Bench
 
-from savepoint import run
+from savepoint import runs
 
 SEED = int(os.environ.get("SAVEPOINT_TEST_SEED", "0"))
 ROWS = grid.rows(SEED)
@@ -69,7 +68,7 @@ def test_a_pair_that_does_not_fit_is_refused_at_the_start_by_name(
     assert ended.status == 2
     assert [line for line in ended.output.splitlines() if line.startswith(f"error: {grid.refused(full)[0]}")]
     assert "Traceback" not in ended.output
-    assert not (directory / run.RECORD).exists()
+    assert not (directory / runs.RECORD).exists()
 
 
 def test_the_table_in_the_docs_is_that_of_the_grid() -> None:

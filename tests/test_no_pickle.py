@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, command
+from tools.processes import REPOSITORY, command
 
-from savepoint import run
+from savepoint import runs
 
 # Read by every Python process at its start, MLflow's too.
 FORBIDDEN = """
@@ -51,7 +51,7 @@ def test_train_and_resume_use_no_pickle(without_pickle: dict[str, str], tmp_path
     assert ended.status == 0 and "pickle was used" not in ended.output, ended.output
     ended = command("resume.py", f"run={directory}", "trainer.max_epochs=2", **without_pickle, **store)
     assert ended.status == 0 and "pickle was used" not in ended.output, ended.output
-    assert run.read(directory).tracker_id, "MLflow's process logged the run"
+    assert runs.read(directory).tracker_id, "MLflow's process logged the run"
     assert not (directory / "tracker.log").exists() or "pickle" not in (directory / "tracker.log").read_text()
 
 

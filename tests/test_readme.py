@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Ended, Zygote
+from tools.processes import REPOSITORY, Ended, Zygote
 
-from savepoint import checkpoint, compare, history, run
+from savepoint import checkpoint, runs
+from savepoint.commands import diff
+from savepoint.runs import history
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 # What is no part of a fresh clone.
@@ -54,7 +56,7 @@ class Story:
     clone: Path
     zygote: Zygote
     ended: dict[str, Ended] = field(default_factory=dict)
-    first: run.Run | None = None
+    first: runs.Run | None = None
 
     def meant(self, text: str) -> str:
         """`text` with the names of the run that it is about, in place of those of the one that the README shows."""
@@ -79,7 +81,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         first = Background(clone, "train.py")
         zygote = Zygote(clone, clone)
         told = Story(clone, zygote, {"python train.py": first.end()})
-        told.first = run.find("latest", clone).run
+        told.first = runs.find("latest", clone).run
         port = free_port()
         with Background(clone, "-m", "savepoint", "ui", "--port", str(port)) as ui:
             for line in commands():
@@ -210,7 +212,7 @@ def test_resume_commands_continue_the_run_that_they_name(story: Story) -> None:
     ]
     assert len(resumed) == 2
     assert all(f"run {story.first.id} " in ended.output and "resumed from" in ended.output for ended in resumed)
-    epochs = [line["epoch"] for line in history.read(story.first.metrics) if "val/loss" in line]
+    epochs = [line["epoch"] for line in history.read_history(story.first.metrics) if "val/loss" in line]
     assert epochs == list(range(1, 41))
 
 
@@ -226,8 +228,8 @@ def test_fine_tuned_run_begins_with_the_other_runs_weights(story: Story) -> None
     assert story.first is not None
     output = story.ended[line].output
     assert f"weights from run {story.first.id}" in output
-    started = run.read(story.clone / re.findall(r"^run \S+  (\S+)", output, re.MULTILINE)[0])
-    fresh, tuned = (history.read(one.metrics)[0]["val/accuracy"] for one in (story.first, started))
+    started = runs.read(story.clone / re.findall(r"^run \S+  (\S+)", output, re.MULTILINE)[0])
+    fresh, tuned = (history.read_history(one.metrics)[0]["val/accuracy"] for one in (story.first, started))
     assert float(str(tuned)) > 0.95 > float(str(fresh))
 
 
@@ -273,14 +275,14 @@ def test_weights_are_read_without_savepoint(story: Story) -> None:
 def test_own_model_and_data_learn_and_resume_to_the_same_bits(story: Story) -> None:
     (line,) = [line for line in story.ended if "data=spirals" in line]
     arguments = [*shlex.split(line)[2:], "tracker=none"]
-    whole = run.read(story.clone / re.findall(r"^run \S+  (\S+)", story.ended[line].output, re.MULTILINE)[0])
-    assert history.read(whole.metrics)[-1]["val/accuracy"] > 0.95  # type: ignore[operator]
+    whole = runs.read(story.clone / re.findall(r"^run \S+  (\S+)", story.ended[line].output, re.MULTILINE)[0])
+    assert history.read_history(whole.metrics)[-1]["val/accuracy"] > 0.95  # type: ignore[operator]
     killed = story.clone.parent / "killed"
     ended = story.zygote.run("train.py", *arguments, f"hydra.run.dir={killed}", once=killed / "metrics.jsonl")
     assert ended.status == -signal.SIGKILL, ended.output
     ended = story.zygote.run("resume.py", f"run={killed}")
     assert ended.status == 0, ended.output
-    assert compare.runs(whole, run.read(killed)) == []
+    assert diff.diff_runs(whole, runs.read(killed)) == []
 
 
 def test_own_files_are_four_and_keep_the_repositorys_style(story: Story) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Workshop
+from tools.workshop import Workshop
 
-from savepoint import checkpoint, compare, registry, run
-from savepoint.registry import register
+from savepoint import checkpoint, register, registry, runs
+from savepoint.commands import diff
 
 QUICK = (
     *("tracker=none", "trainer.threads=1", "data.limit_batches=4", "data.batch_size=32", "model=remembering"),
@@ -63,12 +63,12 @@ def test_a_name_is_taken_once() -> None:
         register("a", Thing())
 
 
-def trained(workshop: Workshop, directory: Path, *more: str) -> run.Run:
+def trained(workshop: Workshop, directory: Path, *more: str) -> runs.Run:
     command = "resume.py" if directory.exists() else "train.py"
     where = f"run={directory}" if directory.exists() else f"hydra.run.dir={directory}"
     ended = workshop.run(command, *(QUICK if command == "train.py" else ()), where, *more)
     assert ended.status == 0, ended.output
-    return run.read(directory)
+    return runs.read(directory)
 
 
 @pytest.mark.parametrize("registered", [True, False])
@@ -79,7 +79,7 @@ def test_a_run_goes_on_to_the_same_bits_if_what_changes_is_registered_and_not_if
     whole = trained(workshop, tmp_path / "whole", *own)
     trained(workshop, tmp_path / "parts", own[0], "trainer.max_steps=3")
     parts = trained(workshop, tmp_path / "parts", "trainer.max_steps=11")
-    assert (compare.runs(whole, parts) == []) == registered
+    assert (diff.diff_runs(whole, parts) == []) == registered
     found, _ = checkpoint.latest(parts.checkpoints)
     assert found is not None and list(found.state["registered"]) == ["count"] * registered
     if registered:

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Zygote
+from tools.processes import REPOSITORY, Zygote
 
-from savepoint import checkpoint, compare, history, run
+from savepoint import checkpoint, runs
+from savepoint.commands import diff
 
 SEED = int(os.environ.get("SAVEPOINT_TEST_SEED", "0"))
 SHORT = ("tracker=none", "trainer.log_every_n_steps=5", "data.batch_size=128", "trainer.threads=1")
@@ -64,20 +65,20 @@ UPDATES = 4  # of each config, from which it goes on
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[run.Run, float]]:
+def uninterrupted(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[runs.Run, float]]:
     """For each config a run that nothing interrupted, and the seconds it took."""
     done = {}
     for name, config in CONFIGS.items():
         directory = tmp_path_factory.mktemp("uninterrupted") / "run"
         ended = zygote.run("train.py", *SHORT, *config, f"hydra.run.dir={directory}")
         assert ended.status == 0, ended.output
-        done[name] = run.read(directory), ended.seconds
+        done[name] = runs.read(directory), ended.seconds
     return done
 
 
 def continue_or_start(zygote: Zygote, directory: Path, config: tuple[str, ...], **kill: float) -> int:
     """Resume the run, or start it if it was killed before it was one."""
-    if (directory / run.RECORD).exists():
+    if (directory / runs.RECORD).exists():
         ended = zygote.run("resume.py", f"run={directory}", **kill)
     else:
         ended = zygote.run("train.py", *SHORT, *config, f"hydra.run.dir={directory}", **kill)
@@ -88,7 +89,7 @@ def continue_or_start(zygote: Zygote, directory: Path, config: tuple[str, ...], 
 @pytest.mark.parametrize("trial", range(TRIALS))
 @pytest.mark.parametrize("name", CONFIGS)
 def test_killed_and_resumed_run_equals_uninterrupted_run(
-    zygote: Zygote, uninterrupted: dict[str, tuple[run.Run, float]], tmp_path: Path, name: str, trial: int
+    zygote: Zygote, uninterrupted: dict[str, tuple[runs.Run, float]], tmp_path: Path, name: str, trial: int
 ) -> None:
     whole, seconds = uninterrupted[name]
     chance = random.Random(f"{SEED} {name} {trial}")
@@ -97,31 +98,31 @@ def test_killed_and_resumed_run_equals_uninterrupted_run(
     for moment in kills:
         continue_or_start(zygote, directory, CONFIGS[name], kill_after=moment)
     assert continue_or_start(zygote, directory, CONFIGS[name]) == 0
-    resumed = run.read(directory)
-    assert compare.runs(whole, resumed) == [], f"killed after {kills} s; SAVEPOINT_TEST_SEED={SEED}"
+    resumed = runs.read(directory)
+    assert diff.diff_runs(whole, resumed) == [], f"killed after {kills} s; SAVEPOINT_TEST_SEED={SEED}"
     assert checkpoint.names(resumed.checkpoints) == checkpoint.names(whole.checkpoints)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_run_goes_on_from_any_update_and_saving_at_each_changes_nothing(
-    zygote: Zygote, uninterrupted: dict[str, tuple[run.Run, float]], tmp_path: Path, name: str
+    zygote: Zygote, uninterrupted: dict[str, tuple[runs.Run, float]], tmp_path: Path, name: str
 ) -> None:
     """As if it had been killed right after it: a kill by the clock seldom comes within the second of training."""
     whole, _ = uninterrupted[name]
     every = ("checkpoint.every_n_steps=1", "checkpoint.every_n_epochs=1", "checkpoint.keep_last=999")
     ended = zygote.run("train.py", *SHORT, *CONFIGS[name], *every, f"hydra.run.dir={tmp_path / 'every'}")
     assert ended.status == 0, ended.output
-    saved = run.read(tmp_path / "every")
-    assert compare.runs(whole, saved) == []
+    saved = runs.read(tmp_path / "every")
+    assert diff.diff_runs(whole, saved) == []
     names = checkpoint.names(saved.checkpoints)
     chosen = random.Random(f"{SEED} {name} any").sample(range(len(names) - 1), UPDATES)
     for index in chosen:
         directory = tmp_path / str(index)
         shutil.copytree(saved.directory, directory)
         for later in names[index + 1 :]:
-            shutil.rmtree(directory / run.CHECKPOINTS / later)
+            shutil.rmtree(directory / runs.CHECKPOINTS / later)
         assert continue_or_start(zygote, directory, CONFIGS[name]) == 0
-        assert compare.runs(whole, run.read(directory)) == [], f"from {names[index]}; SAVEPOINT_TEST_SEED={SEED}"
+        assert diff.diff_runs(whole, runs.read(directory)) == [], f"from {names[index]}; SAVEPOINT_TEST_SEED={SEED}"
 
 
 def test_a_tracked_run_killed_in_fresh_interpreters_equals_one_that_was_not(zygote: Zygote, tmp_path: Path) -> None:
@@ -137,20 +138,24 @@ def test_a_tracked_run_killed_in_fresh_interpreters_equals_one_that_was_not(zygo
     chance = random.Random(SEED)
     for command in (start, again):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        lines = len(history.read(directory / run.METRICS))
-        while len(history.read(directory / run.METRICS)) <= lines + chance.randint(3, 15) and process.poll() is None:
+        lines = len(runs.read_history(directory / runs.METRICS))
+        while (
+            len(runs.read_history(directory / runs.METRICS)) <= lines + chance.randint(3, 15) and process.poll() is None
+        ):
             time.sleep(0.01)
         assert process.poll() is None, "killed before its end"
         process.kill()
         process.wait()
     subprocess.run(again, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    resumed = run.read(directory)
-    assert compare.runs(run.read(whole), resumed) == []
-    logged = [(key, line["step"]) for line in history.read(resumed.metrics) for key in line if key not in NOT_POINTS]
+    resumed = runs.read(directory)
+    assert diff.diff_runs(runs.read(whole), resumed) == []
+    logged = [
+        (key, line["step"]) for line in runs.read_history(resumed.metrics) for key in line if key not in NOT_POINTS
+    ]
     with sqlite3.connect(store) as database:
         shown = database.execute("select key, step from metrics where run_uuid = ?", [resumed.tracker_id]).fetchall()
-        runs = database.execute("select count(*) from runs").fetchone()
+        tracked = database.execute("select count(*) from runs").fetchone()
     database.close()
     assert collections.Counter(shown) == collections.Counter(logged)
     assert len(set(shown)) == len(shown), "one point for each key and step"
-    assert runs == (1,), "the same run of the tracker each time"
+    assert tracked == (1,), "the same run of the tracker each time"

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from savepoint import Outcome
 from savepoint.errors import ConfigError
-from savepoint.task import Outcome
 
 
 class Classification:

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from project.tasks.sums import total
+from savepoint import Outcome
 from savepoint.errors import ConfigError
-from savepoint.task import Outcome
 
 
 class LanguageModel:

@@ -1,4 +1,4 @@
-"""Where two traces differ first, and what that tells: a place, a thing by its name, what to look at, what to do."""
+"""Find where two traces differ first, and explain it: the place, the component, the likely causes, what to do."""
 
 import ast
 import json
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-GENERATOR = "a generator of random numbers"  # what `outside.survey` calls one
-SHOWN = 3  # causes in one answer
+GENERATOR = "a generator of random numbers"  # the words of `outside.survey`
+SHOWN = 3  # parts of a batch that are named
 GENERATORS = "draw from torch, numpy.random or random themselves: the engine seeds all three, and saves them"
 BY_INDEX = (
     "draw from torch, numpy.random or random themselves, which the engine seeds for each batch; "
@@ -18,23 +18,29 @@ REGISTER = 'savepoint.registry.register("name", thing) with an object that has s
 
 @dataclass(frozen=True)
 class Trace:
-    """What one process recorded. notes: (file:line, what it calls), of sources of randomness and clocks."""
+    """Everything that one process recorded.
+
+    about: classes and files of the parts, see `trace.about`. notes: (file:line, words) for each use of unseeded
+    randomness or of a clock.
+    """
 
     about: dict[str, Any]
     records: list[dict[str, Any]]
     notes: list[tuple[str, str]] = field(default_factory=list)
 
     def since(self, at: str) -> "Trace":
-        """From the first state at a place on."""
+        """Return the trace from the first recorded state at a place on."""
         begin = next(i for i, each in enumerate(self.records) if each["kind"] == "state" and each["at"] == at)
         return Trace(self.about, self.records[begin:], self.notes)
 
     @property
     def count(self) -> int:
+        """The number of recorded values."""
         return sum(len(record["values"]) for record in self.records)
 
 
 def read(trace: Path, notes: Path) -> Trace:
+    """Read the two files that a short run wrote."""
     about, *records = [json.loads(line) for line in trace.read_text(encoding="utf-8").splitlines()]
     lines = notes.read_text(encoding="utf-8").splitlines() if notes.exists() else []
     return Trace(about, records, [(place, what) for place, _, what in (line.partition("\t") for line in lines)])
@@ -42,7 +48,7 @@ def read(trace: Path, notes: Path) -> Trace:
 
 @dataclass(frozen=True)
 class Difference:
-    """The first of two traces. index: of the record in both. names: what differs in it, in order of computation."""
+    """The first difference of two traces. index: the record. names: the values that differ, in order of computation."""
 
     at: str
     kind: str
@@ -51,6 +57,7 @@ class Difference:
 
 
 def first(a: Trace, b: Trace) -> Difference | None:
+    """Return the first difference of two traces, or None if they are equal."""
     for index, (one, other) in enumerate(zip(a.records, b.records)):
         if any(one[key] != other[key] for key in ("at", "kind")) or one["values"].keys() != other["values"].keys():
             return Difference(one["at"], "course", [], index)
@@ -64,7 +71,7 @@ def first(a: Trace, b: Trace) -> Difference | None:
 
 
 def what(found: Difference, about: dict[str, Any]) -> str:
-    """The thing that differs, where everything that was computed before it is equal."""
+    """Describe what differs. Everything that was computed before it is equal."""
     name = found.names[0] if found.names else ""
     more = f" and {len(found.names) - 1} more" if len(found.names) > 1 else ""
     inside = any(other.startswith(f"{name}.") for other in about["classes"])
@@ -106,7 +113,7 @@ def _named(name: str, about: dict[str, Any]) -> str:
 
 
 def responsible(found: Difference, about: dict[str, Any]) -> tuple[str, str]:
-    """Whose doing it is. Returns: the beginning of its name, and the Python module of its class."""
+    """Return the component responsible for a difference: its name prefix and the module of its class."""
     name = found.names[0] if found.names else "model"
     owner = {
         "batch": "data.val" if found.at.startswith("validation") else "data.train",
@@ -129,8 +136,10 @@ def _owner_of_state(name: str, found: Difference) -> str:
 
 
 def suspects(a: Trace, b: Trace, found: Difference, *, here: str, there: str) -> list[tuple[str, str]]:
-    """What the two keep outside of their state and is not equal, earliest first, those of whoever is responsible before
-    others. here, there: how the two are called. Returns: name and words.
+    """List values outside the saved state that differ at the earliest point, up to the difference itself.
+
+    Values of the responsible component come alone if there are any.
+    here, there: what to call the two traces in the words. Returns: name and words of each.
     """
     for one, other in list(zip(a.records, b.records))[: found.index + 1]:
         left, right = one.get("outside"), other.get("outside")
@@ -151,7 +160,7 @@ def _within(name: str, outer: str) -> bool:
 
 
 def _rank(name: str, owner: tuple[str, str], about: dict[str, Any]) -> int:
-    """How likely it is that a name has to do with what the owner did; 0 is best."""
+    """Rank how likely a value is to have caused what the owner did; 0 is the likeliest."""
     path, module = owner
     if _within(name, path):
         return 0
@@ -168,7 +177,7 @@ def _two(left: list[str] | None, right: list[str] | None, here: str, there: str)
 
 
 def noted(a: Trace, b: Trace, found: Difference) -> list[tuple[str, str]]:
-    """Unseeded generators and clocks that the project uses, those in the responsible module first."""
+    """Return the notes of unseeded generators and clocks: those of the responsible module, or all if it has none."""
     module = responsible(found, a.about)[1]
     file = a.about["files"].get(module, "")
     notes = sorted(dict.fromkeys([*a.notes, *b.notes]), key=lambda note: ("the clock" in note[1], note[0]))
@@ -177,9 +186,9 @@ def noted(a: Trace, b: Trace, found: Difference) -> list[tuple[str, str]]:
 
 
 def hashes(about: dict[str, Any], owner: tuple[str, str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Where the project's source uses what addresses or Python's hash seed decide: hash, id, the order of a set.
+    """Find where the project's source depends on addresses or on Python's hash seed: hash(), id(), the order of a set.
 
-    Returns: the lines of the class that is responsible, and all.
+    Returns: the lines in the responsible class, and the lines in all files.
     """
     name = about["classes"].get("data" if owner[0].startswith("data") else owner[0], [""])[0]
     every, own = [], []
@@ -206,7 +215,7 @@ def _hashes(tree: ast.AST, path: str) -> list[tuple[str, str]]:
 
 
 def advice(name: str, words: str, found: Difference) -> str:
-    """What to do about something outside of the state, by its name and what is said of it."""
+    """Return what to do about a value outside the saved state. words: what `suspects` says about it."""
     if GENERATOR in words:
         return remedy(found)
     if name.startswith("model"):
@@ -222,5 +231,5 @@ def advice(name: str, words: str, found: Difference) -> str:
 
 
 def remedy(found: Difference) -> str:
-    """What to do about an unseeded generator."""
+    """Return what to do about an unseeded generator."""
     return BY_INDEX if found.kind == "batch" else GENERATORS

@@ -1,6 +1,7 @@
-"""What a run keeps outside of its state: attributes, module globals, caches, by name and by digest.
+"""Survey what a run keeps outside its saved state: attributes, module globals, caches, by name and by digest.
 
-No fault by itself: a cache may fill up and change nothing. But where two runs differ, this is where to look.
+Such values are no fault by themselves, since a cache may fill up and change nothing. When two runs differ, they are
+where to look.
 """
 
 import collections
@@ -21,13 +22,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
-from savepoint import fingerprint
-from savepoint.state import Parts, TrainState
+from savepoint.data import digest_of, spread
+from savepoint.training import Parts, TrainState
 
-DEPTH, LEAVES, ITEMS = 6, 4000, 64  # how deep, how much of one thing, and how many entries of one list are looked at
-VALUES = 2**20  # of a tensor: of a larger one, as many that lie evenly in it
-MODULE = frozenset(vars(nn.Module())) - {"training"}  # torch's own: parameters, hooks, …
+# How deep the survey goes, how many values of one object it reads, and how many entries of one container.
+DEPTH, LEAVES, ITEMS = 6, 4000, 64
+VALUES = 2**20  # a larger tensor is sampled
+MODULE = frozenset(vars(nn.Module())) - {"training"}  # torch's own attributes: parameters, hooks, …
 HOOKS = tuple(sorted(name for name in MODULE if name.endswith("_hooks")))
 CONTAINERS = (Mapping, set, frozenset, list, tuple, collections.deque)
 PLAIN = bool | int | float | complex | str | bytes | None
@@ -36,14 +39,14 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+|\b0x[0-9a-f]+")
 
 
 class Value(NamedTuple):
-    """digest: equal for equal values. shown: the value in a few words."""
+    """A surveyed value. digest: equal for equal values. shown: the value in a few words."""
 
     digest: str
     shown: str
 
 
 def survey(state: TrainState, parts: Parts) -> dict[str, Value]:
-    """Everything that is found, by name: `model.layers.1.calls`, `data.train.cache`, `project.data.mine.COUNT`."""
+    """Return every value found, by name: `model.layers.1.calls`, `data.train.cache`, `project.data.mine.COUNT`."""
     known: list[Any] = [
         *state.model.modules(),
         *state.registered.values(),
@@ -70,6 +73,7 @@ def survey(state: TrainState, parts: Parts) -> dict[str, Value]:
 
 
 def _persistent(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the buffers that a state_dict holds."""
     for module in model.modules():
         yield from (
             buffer
@@ -79,13 +83,15 @@ def _persistent(model: nn.Module) -> Iterator[Tensor]:
 
 
 class _Walk:
+    """A walk through objects. seen: what is saved or was visited, by identity; it is not visited again."""
+
     def __init__(self, seen: dict[int, Any]) -> None:
         self.found: dict[str, Value] = {}
-        self._seen = seen  # by identity; and kept, or another object could get the same
+        self._seen = seen  # holds the objects too: the identity of one that is gone could be given to another
         self._left = LEAVES
 
     def begin(self) -> None:
-        """Another thing, with as much to look at as the one before: annotations of data leave room for the rest."""
+        """Reset the budget before visiting the next object."""
         self._left = LEAVES
 
     def root(self, path: str, value: Any) -> None:
@@ -93,7 +99,7 @@ class _Walk:
         self.value(path, value)
 
     def module(self, path: str, module: nn.Module) -> None:
-        """What is in no state_dict of a registered module."""
+        """Visit what no state_dict of a module holds."""
         self.attributes(path, module, but=tuple(MODULE))
         for name in HOOKS:
             for hook in list((vars(module)[name] or {}).values()):
@@ -109,7 +115,7 @@ class _Walk:
                 self.value(f"{path}.{name}", each)
 
     def namespace(self, path: str, names: Mapping[str, Any], *, owner: str) -> None:
-        """The globals of a module of the project, or the attributes of a class of it."""
+        """Visit the globals of a module of the project, or the attributes of one of its classes."""
         for name, each in names.items():
             if name.startswith("__") or isinstance(each, types.ModuleType):
                 continue
@@ -146,7 +152,7 @@ class _Walk:
 
     def leaf(self, path: str, value: Any, shown: str) -> None:
         self._left -= 1
-        self.found[path] = Value(fingerprint.of(_some(value))[:16], shown)
+        self.found[path] = Value(digest_of(contents(_some(value)))[:16], shown)
 
     def _container(self, path: str, value: Any, depth: int) -> None:
         count = len(value)
@@ -158,18 +164,18 @@ class _Walk:
         if isinstance(value, set | frozenset):
             self.leaf(f"{path}{{}}", sorted(map(_text, value)) if count <= ITEMS else count, "entries")
         elif isinstance(value, Mapping):
-            for key in list(value)[-ITEMS:]:  # what was put in last
+            for key in list(value)[-ITEMS:]:  # the newest entries
                 self.value(f"{path}[{_text(key)[:40]}]", value[key], depth + 1)
         else:
-            for index in islice(fingerprint.spread(count), ITEMS):
+            for index in islice(spread(count), ITEMS):
                 self.value(f"{path}[{index}]", value[index], depth + 1)
 
     def _function(self, path: str, function: Any, depth: int) -> None:
-        """What a function of the project remembers: its cache, closure, defaults and attributes."""
+        """Visit what a function of the project remembers: its cache, closure, defaults and attributes."""
         if isinstance(function, classmethod | staticmethod | types.MethodType):
             self.value(path, function.__func__, depth)
             owner = getattr(function, "__self__", None)
-            if type(owner).__module__.partition(".")[0] == "project":  # an object that nothing else may hold
+            if type(owner).__module__.partition(".")[0] == "project":  # perhaps nothing else holds it
                 self.value(path, owner, depth)
         elif isinstance(function, CACHED):
             misses = function.cache_info().misses
@@ -198,7 +204,7 @@ class _Walk:
             local = inspect.getgeneratorlocals(value)
             self.leaf(path, (value.gi_frame.f_lasti if value.gi_frame else -1, str(list(local))), "a Python generator")
             inner: dict[str, Any] = local
-        elif isinstance(value, nn.Module):  # one that no model has registered: all of it is outside
+        elif isinstance(value, nn.Module):  # no model has registered it, so its weights are outside too
             tensors = {**dict(value.named_parameters()), **dict(value.named_buffers())}
             inner = tensors | {name: each for name, each in vars(value).items() if name not in MODULE}
         else:
@@ -212,6 +218,7 @@ class _Walk:
 
 
 def _vars(value: Any) -> dict[str, Any]:
+    """Return an object's attributes, those in slots included."""
     slots = [name for cls in type(value).__mro__ for name in _slots(cls)]
     named = {name: getattr(value, name) for name in slots if hasattr(type(value), name) and _has(value, name)}
     return named | dict(getattr(value, "__dict__", {}))
@@ -227,7 +234,7 @@ def _has(value: Any, name: str) -> bool:
 
 
 def _generator(value: Any) -> Any:
-    """The state of a random generator; None if it is none."""
+    """Return the state of a random generator, or None for any other value."""
     if isinstance(value, np.random.Generator):
         return value.bit_generator.state
     if isinstance(value, np.random.BitGenerator):
@@ -240,16 +247,15 @@ def _generator(value: Any) -> Any:
 
 
 def _few(value: Any) -> str:
-    if isinstance(value, Tensor):
-        value = value.detach()
-    count = int(value.numel() if isinstance(value, Tensor) else value.size)
-    if count == 1 and (not isinstance(value, Tensor) or value.layout is torch.strided):
-        return str(value.item())
-    return f"{'a tensor' if isinstance(value, Tensor) else 'an array'} of {count} values"
+    """Describe a tensor or array: its value if it has one, otherwise how many it has."""
+    if not isinstance(value, Tensor):
+        return str(value.item()) if value.size == 1 else f"an array of {value.size} values"
+    readable = value.layout is torch.strided and _tensor(value) is value
+    return str(value.item()) if readable and value.numel() == 1 else f"a tensor of {value.numel()} values"
 
 
 def _some(value: Any) -> Any:
-    """Of a large tensor or array: its values, thinned out, and their sum, in which a change between them shows."""
+    """Sample a large tensor or array: every n-th value and the sum, which shows a change between sampled values."""
     if isinstance(value, Tensor) and value.layout is torch.strided and value.numel() > VALUES:
         return value.detach().reshape(-1)[:: -(-value.numel() // VALUES)], value.detach().sum()
     if isinstance(value, np.ndarray) and value.size > VALUES and value.dtype.kind in "biufc":
@@ -258,11 +264,11 @@ def _some(value: Any) -> Any:
 
 
 def _position(value: Any, depth: int = 0) -> str:
-    """Of something opaque: how far an open file or an iterator is, else what it says of itself without addresses."""
+    """Describe an opaque object: the position of a file or an iterator, otherwise its repr without addresses."""
     if hasattr(value, "tell"):
         with contextlib.suppress(OSError, ValueError):
             return str(value.tell())
-    # Iterators of Python's own say where they are only to `copy`, and from 3.12 on not gladly.
+    # Python's own iterators reveal their position only through __reduce__, which warns from 3.12 on.
     if isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools") and depth < DEPTH:
         with contextlib.suppress(TypeError), warnings.catch_warnings(action="ignore"):
             return f"{type(value).__name__}({_items(value.__reduce__(), depth)})"
@@ -280,8 +286,10 @@ def _text(value: Any) -> str:
 
 
 def contents(value: Any, depth: int = 0) -> Any:
-    """What `fingerprint.of` sees all of: objects of any class as their attributes, sets in order."""
-    if isinstance(value, Tensor | np.generic | PLAIN):
+    """Convert a value to plain data that `digest_of` reads whole: objects as their attributes, sets in order."""
+    if isinstance(value, Tensor):
+        return _tensor(value)
+    if isinstance(value, np.generic | PLAIN):
         return value
     if isinstance(value, np.ndarray):
         return [contents(each, depth + 1) for each in value.reshape(-1)] if value.dtype == object else value
@@ -294,3 +302,14 @@ def contents(value: Any, depth: int = 0) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(map(_text, value))
     return [type(value).__qualname__, {name: contents(each, depth + 1) for name, each in _vars(value).items()}]
+
+
+def _tensor(value: Tensor) -> Any:
+    """Convert the kinds of tensors that have no plain values. Meta and fake tensors have a shape and nothing else."""
+    if value.is_meta or isinstance(value, FakeTensor):
+        return [type(value).__qualname__, str(value.dtype), list(value.shape), list(value.stride())]
+    if value.is_nested:
+        return [type(value).__qualname__, *(_tensor(each) for each in value.unbind())]
+    if value.is_quantized:
+        return [str(value.dtype), value.int_repr(), value.dequantize()]
+    return value

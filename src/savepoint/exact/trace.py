@@ -1,9 +1,8 @@
-"""What a short run computes, value by value in the order of computation, as digests: for `verify --exact` to compare.
+"""Record digests of everything that a short run computes, in the order of computation, for `verify --exact` to compare.
 
-    python -m savepoint.exact.trace <order.json>
-
-trains the run in a directory, from its beginning or from its newest checkpoint, for two short epochs, and writes a line
-for each thing that was computed. Nothing that is recorded is changed, and no random number is drawn for it.
+`python -m savepoint.exact.trace <order.json>` trains the run in a directory, from its beginning or from its newest
+checkpoint, for two short epochs, and writes a line for each thing that was computed. Recording changes no value and
+draws no random number.
 """
 
 import dataclasses
@@ -17,36 +16,35 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from savepoint import checkpoint, config, fingerprint, job, plain, run
-from savepoint.batches import Batches
+from savepoint import checkpoint, runs, training, trust
+from savepoint.data import Batches, Stream, digest_of
 from savepoint.errors import UserError
 from savepoint.exact import outside, traps
-from savepoint.state import Parts, TrainState, capture
-from savepoint.stream import Stream
-from savepoint.task import Outcome
-from savepoint.trackers.none import NoTracker
+from savepoint.trackers import NoTracker
+from savepoint.training import Outcome, Parts, TrainState, capture
 
 EPOCHS, WINDOWS, VALIDATION = 2, 4, 4  # epochs; updates in each; batches of each evaluation
 LONG = 64  # items of a list from which on it is one value
 
 
 class Order(NamedTuple):
-    """What one process is asked to do, and where it writes. ahead: see `traps.Traps`."""
+    """What one process is asked to train, and the files that it writes. clock_offset: see `traps.Traps`."""
 
     directory: str
     repository: str
     trace: str
     notes: str
-    ahead: int
+    clock_offset: int
     resume: bool
     workers: int
 
 
 def planned(batches: int, accumulate: int) -> tuple[int, int, int]:
-    """How long a short epoch is. Returns: its batches, its updates, and the update after which a checkpoint is saved.
+    """Plan a short epoch. Returns: its batches, its updates, and the update after which a checkpoint is saved.
 
-    Its last window is shorter than the others where that can be. The checkpoint is in the middle of the second epoch:
-    after an evaluation, and with updates to come that need what it holds. At the end of the first, if one is all.
+    The last window is shorter than the others where possible. The checkpoint is in the middle of the second epoch:
+    after an evaluation, and before updates that need what it holds. With one update in an epoch, it is at the end of
+    the first.
     """
     short = min(batches, WINDOWS * accumulate - (accumulate > 1))
     updates = -(-short // accumulate)
@@ -54,7 +52,7 @@ def planned(batches: int, accumulate: int) -> tuple[int, int, int]:
 
 
 class Trace:
-    """Where the records go, one JSON object a line: {"at", "kind", "values"}, and {"outside"} beside a state."""
+    """A file of records, one JSON object a line: {"at", "kind", "values"}, and {"outside"} beside a state."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8")
@@ -72,7 +70,7 @@ class Trace:
 
 
 class Watch:
-    """What `job.Job.watch` is: shortens the run, and records what passes between its parts."""
+    """Shortens a run to two short epochs, and records what passes between its parts."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
@@ -118,12 +116,12 @@ class Watch:
         return lambda _module, _arguments, output: self.trace.record("output", {path: output})
 
     def _updated(self, *_: Any) -> None:
-        """The gradients that an update used, last layer first, as they were computed."""
+        """Record the gradients that an update used, last layer first, which is the order of computation."""
         named = reversed([*self.state.model.named_parameters()])
         self.trace.record("gradient", {f"model.{name}": each.grad for name, each in named if each.grad is not None})
 
     def between(self) -> None:
-        """The whole state, between two updates: what a checkpoint would hold here, and what it would not."""
+        """Record the whole state between two updates: what a checkpoint would hold here, and what it would not."""
         state = self.state
         ended = f"the end of epoch {state.epoch}" if state.epoch else "the start"
         self.trace.at = f"update {state.step}" if state.batch else ended
@@ -140,7 +138,7 @@ class Watch:
         self.trace.record("batch", dict(leaves(batch, "batch")))
 
     def forward(self) -> None:
-        """A forward pass of training is about to begin: of which batch? A search goes through a window again."""
+        """Note which batch the coming forward pass trains on. A searching optimizer goes through a window again."""
         if self.validating:
             return
         self._at(self._window[self._forwards % len(self._window)])
@@ -151,7 +149,7 @@ class Watch:
 
 
 class _Training:
-    """The batches of the training split, and a record of each."""
+    """The batches of the training split, recorded as the loop asks for them."""
 
     def __init__(self, watch: Watch, batches: Batches | Stream) -> None:
         self._watch, self._batches = watch, batches
@@ -163,7 +161,7 @@ class _Training:
         return len(self._batches)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
-        # Asked for the first batch of a window, the loop has made the update before: here the state is whole.
+        # When the loop asks for the first batch of a window, the update before it is done and the state is whole.
         self._watch.between()
         self._watch.validating = False
         for number, batch in enumerate(self._batches.epoch(epoch, start=start), start=start):
@@ -184,7 +182,7 @@ class _Validation(_Training):
 
 
 class _Task:
-    """A task, and a record of what it says."""
+    """A task whose outcomes and metrics are recorded."""
 
     def __init__(self, watch: Watch, task: Any) -> None:
         self._watch, self._task = watch, task
@@ -213,23 +211,23 @@ class _Task:
 
 
 def about(state: TrainState, parts: Parts) -> dict[str, Any]:
-    """The classes of everything that can be responsible: by name, [class, its module]; and the project's files."""
-    things = {
+    """Return the class and module of each part that can be responsible for a difference, and the project's files."""
+    named: dict[str, Any] = {
         "task": parts.task,
         "data": parts.train.dataset,
         "optimizer": state.optimizer,
         "scheduler": state.scheduler,
     }
     for name, module in state.model.named_modules():
-        things[f"model.{name}".rstrip(".")] = module
+        named[f"model.{name}".rstrip(".")] = module
     mine = [module for name, module in sys.modules.items() if name.split(".")[0] == "project"]
     files = {module.__name__: module.__file__ for module in mine if getattr(module, "__file__", None)}
-    classes = {name: [type(each).__qualname__, type(each).__module__] for name, each in things.items()}
+    classes = {name: [type(each).__qualname__, type(each).__module__] for name, each in named.items()}
     return {"classes": classes, "files": files, "deterministic": parts.settings.trainer.deterministic}
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The values in nested mappings and sequences, by name."""
+    """Yield the values in nested mappings and sequences, each with its path."""
     if isinstance(value, Mapping):
         for key, each in value.items():
             yield from leaves(each, f"{path}.{key}".lstrip("."))
@@ -241,11 +239,12 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def digest(value: Any) -> str:
-    """Of anything. What has no values that could be read here (of a fake tensor, say) counts by its class alone."""
+    """Return a digest of a value of any kind. Raises: UserError if a tensor has values that cannot be read."""
     try:
-        return fingerprint.of(outside.contents(value))[:16]
-    except (RuntimeError, NotImplementedError):
-        return type(value).__qualname__
+        return digest_of(outside.contents(value))[:16]
+    except (RuntimeError, NotImplementedError) as error:
+        # Skipping it would hide a difference.
+        raise UserError(f"A {type(value).__qualname__} cannot be compared: {error}") from error
 
 
 def main(arguments: list[str]) -> int:
@@ -254,11 +253,12 @@ def main(arguments: list[str]) -> int:
     trace = Trace(Path(order.trace))
     watch = Watch(trace)
     try:
-        traps.Traps(Path(order.repository) / "src" / "project", Path(order.notes), ahead=order.ahead).install()
+        project = Path(order.repository) / "src" / "project"
+        traps.Traps(project, Path(order.notes), clock_offset=order.clock_offset).install()
         _train(order, watch)
         watch.between()
     except UserError as error:
-        print(f"error: {plain.printable(str(error))}", file=sys.stderr)
+        print(f"error: {trust.printable(str(error))}", file=sys.stderr)
         return 2
     finally:
         trace.close()
@@ -267,11 +267,17 @@ def main(arguments: list[str]) -> int:
 
 def _train(order: Order, watch: Watch) -> None:
     repository, directory = Path(order.repository), Path(order.directory)
-    chosen = plain.parse((directory / run.CONFIG).read_bytes())
+    chosen = trust.parse_config((directory / runs.CONFIG).read_bytes())
     chosen["data"]["num_workers"] = order.workers
-    settings = config.check(chosen, source=repository / "src")
-    newest = checkpoint.latest(directory / run.CHECKPOINTS)[0] if order.resume else None
-    job.train(job.Job(run.read(directory), chosen, settings, NoTracker(), repository, watch=watch), resumed=newest)
+    settings = trust.check_config(chosen, source=repository / "src")
+    newest = checkpoint.latest(directory / runs.CHECKPOINTS)[0] if order.resume else None
+    tracker = NoTracker()
+    job = training.Job(runs.read(directory), chosen, settings, tracker, repository, checkpoint=newest)
+    with training.session(job):
+        state, parts = training.prepare(job)
+        parts = watch(state, parts)
+        with training.supervise(job, state, parts) as (saves, progress, stop):
+            training.fit(state, parts, saves, tracker, progress, stop)
 
 
 if __name__ == "__main__":

@@ -1,180 +1,249 @@
-"""Sources of what no seed decides, watched: where code of the project asks for unseeded randomness, or for the clock.
+"""Watch the sources of randomness and time that no seed decides, and note which line of the project asks for them.
 
-For `verify --exact` alone. Each source works as before, and notes the line of the project that asked. An unseeded
-generator deep inside a library counts for the line that called the library; a clock, which libraries read all the time,
-counts only where the project itself reads it.
+For `verify --exact` alone. Every source works as before. No class is replaced: C extensions, subclasses and type checks
+depend on the real ones. Three means cover everything:
+
+- Functions of a module (`time.time`, `os.urandom`) and Python methods (`random.Random.seed`) are wrapped in place.
+- NumPy's generators are classes written in C. All fetch their entropy from one Python function, which is wrapped.
+- Other methods of C classes (`datetime.now`, `torch.Generator.seed`) are watched in the project's own source, whose
+  syntax tree is changed when it is imported.
 """
 
+import ast
+import builtins
 import calendar
+import copy
 import datetime
 import functools
+import importlib.machinery
+import linecache
 import os
 import random
+import re
 import secrets
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from types import FrameType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import _pickle, bit_generator
 
 UNSEEDED, CLOCK = "without a seed", "the clock"
-BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
+# Decides from a call's arguments whether to note it. None stands for an argument that was left out.
+Rule = Callable[[tuple[Any, ...]], bool]
+Shift = Callable[[Any], Any]
+_HOOK = "__savepoint_watched__"  # what the changed source of the project calls
+# What these make without a seed is the name of a file, or is given another generator's state at once.
+_HARMLESS = frozenset(module.__file__ for module in (tempfile, copy, _pickle))
+
+
+def _always(_values: tuple[Any, ...]) -> bool:
+    return True
+
+
+def _unseeded(values: tuple[Any, ...]) -> bool:
+    return all(value is None for value in values)
+
+
+def _seeds_nothing(_values: tuple[Any, ...]) -> bool:
+    """Whether the call under way leaves a NumPy generator unseeded.
+
+    `RandomState(seed)` makes an unseeded generator first, and seeds it then. Only the source of the call tells.
+    """
+    frame = _outside(sys._getframe())
+    if frame is None:
+        return True
+    line, last, start, end = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
+    if line is None or line != last:
+        return True
+    call = linecache.getline(frame.f_code.co_filename, line).encode()[start:end].decode(errors="replace")
+    return not re.search(r"\b(RandomState|cls)\((?!None\)|\))", call)
+
+
+def _outside(frame: FrameType | None) -> FrameType | None:
+    """Return the nearest caller that is no code of this module."""
+    while frame and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return frame
 
 
 class Traps:
-    """project: the directory whose code is watched. notes: the file that gets a line for each place.
+    """Notes of where the project asks for unseeded randomness or for the time.
 
-    ahead: seconds by which the time of day is ahead for the project's own code, so that what depends on the hour or the
-    day shows between two runs of the same minute. Durations stay what they are.
+    An unseeded generator deep inside a library counts for the line of the project that called the library. A clock,
+    which libraries read all the time, counts only where the project itself reads it.
+
+    project: the directory of the watched code. notes: the file that gets a line for each place. clock_offset: seconds
+    by which the time of day is ahead for the project's own code, so that two runs of the same minute differ if they
+    depend on the hour or the day. Durations stay what they are.
     """
 
-    def __init__(self, project: Path, notes: Path, *, ahead: int = 0) -> None:
-        self._project, self._notes, self._ahead = f"{project}{os.sep}", notes, ahead
-        self._seen: set[str] = set()
+    def __init__(self, project: Path, notes: Path, *, clock_offset: int = 0) -> None:
+        self._project, self._notes = f"{project}{os.sep}", notes
+        self._clock_offset = clock_offset
+        self._places: set[str] = set()
 
     def install(self) -> None:
-        """For the rest of this process, and of those that it forks. Before a module of the project is imported."""
+        """Watch for the rest of this process and of those it forks. Call it before the project is imported."""
         for name in ("default_rng", "seed"):
-            self._function(np.random, name, self._unseeded)
-        for name in ("RandomState", "SeedSequence", *BIT_GENERATORS):
-            self._class(np.random, name, self._unseeded)
-        self._function(random, "seed", self._unseeded)
-        self._class(random, "Random", self._unseeded)
-        self._class(random, "SystemRandom", self._always)
-        self._class(torch, "Generator", None, seed=self._always)
-        always = {
-            os: ("urandom", "getrandom", "getpid"),
+            self._wrap(np.random, name, f"calls numpy.random.{name}() {UNSEEDED}", _unseeded)
+        self._wrap(bit_generator, "randbits", f"makes a NumPy generator {UNSEEDED}", _seeds_nothing)
+        self._wrap(random, "seed", f"calls random.seed() {UNSEEDED}", _unseeded)
+        # A generator of Python seeds itself when it is made.
+        self._wrap_method(random.Random, "seed", f"makes a random.Random() {UNSEEDED}", _unseeded)
+        self._wrap_method(random.SystemRandom, "seed", "makes a random.SystemRandom(), that no seed decides", _always)
+        undecided = {
+            os: ("urandom", "getrandom"),
             secrets: ("token_bytes", "token_hex", "token_urlsafe", "randbelow", "randbits", "choice"),
             uuid: ("uuid1", "uuid4"),
             torch: ("seed",),
             torch.random: ("seed",),
             torch.cuda: ("seed", "seed_all"),
         }
-        for module, names in always.items():
-            for name in names:
-                if hasattr(module, name):
-                    self._function(module, name, self._always)
-        self._clocks()
+        for module, names in undecided.items():
+            for name in filter(functools.partial(hasattr, module), names):
+                self._wrap(module, name, f"calls {module.__name__}.{name}(), that no seed decides", _always)
+        self._wrap(os, "getpid", "calls os.getpid(), that is another in every process", _always, deep=False)
+        self._wrap_clocks()
+        setattr(builtins, _HOOK, self._watched)
+        sys.meta_path.insert(0, _Finder())
 
-    def _clocks(self) -> None:
+    def _wrap_clocks(self) -> None:
+        offset = self._clock_offset
         for name in ("monotonic", "perf_counter", "process_time", "thread_time"):
-            self._function(time, name, self._clock)
-            self._function(time, f"{name}_ns", self._clock)
-        self._function(time, "time", self._clock, shift=lambda seconds: seconds + self._ahead)
-        self._function(time, "time_ns", self._clock, shift=lambda value: value + self._ahead * 1_000_000_000)
+            self._wrap_clock(name, _always)
+            self._wrap_clock(f"{name}_ns", _always)
+        self._wrap_clock("time", _always, lambda seconds: seconds + offset)
+        self._wrap_clock("time_ns", _always, lambda nanoseconds: nanoseconds + offset * 1_000_000_000)
+        # These read the clock only if no time is given.
         local, universal = time.localtime, time.gmtime
-        no_more = self._clock_unless(0)
-        self._function(time, "localtime", no_more, shift=lambda now: local(time.mktime(now) + self._ahead))
-        self._function(time, "gmtime", no_more, shift=lambda now: universal(calendar.timegm(now) + self._ahead))
-        self._function(time, "ctime", no_more)
-        self._function(time, "strftime", self._clock_unless(1))
+        self._wrap_clock("localtime", _unseeded, lambda now: local(time.mktime(now) + offset))
+        self._wrap_clock("gmtime", _unseeded, lambda now: universal(calendar.timegm(now) + offset))
+        self._wrap_clock("ctime", _unseeded)
+        self._wrap_clock("strftime", lambda values: len(values) <= 1)
 
-        def later(value: Any) -> Any:
-            return value + datetime.timedelta(seconds=self._ahead)
+    def _wrap_clock(self, name: str, rule: Rule, shift: Shift | None = None) -> None:
+        self._wrap(time, name, f"calls time.{name}(), {CLOCK}", rule, deep=False, shift=shift)
 
-        self._class(datetime, "datetime", None, shift=later, now=self._clock, utcnow=self._clock, today=self._clock)
-        self._class(datetime, "date", None, shift=later, today=self._clock)
+    def _wrap(
+        self, module: ModuleType, name: str, words: str, rule: Rule, *, deep: bool = True, shift: Shift | None = None
+    ) -> None:
+        if hasattr(module, name):
+            setattr(module, name, _Wrapped(getattr(module, name), self, words, rule, deep=deep, shift=shift))
 
-    def _function(self, module: Any, name: str, rule: "Rule", *, shift: Callable[[Any], Any] | None = None) -> None:
-        real = getattr(module, name)
+    def _wrap_method(self, cls: type, name: str, words: str, rule: Rule) -> None:
+        real = getattr(cls, name)
 
         @functools.wraps(real)
-        def watched(*arguments: Any, **keywords: Any) -> Any:
-            own = rule(f"{module.__name__}.{name}", (*arguments, *keywords.values()))
-            given = real(*arguments, **keywords)
-            return shift(given) if shift is not None and own else given
+        def method(self: Any, *arguments: Any, **keywords: Any) -> Any:
+            if rule((*arguments, *keywords.values())):
+                traps.note(words, deep=True)
+            return real(self, *arguments, **keywords)
 
-        setattr(module, name, watched)
+        traps = self
+        setattr(cls, name, method)
 
-    def _class(
-        self,
-        module: Any,
-        name: str,
-        rule: "Rule | None",
-        *,
-        shift: Callable[[Any], Any] | None = None,
-        **methods: "Rule",
-    ) -> None:
-        """Put a class in a class's place. It makes the real thing, but where a method of an instance is watched."""
-        real = getattr(module, name)
-        told = f"{module.__name__}.{name}"
+    def _watched(self, method: Any) -> Any:
+        """Return a method that the project looks up; a wrapped one if it reads the clock or draws a random seed."""
+        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if name == "seed" and isinstance(owner, torch.Generator):
+            return _Wrapped(method, self, "calls torch.Generator.seed(), that no seed decides", _always)
+        if name in _CLOCKS and isinstance(owner, type) and issubclass(owner, datetime.date):
+            words = f"calls {owner.__module__}.{owner.__name__}.{name}(), {CLOCK}"
+            later = datetime.timedelta(seconds=self._clock_offset)
+            return _Wrapped(method, self, words, _always, deep=False, shift=lambda now: now + later)
+        return method
 
-        class Watched(type(real)):  # type: ignore[misc]
-            def __call__(cls, *arguments: Any, **keywords: Any) -> Any:
-                if cls is not watched:  # a class that was made from it
-                    return super().__call__(*arguments, **keywords)
-                if rule is not None:
-                    rule(told, (*arguments, *keywords.values()))
-                return super().__call__(*arguments, **keywords) if real is GENERATOR else real(*arguments, **keywords)
+    def note(self, words: str, *, deep: bool) -> bool:
+        """Note the line of the project that asked. Returns: whether the project itself asked, not a library.
 
-            def __instancecheck__(cls, instance: Any) -> bool:
-                return isinstance(instance, real) if cls is watched else super().__instancecheck__(instance)
-
-            def __subclasscheck__(cls, other: type) -> bool:
-                return issubclass(other, real) if cls is watched else super().__subclasscheck__(other)
-
-        inside = {method: _method(real, method, f"{told}.{method}", each, shift) for method, each in methods.items()}
-        watched = Watched(name, (real,), {"__module__": real.__module__, "__doc__": real.__doc__, **inside})
-        setattr(module, name, watched)
-
-    # Rules: what is noted, and whether the project itself asked.
-
-    def _unseeded(self, call: str, values: tuple[Any, ...]) -> bool:
-        return all(value is None for value in values) and self._note(f"{call}() {UNSEEDED}", deep=True)
-
-    def _always(self, call: str, _values: tuple[Any, ...]) -> bool:
-        what = "that is another in every process" if call == "os.getpid" else "that no seed decides"
-        return self._note(f"{call}(), {what}", deep=call != "os.getpid")
-
-    def _clock(self, call: str, _values: tuple[Any, ...]) -> bool:
-        return self._note(f"{call}(), {CLOCK}", deep=False)
-
-    def _clock_unless(self, given: int) -> "Rule":
-        """For functions that read the clock only if they get no more arguments than that."""
-        return lambda call, values: len(values) <= given and self._note(f"{call}(), {CLOCK}", deep=False)
-
-    def _note(self, what: str, *, deep: bool) -> bool:
-        """Returns: whether the caller is the project itself."""
-        frame = sys._getframe(3)  # past the rule and the function in the source's place
-        while frame.f_code.co_filename == __file__ and frame.f_back:  # a rule that is a lambda is one more
-            frame = frame.f_back
-        own = frame.f_code.co_filename.startswith(self._project)
-        while deep and not frame.f_code.co_filename.startswith(self._project):
+        deep: a library that the project called counts for the project.
+        """
+        frame = _outside(sys._getframe())
+        own = frame is not None and self._is_own(frame)
+        while deep and frame and not self._is_own(frame):
+            file = frame.f_code.co_filename
             # What a library does while it is imported is no part of what the project computes.
-            if frame.f_back is None or frame.f_code.co_filename.startswith("<frozen importlib"):
-                return False
-            frame = frame.f_back
-        if own or deep:
-            self._write(f"{frame.f_code.co_filename}:{frame.f_lineno}", what)
+            frame = None if file in _HARMLESS or file.startswith("<frozen importlib") else frame.f_back
+        if frame and (own or deep):
+            self._write(f"{frame.f_code.co_filename}:{frame.f_lineno}", words)
         return own
 
-    def _write(self, place: str, what: str) -> None:
-        if place not in self._seen:
-            self._seen.add(place)
-            with self._notes.open("a", encoding="utf-8") as file:  # in one write: workers write to it as well
-                file.write(f"{place}\t{what}\n")
+    def _is_own(self, frame: FrameType) -> bool:
+        return frame.f_code.co_filename.startswith(self._project)
+
+    def _write(self, place: str, words: str) -> None:
+        if place not in self._places:
+            self._places.add(place)
+            # In one write, since loading workers write to the same file.
+            with self._notes.open("a", encoding="utf-8") as file:
+                file.write(f"{place}\t{words}\n")
 
 
-Rule = Callable[[str, tuple[Any, ...]], bool]
-GENERATOR = torch.Generator
+class _Wrapped:
+    """A function in place of another. Unlike a Python function it does not become a method inside a class body."""
+
+    def __init__(
+        self,
+        real: Callable[..., Any],
+        traps: Traps,
+        words: str,
+        rule: Rule,
+        *,
+        deep: bool = True,
+        shift: Shift | None = None,
+    ) -> None:
+        functools.update_wrapper(self, real)
+        self._real, self._traps, self._words, self._rule = real, traps, words, rule
+        self._deep, self._shift = deep, shift
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        noted = self._rule((*arguments, *keywords.values())) and self._traps.note(self._words, deep=self._deep)
+        value = self._real(*arguments, **keywords)
+        return self._shift(value) if noted and self._shift else value
+
+    def __reduce__(self) -> str:
+        return self._real.__qualname__  # pickled by name, as the real function is
 
 
-def _method(real: Any, name: str, told: str, rule: Rule, shift: Callable[[Any], Any] | None) -> Any:
-    if real is GENERATOR:
+_CLOCKS = ("now", "utcnow", "today")
 
-        def watched(self: Any) -> Any:
-            rule(told, ())
-            return getattr(real, name)(self)
 
-        return watched
+class _Finder(importlib.machinery.PathFinder):
+    """Finds the project's modules, and has their syntax trees changed as they are loaded."""
 
-    def of_class(cls: type, *arguments: Any, **keywords: Any) -> Any:
-        own = rule(told, ())
-        given = getattr(real, name)(*arguments, **keywords)
-        return shift(given) if shift is not None and own else given
+    @classmethod
+    def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> Any:
+        if fullname.partition(".")[0] != "project":
+            return None
+        spec = super().find_spec(fullname, path, target)
+        if spec and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
 
-    return classmethod(of_class)
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    def get_code(self, fullname: str) -> Any:
+        """Compile the changed source. Byte code on the disk is neither read nor written: it is that of the original."""
+        tree = ast.fix_missing_locations(_Lookups().visit(ast.parse(self.get_data(self.path), self.path)))
+        return compile(tree, self.path, "exec", dont_inherit=True)
+
+
+class _Lookups(ast.NodeTransformer):
+    """Pass every method with a watched name through `Traps._watched`: `x.now` becomes `watched(x.now)`."""
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        self.generic_visit(node)
+        if node.attr not in (*_CLOCKS, "seed") or not isinstance(node.ctx, ast.Load):
+            return node
+        return ast.copy_location(ast.Call(ast.Name(_HOOK, ast.Load()), [node], []), node)
+
+    def visit_MatchValue(self, node: ast.MatchValue) -> ast.MatchValue:
+        return node  # a pattern may not hold a call

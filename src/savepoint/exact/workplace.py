@@ -1,6 +1,6 @@
-"""Short runs of one config, each in an interpreter of its own, in a temporary directory that nothing is left of.
+"""Run short trainings of one config, each in its own interpreter, in a temporary directory that is removed at the end.
 
-A fork would not do: it shares the order of sets and the addresses of objects with what it was forked from.
+A fork would not do: it shares the order of sets and the addresses of objects with the process it was forked from.
 """
 
 import contextlib
@@ -17,60 +17,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from savepoint import plain, run, signals
+from savepoint import runs, system, trust
 from savepoint.exact import explain
 from savepoint.exact.explain import Trace
+
+LINES = 25  # of a failed run's output that are shown
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where the short runs lie. config: theirs. processes: those that were started, by name."""
+    """The directory of the short runs. config: what all of them train. processes: those that were started, by name."""
 
     root: Path
     repository: Path
     config: dict[str, Any]
     processes: dict[str, "subprocess.Popen[bytes]"]
 
-    def begin(self, name: str, *, hash_seed: int, ahead: int = 0, of: str | None = None, workers: int = 0) -> None:
-        """Start a short run; of: the one that it resumes, from its checkpoint in the middle."""
+    def begin(
+        self, name: str, *, hash_seed: int, clock_offset: int = 0, resumes: str | None = None, workers: int = 0
+    ) -> None:
+        """Start a short run. resumes: the run whose checkpoint in the middle it continues from."""
         directory = self.root / name
-        if of is None:
-            text = plain.dump(self.config)
-            run.create(directory, id=run.new_id(), name=f"exact {name}", config=text, overrides=[])
+        if resumes is None:
+            config = trust.dump_config(self.config)
+            runs.create(directory, id=runs.new_id(), name=f"exact {name}", config=config, overrides=[])
         else:
-            shutil.copytree(self.root / of, directory)
-            *_, last = sorted((directory / run.CHECKPOINTS).iterdir())
+            shutil.copytree(self.root / resumes, directory)
+            *_, last = sorted((directory / runs.CHECKPOINTS).iterdir())
             shutil.rmtree(last)
         files = {key: str(self.root / f"{name}.{key}") for key in ("trace", "notes")}
-        order = {"directory": str(directory), "repository": str(self.repository), "ahead": ahead, **files}
+        order = {"directory": str(directory), "repository": str(self.repository), "clock_offset": clock_offset, **files}
         path = self.root / f"{name}.json"
-        path.write_text(json.dumps(order | {"resume": of is not None, "workers": workers}))
+        path.write_text(json.dumps(order | {"resume": resumes is not None, "workers": workers}))
         with (self.root / f"{name}.output").open("wb") as output:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, "-P", "-m", "savepoint.exact.trace", str(path)],
-                env=os.environ | {"PYTHONPATH": self._places(), "PYTHONHASHSEED": str(hash_seed)},
+                env=os.environ | {"PYTHONPATH": self._search_path(), "PYTHONHASHSEED": str(hash_seed)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C is for this process, which ends them
+                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the short runs
             )
 
-    def _places(self) -> str:
-        """Where modules are looked for: as in train.py, this repository's own first."""
+    def _search_path(self) -> str:
+        """Return PYTHONPATH for a short run. This repository's own code comes first, as in train.py."""
         own = [str(self.repository / "src"), str(self.repository)]
         return os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])])
 
     def end(self, name: str) -> Trace:
-        """What a short run recorded. Raises: FailedError if it did not come to its end."""
+        """Wait for a short run and return what it recorded. Raises: FailedError if it did not reach its end."""
         process = self.processes[name]
         status = process.wait()
-        _kill(process)  # what is left of its group: loading workers
+        _kill(process)  # its loading workers, if any are left
         if status:
             raise FailedError(status, (self.root / f"{name}.output").read_text(errors="replace").strip())
         return explain.read(self.root / f"{name}.trace", self.root / f"{name}.notes")
 
     def clear(self, name: str) -> None:
-        """End a short run, and forget it."""
+        """End a short run and remove its files."""
         _kill(self.processes[name])
         self.processes.pop(name).wait()
         for path in self.root.glob(f"{name}*"):
@@ -78,17 +82,30 @@ class Workplace:
 
 
 class FailedError(Exception):
-    """A short run's exit status, and what it said."""
+    """A short run that did not reach its end.
+
+    status: its exit code, or the negative number of the signal that killed it. output: what it printed.
+    """
 
     def __init__(self, status: int, output: str) -> None:
         super().__init__(output)
         self.status, self.output = status, output
 
+    def __str__(self) -> str:
+        """Describe the end of the run: its signal or exit code, then the last lines of what it printed."""
+        try:
+            ended = f"was killed by {signal.Signals(-self.status).name}"
+        except ValueError:
+            ended = f"ended with exit code {self.status}"
+        lines = self.output.splitlines()[-LINES:]
+        return "\n".join([f"The training {ended}. " + ("Its last lines:" if lines else "It printed nothing."), *lines])
+
 
 @contextlib.contextmanager
-def workplace(repository: Path, chosen: dict[str, Any]) -> Iterator[Workplace]:
+def workplace(repository: Path, config: dict[str, Any]) -> Iterator[Workplace]:
+    """Make a workplace for short runs of `config`. At the end its processes are killed and its files removed."""
     root = Path(tempfile.mkdtemp(prefix="savepoint-exact-"))
-    place = Workplace(root, repository, chosen, {})
+    place = Workplace(root, repository, config, {})
     try:
         with _stoppable():
             yield place
@@ -101,10 +118,10 @@ def workplace(repository: Path, chosen: dict[str, Any]) -> Iterator[Workplace]:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM and a terminal that is closed end this process as Ctrl-C does: nothing is left of it."""
+    """Let SIGTERM and a closed terminal end this process as Ctrl-C does, so that it cleans up."""
 
     def stop(number: int, _frame: Any) -> None:
-        raise signals.Interrupted(number, "Stopped.")
+        raise system.signals.Interrupted(number, "Stopped.")
 
     names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -117,6 +134,6 @@ def _stoppable() -> Iterator[None]:
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """With its loading workers, where there are process groups."""
+    """Kill a process, and with it its loading workers on systems that have process groups."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()

@@ -1,74 +1,33 @@
-"""Where a run can be watched: a copy of what lies in the run directory, which training never waits for.
+"""Trackers: where a run can be watched. A tracker mirrors the run directory, and training never waits for it.
 
-The local truth is `metrics.jsonl` and `checkpoints/`; a tracker follows them, so there is no call that logs a value.
-Importing this package costs nothing: each tracker is imported when it is opened.
+The local truth is `metrics.jsonl` and `checkpoints/`. A tracker follows those files, so no call logs a value. Importing
+this package is cheap: each tracker's module is imported when that tracker is opened.
+
+Rooms, in reading order:
+    protocol        what a tracker can do
+    none            the tracker that does nothing
+    points          metrics.jsonl as points: key, step, value, time
+    plot            the picture of losses and rates that a tracker shows
+    mlflow          MLflow, seen from the training process
+    mlflow_process  the process beside training that talks to MLflow, from outside
+    mlflow_worker   the same process, from inside
+    mlflow_mirror   one run's copy in MLflow
+    mlflow_store    the calls to MLflow itself
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
-from savepoint import settings as config
+from savepoint.config import TrackerSettings
+from savepoint.trackers.none import NoTracker
+from savepoint.trackers.protocol import Found, Sweep, Tracker
 
-
-@dataclass(frozen=True)
-class Sweep:
-    """The sweep that a run belongs to; in the tracker its runs have one parent, found by `id`."""
-
-    id: str
-    name: str
-    dir: Path
-
-
-@dataclass(frozen=True)
-class Found:
-    """A tracker's run, and which run of this repository it says it is. Believed only if that run.json agrees."""
-
-    tracker_run_id: str
-    run_id: str | None
-    run_dir: str | None
-
-
-class Tracker(Protocol):
-    @property
-    def run_id(self) -> str | None:
-        """The tracker's own id of this run, once it is known."""
-
-    def start(
-        self,
-        *,
-        name: str | None,
-        params: Mapping[str, str],
-        tags: Mapping[str, str],
-        documents: Sequence[Path] = (),
-        parents: Sequence[str] = (),
-    ) -> None:
-        """Begin to follow the run. Call it once nothing can refuse the run any more, and after `metrics.jsonl` was cut.
-
-        params: the config, flattened. documents: files that are stored with the run; one that is missing is skipped.
-        parents: ids of the runs that this one was forked from. Returns at once and never raises.
-        """
-
-    def ready(self, timeout_seconds: float) -> str | None:
-        """The tracker's run id, waiting this long for it, or None if it is not there (yet)."""
-
-    def wake(self) -> None:
-        """Say that metrics.jsonl or checkpoints/ changed: returns at once, never raises, never blocks."""
-
-    def close(self, status: str, timeout_seconds: float) -> str | None:
-        """Wait until all is stored and the status ("finished", "interrupted" or "failed") is set, and let go.
-
-        Returns: None if all is stored, else one line that says what is not and how that heals.
-        """
-
-    def abandon(self) -> None:
-        """Let go before `start`: nothing of this run is in the tracker. After `close` it does nothing."""
+__all__ = ["Found", "NoTracker", "Sweep", "Tracker", "find_run", "finish_sweep", "open"]
 
 
 def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
-    settings: config.Tracker,
+    settings: TrackerSettings,
     *,
     run_dir: Path,
     run_id: str,
@@ -87,8 +46,6 @@ def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
     Raises: ConfigError if the store's address cannot be used.
     """
     if settings.kind == "none":
-        from savepoint.trackers.none import NoTracker
-
         return NoTracker()
     from savepoint.trackers.mlflow import MLflowTracker
 
@@ -106,7 +63,7 @@ def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
 
 
 def finish_sweep(
-    settings: config.Tracker,
+    settings: TrackerSettings,
     *,
     repository: Path,
     sweep: Sweep,
@@ -127,7 +84,7 @@ def finish_sweep(
     )
 
 
-def find_run(settings: config.Tracker, *, repository: Path, text: str, timeout_seconds: float = 30) -> Found | None:
+def find_run(settings: TrackerSettings, *, repository: Path, text: str, timeout_seconds: float = 30) -> Found | None:
     """Look up a tracker's run id, or the unique beginning of one (6 characters or more).
 
     Raises: UserError if several runs begin so, or if the tracker does not answer.

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from savepoint import settings as config
+from savepoint.config import TrackerSettings
 from savepoint.errors import ConfigError, UserError
-from savepoint.trackers import Found, Sweep
 from savepoint.trackers.mlflow_process import Message, Worker
 from savepoint.trackers.points import count
+from savepoint.trackers.protocol import Found, Sweep
 
 
 class MLflowTracker:
@@ -24,7 +24,7 @@ class MLflowTracker:
 
     def __init__(
         self,
-        settings: config.Tracker,
+        settings: TrackerSettings,
         *,
         run_dir: Path,
         run_id: str,
@@ -150,7 +150,7 @@ class MLflowTracker:
 
 
 def finish_sweep(
-    settings: config.Tracker, *, repository: Path, sweep: Sweep, table: Path, status: str, timeout_seconds: float
+    settings: TrackerSettings, *, repository: Path, sweep: Sweep, table: Path, status: str, timeout_seconds: float
 ) -> str | None:
     details = {"sweep": {"id": sweep.id, "name": sweep.name}, "table": str(table.absolute()), "status": status}
     order = _store(settings, repository, lock_dir=sweep.dir) | {"do": "finish_sweep"} | details
@@ -165,7 +165,7 @@ def finish_sweep(
     return f"MLflow has not stored the sweep's table ({failed['ask'].rstrip('.')}). It is complete in {table}."
 
 
-def find_run(settings: config.Tracker, *, repository: Path, text: str, timeout_seconds: float) -> Found | None:
+def find_run(settings: TrackerSettings, *, repository: Path, text: str, timeout_seconds: float) -> Found | None:
     with tempfile.TemporaryDirectory() as lock_dir:
         order = _store(settings, repository, lock_dir=Path(lock_dir)) | {"do": "find_runs", "text": text}
         absent = order["database"] and not Path(order["database"]).exists()
@@ -184,7 +184,7 @@ def find_run(settings: config.Tracker, *, repository: Path, text: str, timeout_s
     return runs[0] if runs else None
 
 
-def _store(settings: config.Tracker, repository: Path, *, lock_dir: Path) -> Message:
+def _store(settings: TrackerSettings, repository: Path, *, lock_dir: Path) -> Message:
     """Where the store is: from the environment, or else the config, or else mlflow.db in the repository.
 
     Raises: ConfigError if MLflow has no such store, or if the config holds a password.

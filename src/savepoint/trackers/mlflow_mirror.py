@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from savepoint import files
+from savepoint import system
 from savepoint.trackers import mlflow_store as store
 from savepoint.trackers.points import Follower, Point
 
@@ -33,7 +33,7 @@ class Mirror:
         self._say = say
         self._run_dir = Path(order["run_dir"])
         self._client: MlflowClient | None = None
-        self._turn: files.Lock | None = None
+        self._turn: system.files.Lock | None = None
         self._run: Run | None = None
         self._follower = Follower(self._run_dir / "metrics.jsonl")
         self._history: set[tuple[str, int]] = set()  # (key, step) that the store had before this process
@@ -64,7 +64,7 @@ class Mirror:
         """One worker a run: what the one before is still sending must be in the history that is fetched next."""
         if self._turn is not None:
             return
-        lock = files.Lock(self._run_dir / ".tracker.lock")
+        lock = system.files.Lock(self._run_dir / ".tracker.lock")
         while not lock.acquire():
             time.sleep(0.05)
         turn = self._run_dir / ".tracker.turn"

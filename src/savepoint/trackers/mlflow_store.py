@@ -13,7 +13,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-from savepoint import files
+from savepoint import system
 from savepoint.errors import UserError
 from savepoint.trackers.points import Point
 
@@ -28,7 +28,7 @@ _METRICS, _PARAMS, _KEY, _PARAM, _TAG = 1000, 100, 250, 6000, 8000
 def locked(path: Path) -> Iterator[None]:
     """Hold an inter-process lock, waiting for it as long as it takes: the worker has a deadline of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = files.Lock(path)
+    lock = system.files.Lock(path)
     while not lock.acquire():
         time.sleep(0.05)
     try:

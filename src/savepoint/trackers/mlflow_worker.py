@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from savepoint import memory
+from savepoint import system
 from savepoint.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Rounds:
 
 def follow(order: Message, inbox: Inbox, say: Say) -> None:
     """Mirror one run until it is closed or the parent is gone."""
-    with memory.permanent():
+    with system.memory.permanent():
         from savepoint.trackers.mlflow_mirror import Mirror
 
     mirror = Mirror(order, say)

@@ -1,0 +1,76 @@
+"""What a checkpoint's directory holds, and whether it holds what its manifest says (docs/checkpoint-format.md)."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from savepoint import trust
+from savepoint.checkpoint.tensorfile import Written
+from savepoint.errors import CheckpointError, UserError
+
+FORMAT = 1
+MODEL, TRAINING, STATE, CONFIG = "model.safetensors", "training.safetensors", "state.json", "config.yaml"
+PROVENANCE, PATCH, MANIFEST = "provenance.json", "changes.patch", "manifest.json"
+REQUIRED = frozenset({MODEL, TRAINING, STATE, CONFIG, PROVENANCE})
+_MAX_MANIFEST = 2**20  # bytes
+_DIGITS = re.compile(r"[0-9]{1,9}")
+
+
+class NewerFormatError(UserError):
+    """A sound checkpoint of a format that this version does not know. Not damage: never fallen back from."""
+
+
+def manifest(written: Mapping[str, Written]) -> bytes:
+    """The manifest of these files: every file but itself."""
+    entries = {name: vars(entry) for name, entry in written.items()}
+    return json.dumps({"format": FORMAT, "files": entries}, indent=1).encode()
+
+
+def read_manifest(path: Path) -> tuple[Any, dict[str, Written]]:
+    """The format that the manifest names, unchecked, and its entries: exactly the files that are there.
+
+    Raises: CheckpointError that names what is missing, extra or no manifest.
+    """
+    try:
+        manifest = trust.parse_json(trust.read_file(path / MANIFEST, at_most=_MAX_MANIFEST), path / MANIFEST)
+        listed = manifest["files"].items()
+        entries = {name: Written(entry["size"], entry["sha256"]) for name, entry in listed}
+        present = {entry.name for entry in os.scandir(path)} - {MANIFEST}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / MANIFEST}: not a manifest ({error}).") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}.") from error
+    if missing := sorted((set(entries) | REQUIRED) - present):
+        raise CheckpointError(f"{path}: missing {', '.join(missing)}.")
+    if extra := sorted(present - set(entries)):
+        raise CheckpointError(f"{path}: {', '.join(extra)} not in the manifest.")
+    return manifest.get("format"), entries
+
+
+def read(path: Path, entry: Written) -> trust.Memory:
+    """The bytes of a file, if they are those of its entry. Raises: CheckpointError if not."""
+    data, digest = trust.read_digested(path, exactly=entry.size)
+    if digest != entry.sha256:
+        raise CheckpointError(f"{path}: its SHA-256 is not the manifest's.")
+    return data
+
+
+def check_format(path: Path, stated: Any, values: dict[str, Any], metadata: list[dict[str, str]]) -> None:
+    """A format is believed only where every file that names one agrees: one flipped digit is damage, not the future.
+
+    stated: by the manifest. values: of state.json. metadata: of both files of tensors.
+    """
+    named: list[Any] = [stated, values.get("format")]
+    for each in metadata:
+        text = each.get("savepoint.format", "")
+        named.append(int(text) if _DIGITS.fullmatch(text) else text)
+    if any(type(one) is not int or one != stated for one in named) or stated < 1:
+        raise CheckpointError(f"{path}: its files name different formats ({', '.join(map(repr, named))}).")
+    if stated > FORMAT:
+        raise NewerFormatError(
+            f"{path} has checkpoint format {stated}, and this version of Savepoint reads up to {FORMAT}. "
+            "Take a newer Savepoint to load it."
+        )

@@ -1,0 +1,238 @@
+"""Tensors in one file, in the safetensors format, written and read byte by byte here.
+
+The file: 8 bytes with the header's length (little-endian), the header (JSON: name → dtype, shape, data_offsets, and
+`__metadata__`, text to text), then the tensors' bytes without holes. Any safetensors reader opens it.
+Source: the format's own description, https://github.com/huggingface/safetensors#format.
+
+Why not the library's `save_file`: it leaves the file unsynced, with mode 0600 whatever the umask, and orders metadata
+at random, so that equal contents have unequal digests; and the digest of what is written is best taken while writing.
+"""
+
+import functools
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from savepoint import system, trust
+from savepoint.errors import CheckpointError
+
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER = 100_000_000  # the format's own limit, in bytes
+MAX_DIMENSIONS = 64  # torch's own limit; a longer shape would cost minutes to multiply out
+PIECE = 8 * 2**20  # bytes that are copied at a time where a tensor does not lie in memory as it does in the file
+METADATA = "__metadata__"  # the one name in a header that no tensor can have
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a file on the disk must be: its size in bytes and the SHA-256 of its bytes."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands before the tensors' bytes. start: where those begin. entries: name → as the file describes it."""
+
+    entries: dict[str, Any]
+    metadata: dict[str, str]
+    start: int
+
+
+class Plan:
+    """A file that is not written yet: its header, and the tensors whose bytes follow it.
+
+    header: the bytes before the tensors'. tensors: in the order of the file; referred to, not copied.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        # Widest first keeps every tensor aligned to its element size.
+        names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+        described = tuple((name, tensors[name].dtype, tensors[name].shape) for name in names)
+        self.header, self.bytes = _header(described, tuple(sorted(metadata.items())))
+        self.tensors = [tensors[name] for name in names]
+
+    def of(self, tensors: list[Tensor]) -> "Plan":
+        """The same file from other memory: tensors whose bytes, one after the other, are those of these."""
+        other = copy(self)
+        other.tensors = tensors
+        return other
+
+    @property
+    def size(self) -> int:
+        """Of the whole file, in bytes."""
+        return len(self.header) + self.bytes
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The file's bytes. Tensors on the CPU are not copied, others in pieces: see PIECE."""
+        yield memoryview(self.header)
+        yield from _pieces(self.tensors)
+
+    def sha256(self) -> str:
+        """Of the whole file. hashlib lets other threads run meanwhile."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks():
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=4)  # a run's checkpoints have the same two headers again and again
+def _header(
+    described: tuple[tuple[str, torch.dtype, torch.Size], ...], metadata: tuple[tuple[str, str], ...]
+) -> tuple[bytes, int]:
+    """The bytes before the tensors', and how many bytes those are."""
+    entries: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    end = 0
+    for name, dtype, shape in described:
+        assert nameable(name), f"no reader should open a file with a tensor named {name!r}"
+        start, end = end, end + shape.numel() * dtype.itemsize
+        entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, end
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Written:
+    """Write a new file, fsynced. Equal tensors and metadata give equal bytes, in every process.
+
+    tensors: any device, any strides, of the dtypes above; written contiguous, in row-major order.
+    """
+    plan = Plan(tensors, metadata)
+    return Written(size=system.files.write(path, plan.chunks()), sha256=plan.sha256())
+
+
+def nameable(name: str) -> bool:
+    """Whether a tensor may be called so: a reader that makes a file of each tensor must not be led elsewhere."""
+    return (
+        name != METADATA
+        and not name.startswith(("/", "\\"))
+        and "\0" not in name
+        and (".." not in name or ".." not in re.split(r"[/\\]", name))
+    )
+
+
+def _pieces(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
+    """Each tensor's bytes, in order, in parts of at most about PIECE where they have to be copied."""
+    for tensor in tensors:
+        if not tensor.numel():
+            continue
+        size = tensor.numel() * tensor.element_size()
+        if size <= PIECE or (tensor.device.type == "cpu" and tensor.is_contiguous()):
+            yield _bytes(tensor)
+        elif len(tensor) == 1:
+            yield from _pieces([tensor[0]])
+        else:
+            rows = max(1, PIECE * len(tensor) // size)
+            yield from _pieces(torch.split(tensor, rows))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    assert sys.byteorder == "little", "the format is little-endian"
+    # A lazy conjugate or negation is only a flag: written as it lies in memory, it would save other numbers.
+    tensor = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    # Not reshape: where every size is 1, contiguous says nothing of the strides.
+    array: Any = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+def read(data: trust.Memory, *, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata from a whole file's bytes: see `read_header` and `read_tensors`."""
+    header = read_header(data, name=name)
+    return read_tensors(data, header, name=name), header.metadata
+
+
+def read_header(data: bytes | trust.Memory, *, name: str) -> Header:
+    """What stands before the tensors' bytes: its metadata checked, its entries not yet.
+
+    Raises: CheckpointError, with `name`, if it is none.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if length >= MAX_HEADER or 8 + length > len(data):
+        raise CheckpointError(f"{name}: not a safetensors file, or cut short.")
+    try:
+        entries = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=trust.unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name}: its header cannot be read ({error}).") from error
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{name}: its header is not an object.")
+    metadata = entries.pop(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{name}: its metadata is not text.")
+    return Header(entries, metadata, 8 + length)
+
+
+def read_tensors(data: trust.Memory, header: Header, *, name: str) -> dict[str, Tensor]:
+    """The tensors that a header describes. They lie in `data`, the whole file's bytes; nothing is copied.
+
+    Everything is checked before it is used, since the file may come from a stranger.
+    Raises: CheckpointError, with `name`, for whatever is not exactly what `write` could have written.
+    """
+    tensors, spans = {}, [(0, 0)]
+    for key, entry in header.entries.items():
+        if not nameable(key):
+            raise CheckpointError(f"{name}: it has a tensor named {key!r}.")
+        tensors[key], span = _tensor(data, header.start, key, entry, name)
+        spans.append(span)
+    spans.sort()
+    if any(before[1] != after[0] for before, after in pairwise(spans)) or header.start + spans[-1][1] != len(data):
+        raise CheckpointError(f"{name}: its tensors do not fill the file from end to end.")
+    return tensors
+
+
+def _tensor(data: trust.Memory, start: int, key: str, entry: Any, name: str) -> tuple[Tensor, tuple[int, int]]:
+    try:
+        dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
+            raise ValueError("not a shape")
+        plain = all(type(number) is int and 0 <= number < 2**48 for number in (*shape, begin, end))
+        count = 1
+        for size in shape:
+            count *= size
+        if not plain or set(entry) != {"dtype", "shape", "data_offsets"} or end - begin != count * dtype.itemsize:
+            raise ValueError("shape and offsets disagree")
+        if start + end > len(data):
+            raise ValueError("it ends beyond the file")
+        if count == 0:
+            return torch.empty(shape, dtype=dtype), (begin, end)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: sizes that torch cannot multiply
+        raise CheckpointError(f"{name}: tensor {key!r} is described wrongly ({error}).") from error
+    if dtype is torch.bool and data[start + begin : start + end].strip(b"\x00\x01"):
+        raise CheckpointError(f"{name}: tensor {key!r} holds booleans that are neither 0 nor 1.")
+    if (start + begin) % dtype.itemsize:
+        data, start = (
+            bytearray(data[start + begin : start + end]),
+            -begin,
+        )  # not aligned: another writer's file, so copy
+    tensor = torch.frombuffer(data, dtype=dtype, count=count, offset=start + begin)
+    return tensor.reshape(shape), (begin, end)

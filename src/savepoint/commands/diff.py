@@ -1,0 +1,81 @@
+"""Whether two runs hold the same bits, and what differs first if they do not."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from savepoint import checkpoint, runs
+from savepoint.checkpoint import split
+from savepoint.runs import Run
+
+
+def compare(repository: Path, a: str, b: str) -> int:
+    """Print what differs between the runs that `a` and `b` name. Returns: the exit code; 0 if they are identical."""
+    found = [runs.find(query, repository) for query in (a, b)]
+    differences = diff_runs(found[0].run, found[1].run)
+    print("\n".join(differences) if differences else "identical")
+    return 1 if differences else 0
+
+
+def diff_runs(a: Run, b: Run) -> list[str]:
+    """What differs between the newest checkpoints of two runs, and between their histories; nothing if all is equal.
+
+    Identity and time are not compared: the run ids, the provenance, and in metrics.jsonl what depends on the clock.
+    """
+    pair = [checkpoint.latest(run.checkpoints)[0] for run in (a, b)]
+    if pair[0] is None or pair[1] is None:
+        return [f"{run.directory}: no sound checkpoint" for run, one in zip((a, b), pair, strict=True) if one is None]
+    found = [] if pair[0].path.name == pair[1].path.name else [f"checkpoint: {pair[0].path.name}, {pair[1].path.name}"]
+    return found + diff_checkpoints(pair[0], pair[1]) + _histories(a, b)
+
+
+def diff_checkpoints(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> list[str]:
+    """What differs between two checkpoints: every tensor of both files by dtype, shape and bits, and every value."""
+    found = _tensors(a.model, b.model)
+    tensors_a, values_a = split(a.state)
+    tensors_b, values_b = split(b.state)
+    return found + _tensors(tensors_a, tensors_b) + _values(values_a, values_b, "")
+
+
+def _tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+    found = [f"{name}: only in one of the two" for name in sorted(a.keys() ^ b.keys())]
+    for name in sorted(a.keys() & b.keys()):
+        one, other = a[name], b[name]
+        if one.dtype != other.dtype or one.shape != other.shape:
+            found.append(f"{name}: {one.dtype} {list(one.shape)}, {other.dtype} {list(other.shape)}")
+        elif not torch.equal(_bits(one), _bits(other)):
+            count = int((_bits(one) != _bits(other)).any(dim=1).sum())
+            found.append(f"{name}: {count} of {one.numel()} values differ")
+    return found
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """As rows of bytes: two NaNs of the same bits are equal, and 0.0 and -0.0 are not."""
+    return tensor.reshape(-1, 1).contiguous().view(torch.uint8)
+
+
+def _values(a: Any, b: Any, path: str) -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        at = {key: f"{path}/{key}".lstrip("/") for key in sorted(a.keys() | b.keys())}
+        found = [f"{at[key]}: only in one of the two" for key in at if key not in a or key not in b]
+        return found + [each for key in at if key in a and key in b for each in _values(a[key], b[key], at[key])]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [found for i in range(len(a)) for found in _values(a[i], b[i], f"{path}/{i}")]
+    # By text too: 1 and 1.0, 0.0 and -0.0 are equal, and not the same.
+    return [] if type(a) is type(b) and repr(a) == repr(b) else [f"{path}: {a!r}, {b!r}"]
+
+
+def _histories(a: Run, b: Run) -> list[str]:
+    lines_a, lines_b = (
+        [
+            {key: value for key, value in line.items() if key != "time" and not key.startswith("system/")}
+            for line in runs.read_history(run.metrics)
+        ]
+        for run in (a, b)
+    )
+    if len(lines_a) != len(lines_b):
+        return [f"metrics.jsonl: {len(lines_a)} lines, {len(lines_b)} lines"]
+    pairs = enumerate(zip(lines_a, lines_b, strict=True), start=1)
+    return [found for number, (x, y) in pairs for found in _values(x, y, f"metrics.jsonl line {number}")]

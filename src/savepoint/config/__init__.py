@@ -1,0 +1,41 @@
+"""Config: from conf/ and the command line to one plain, resolved dict, and its closed groups as typed settings.
+
+Importing this package imports neither torch nor Hydra.
+
+Rooms, in reading order:
+    settings     the closed groups as frozen dataclasses: keys, types and ranges
+    composition  compose conf/ with Hydra; the text of --help
+    overrides    overrides as people type them: quoting, errors in plain words, changes to a stored config
+"""
+
+from savepoint.config.composition import compose, help_text, resolve
+from savepoint.config.overrides import apply_overrides, explain, quote_raw
+from savepoint.config.settings import (
+    AmpSettings,
+    CheckpointSettings,
+    DataSettings,
+    SchedulerSettings,
+    Settings,
+    TrackerSettings,
+    TrainerSettings,
+    closest,
+    read_settings,
+)
+
+__all__ = [
+    "AmpSettings",
+    "CheckpointSettings",
+    "DataSettings",
+    "SchedulerSettings",
+    "Settings",
+    "TrackerSettings",
+    "TrainerSettings",
+    "apply_overrides",
+    "closest",
+    "compose",
+    "explain",
+    "help_text",
+    "quote_raw",
+    "read_settings",
+    "resolve",
+]

@@ -1,0 +1,50 @@
+"""From conf/ to a plain config: composed by Hydra, every interpolation resolved, nothing left of OmegaConf."""
+
+from pathlib import Path
+from typing import Any
+
+
+def resolve(composed: Any) -> dict[str, Any]:
+    """A composed DictConfig as plain data. Raises: OmegaConf's errors for what cannot be resolved or is missing."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+HELP = """\
+Train a model. Everything is a config: choose an option of a group, or change a value.
+
+  python train.py optimizer=adam model=cnn trainer.max_epochs=20 data.batch_size=128 seed=1
+  python train.py experiment=digits_cnn            a preset
+  python train.py -m optimizer=adam,sgd seed=1,2   a sweep
+  python resume.py run=latest                      go on where a run stopped
+
+Groups and their options (group=option):
+
+{groups}
+
+Config (key=value):
+
+{config}
+--cfg job shows the config that a command would train. --hydra-help has the other flags."""
+
+
+def help_text(overrides: list[str], conf_dir: Path) -> str:
+    """What `--help` prints. Not Hydra's own: that takes a second, most of it to list its plugins' groups twice."""
+    import yaml
+
+    options: dict[str, list[str]] = {}
+    for path in sorted(conf_dir.glob("*/*.yaml")):
+        options.setdefault(path.parent.name, []).append(path.stem)
+    groups = "\n".join(f"  {group}: {', '.join(names)}" for group, names in options.items())
+    return HELP.format(groups=groups, config=yaml.safe_dump(compose(overrides, conf_dir), sort_keys=False))
+
+
+def compose(overrides: list[str], conf_dir: Path) -> dict[str, Any]:
+    """The config that these overrides give, without a run. Raises: Hydra's errors."""
+    import hydra
+
+    with hydra.initialize_config_dir(str(conf_dir), version_base="1.3"):
+        return resolve(hydra.compose("config", overrides))

@@ -1,0 +1,227 @@
+"""The closed groups of a config as frozen dataclasses: unknown keys, types and ranges checked, all faults at once.
+
+Standard library only: `train.py` reads settings before it pays for importing torch.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+SEEDS = 2**64  # what torch.manual_seed takes, without the negative ones
+
+_OPEN_GROUPS = ("model", "task", "optimizer")  # their keys belong to the class that they name
+_SCALARS = ("seed", "name", "init_from")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?")
+
+Check = Callable[[typing.Any], str | None]
+
+
+def at_least(least: int) -> Check:
+    return lambda value: f"must be at least {least}" if value < least else None
+
+
+def above(bound: float) -> Check:
+    return lambda value: f"must be greater than {bound:g}" if value <= bound else None
+
+
+def between(low: float, high: float) -> Check:
+    return lambda value: f"must be between {low:g} and {high:g}, both excluded" if not low < value < high else None
+
+
+def one_of(*choices: str) -> Check:
+    return lambda value: f"must be one of {', '.join(choices)}" if value not in choices else None
+
+
+def not_empty(value: str) -> str | None:
+    return "must not be empty" if not value.strip() else None
+
+
+def a_device(value: str) -> str | None:
+    return None if _DEVICE.fullmatch(value) else "must be auto, cpu, mps, cuda or cuda:<index>"
+
+
+def setting(default: typing.Any = dataclasses.MISSING, check: Check | None = None) -> typing.Any:
+    """A field whose value, unless it is None, has to pass `check`."""
+    return field(default=default, metadata={"check": check} if check else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    max_epochs: int | None = setting(20, at_least(1))
+    max_steps: int | None = setting(None, at_least(1))
+    patience: int | None = setting(None, at_least(1))
+    accumulate: int = setting(1, at_least(1))
+    clip_grad_norm: float | None = setting(None, above(0))
+    ema_decay: float | None = setting(None, between(0, 1))
+    device: str = setting("auto", a_device)
+    compile: bool = False
+    deterministic: bool = True
+    threads: int | None = setting(None, at_least(1))
+    log_every_n_steps: int | None = setting(50, at_least(1))
+    detect_anomaly: bool = False
+    profile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    every_n_epochs: int | None = setting(1, at_least(1))
+    every_n_steps: int | None = setting(None, at_least(1))
+    every_n_minutes: float | None = setting(None, above(0))
+    keep_last: int = setting(2, at_least(1))
+    keep_best: int = setting(1, at_least(0))
+    keep_every_n_epochs: int | None = setting(None, at_least(1))
+    monitor: str | None = setting("val/loss", not_empty)
+    mode: str = setting("min", one_of("min", "max"))
+    async_save: bool = True
+    upload: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmpSettings:
+    dtype: str | None = setting(None, one_of("bfloat16", "float16"))
+    init_scale: float = setting(65536.0, above(0))
+    growth_factor: float = setting(2.0, above(1))
+    backoff_factor: float = setting(0.5, between(0, 1))
+    growth_interval: int = setting(2000, at_least(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerSettings:
+    kind: str = setting(check=one_of("mlflow", "none"))
+    experiment: str = setting("savepoint", not_empty)
+    uri: str | None = setting(None, not_empty)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """`data` without `data.dataset` and `data.sampler`, which belong to the classes that they name."""
+
+    batch_size: int = setting(check=at_least(1))
+    num_workers: int = setting(0, at_least(0))
+    shuffle: bool = True
+    drop_last: bool = False
+    limit_batches: int | None = setting(None, at_least(1))
+    prefetch: int = setting(2, at_least(1))
+    persistent_workers: bool = True
+    pin_memory: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerSettings:
+    """When a scheduler steps. Every other key of its group belongs to the class that it names."""
+
+    interval: str = setting("epoch", one_of("epoch", "step"))
+    monitor: str | None = setting(None, not_empty)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    trainer: TrainerSettings
+    checkpoint: CheckpointSettings
+    amp: AmpSettings
+    tracker: TrackerSettings
+    data: DataSettings
+    scheduler: SchedulerSettings
+    seed: int = setting(check=lambda value: None if 0 <= value < SEEDS else "must be at least 0 and below 2**64")
+    name: str | None = setting(None, not_empty)
+    init_from: str | None = setting(None, not_empty)
+
+
+GROUPS = {
+    "trainer": TrainerSettings,
+    "checkpoint": CheckpointSettings,
+    "amp": AmpSettings,
+    "tracker": TrackerSettings,
+    "data": DataSettings,
+    "scheduler": SchedulerSettings,
+}
+
+
+def read_settings(config: Mapping[str, object]) -> tuple[Settings | None, list[str]]:
+    """A resolved config's closed part, or None and what is wrong with it, one line for each fault.
+
+    >>> data, tracker = {"batch_size": 64}, {"kind": "none"}
+    >>> read_settings({"seed": 1, "trainer": {"max_epochs": -1}, "data": data, "tracker": tracker})
+    (None, ['trainer.max_epochs=-1: must be at least 1.'])
+    """
+    faults: list[str] = []
+    known = {*_OPEN_GROUPS, *_SCALARS, *GROUPS}
+    faults += [_unknown("", key, "the config", known) for key in config if key not in known]
+    values: dict[str, object] = {}
+    for group, cls in GROUPS.items():
+        values[group] = _read_group(group, cls, config.get(group), faults)
+    scalars = {key: config[key] for key in _SCALARS if key in config}
+    values |= _read_fields("", Settings, scalars, faults)
+    return (None, faults) if faults else (Settings(**typing.cast(typing.Any, values)), [])
+
+
+def closest(word: str, words: Iterable[str], *, likeness: float = 0.6) -> str:
+    """' Did you mean x?', or nothing where no word is near."""
+    near = difflib.get_close_matches(word, sorted(words), n=1, cutoff=likeness)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _read_group(group: str, cls: type, node: object, faults: list[str]) -> object:
+    if node is None:
+        node = {}  # a group that was removed has its defaults; what has none is reported below
+    if not isinstance(node, Mapping):
+        faults.append(f"{group}={node!r}: must be a group of settings.")
+        return None
+    known = {f.name for f in dataclasses.fields(cls)} | ({"dataset", "sampler"} if group == "data" else set())
+    if group != "scheduler":
+        faults += [_unknown(f"{group}.", key, group, known) for key in node if key not in known]
+    before = len(faults)
+    values = _read_fields(f"{group}.", cls, node, faults)
+    if (
+        group == "trainer"
+        and values.get("max_epochs") is None
+        and values.get("max_steps") is None
+        and len(faults) == before
+    ):
+        faults.append("trainer.max_epochs=None, trainer.max_steps=None: training needs an end. Set one of them.")
+    return cls(**values) if len(faults) == before else None
+
+
+def _read_fields(prefix: str, cls: type, node: Mapping[str, object], faults: list[str]) -> dict[str, typing.Any]:
+    values: dict[str, typing.Any] = {}
+    for f in dataclasses.fields(cls):
+        if f.name in node:
+            value, fault = _read_value(node[f.name], f.type, f.metadata.get("check"))
+            values[f.name] = value
+            if fault:
+                faults.append(f"{prefix}{f.name}={node[f.name]!r}: {fault}.")
+        elif f.default is not dataclasses.MISSING:
+            values[f.name] = f.default
+        elif prefix or f.name in _SCALARS:
+            faults.append(f"{prefix}{f.name} is not set, and has no default.")
+    return values
+
+
+def _read_value(value: object, annotation: object, check: Check | None) -> tuple[object, str | None]:
+    allowed = typing.get_args(annotation) or (annotation,)
+    if type(value) is int and float in allowed:
+        # An int too large for a float becomes infinity here and is refused as such below.
+        value = float(value) if abs(value) < 2**1023 else math.inf
+    if type(value) not in allowed:
+        words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
+        expected = " or ".join(words[kind] for kind in allowed)
+        return value, f"must be {expected}, and is {_kind(value)}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return value, "must be finite"
+    return value, check(value) if check and value is not None else None
+
+
+def _kind(value: object) -> str:
+    words = {bool: "a boolean", int: "a whole number", float: "a number with a fraction", str: "text",
+             types.NoneType: "null", dict: "a group", list: "a list"}  # fmt: skip
+    return words.get(type(value), type(value).__name__)
+
+
+def _unknown(prefix: str, key: object, owner: str, known: set[str]) -> str:
+    shown = str(key) if str(key).isprintable() else ascii(key)
+    return f"{prefix}{shown}: {owner} has no such key.{closest(shown, known)} It has: {', '.join(sorted(known))}."

@@ -1,0 +1,147 @@
+"""The batches of an epoch as a pure function of (seed, epoch): resuming at batch k replays nothing.
+
+Which samples a batch holds comes from (seed, epoch). What their loading draws (augmentation) comes from (seed, epoch,
+batch), for torch, NumPy and `random` alike. Neither touches the generators that the model's dropout draws from. So the
+number of workers, the prefetching and the point of interruption change no bit.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+from torch.utils.data import default_collate
+
+from savepoint import system
+from savepoint.config import DataSettings
+from savepoint.data import fingerprint
+from savepoint.data.loading import Workers, loader, one_thread, pin
+from savepoint.data.sampling import Order, Plain, Sampled
+
+# Without workers, batches are loaded a few at a time: setting the model's generators aside costs 110 µs, which a batch
+# of a small data set should not pay alone. One batch of a slow data set is past this time, and goes out by itself.
+AHEAD_SECONDS = 0.002
+FINGERPRINT_SECONDS = 0.2  # for what is digested of a split at the start of a run
+FEW = 16  # samples that are digested together
+
+
+class _Request(NamedTuple):
+    """A batch before it is loaded: the seed of what its loading draws, and its samples' indices."""
+
+    seed: int
+    indices: list[int]
+
+
+class Batches:
+    """One split of the data, cut into batches.
+
+    dataset: `__len__`, and `__getitem__(index)` or `__getitems__(indices)`, which may return the finished batch.
+    split: "train" is shuffled if `settings.shuffle`; "val" is always in order, and draws the same in every epoch.
+    sampler: if given, it says which samples the batches of an epoch hold; see `order.Sampled`.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        split: str,
+        settings: DataSettings,
+        seed: int,
+        sampler: Any = None,
+        pin_memory: bool = False,
+    ) -> None:
+        self.samples, self.sampled = len(dataset), sampler is not None
+        self._split, self._settings, self._seed, self._pin = split, settings, seed, pin_memory
+        self._sampler = sampler
+        self.dataset = dataset
+        self._load = functools.partial(_load, dataset)
+        self._order: Order = (
+            Plain(self.samples, split=split, settings=settings, seed=seed)
+            if sampler is None
+            else Sampled(sampler, samples=self.samples, settings=settings, seed=seed)
+        )
+        self._workers = Workers(self._load, settings, pin_memory=pin_memory) if settings.num_workers else None
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def first(self, count: int) -> "Batches":
+        """The same split, of whose epochs only so many batches are used."""
+        settings = dataclasses.replace(self._settings, limit_batches=min(count, len(self)))
+        return Batches(
+            self.dataset,
+            split=self._split,
+            settings=settings,
+            seed=self._seed,
+            sampler=self._sampler,
+            pin_memory=self._pin,
+        )
+
+    def facts(self, digested: int | None = None) -> dict[str, Any]:
+        """By what other data are told apart: `samples`, how many; `sha256` of the first `digested` of them.
+
+        The first in an order that spreads them over the split. digested: None for as many as a moment allows, all of a
+        small data set. sha256: what the data set's own `fingerprint()` says, if it has one; None if its samples are
+        others whenever they are loaded. `order`: the SHA-256 of a sampler's first epoch; not there without one.
+        """
+        ordered = {"order": self._order.digest} if isinstance(self._order, Sampled) else {}
+        if hasattr(self.dataset, "fingerprint"):
+            own = str(self.dataset.fingerprint())
+            return {"samples": self.samples, "digested": self.samples, "sha256": own} | ordered
+        count = self.samples if digested is None else min(digested, self.samples)
+        order = islice(fingerprint.spread(self.samples), count)
+        few = iter(lambda: list(islice(order, FEW)), [])  # as many as are asked for: there may be millions
+        requests = (_Request(system.rng.fold_in("fingerprint", number), some) for number, some in enumerate(few))
+        twice = (each for number, one in enumerate(requests) for each in ([one, one] if number == 0 else [one]))
+        first, *digests = self._digests(twice, FINGERPRINT_SECONDS if digested is None else math.inf)
+        return {
+            "samples": self.samples,
+            "digested": min(FEW * len(digests), count),
+            "sha256": fingerprint.digest_of(digests) if digests[0] == first else None,
+        } | ordered
+
+    def _digests(self, requests: Iterable[_Request], seconds: float) -> list[str]:
+        """Of the first two batches, and of those after them until so many seconds have passed.
+
+        Loaded where training loads them, and not here if workers do: many data sets open their files at the first
+        sample, and an open file is not to be shared with forked workers.
+        """
+        until, digests = time.perf_counter() + seconds, []
+        with system.rng.isolated(), one_thread():
+            for batch in loader(self._load, requests, num_workers=1) if self._workers else map(self._load, requests):
+                digests.append(fingerprint.digest_of(batch))
+                if len(digests) > 1 and time.perf_counter() >= until:
+                    break
+        return digests
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
+        """Batches `start`, `start + 1`, … of an epoch, as the data set or torch's default_collate gives them."""
+        number = epoch if self._split == "train" else 0
+        indices = enumerate(self._order.batches(number)[start:], start)
+        # Nothing here may refer to this object: workers whose loader is in a cycle would live until it is collected.
+        seed, split = self._seed, self._split
+        requests = (_Request(system.rng.fold_in(seed, split, number, batch), each) for batch, each in indices)
+        return self._workers.epoch(requests) if self._workers else self._directly(requests)
+
+    def _directly(self, requests: Iterator[_Request]) -> Iterator[Any]:
+        for request in requests:
+            # Not around the `yield`: while the caller trains, the generators must be the model's.
+            with system.rng.isolated(), one_thread():
+                until = time.perf_counter() + AHEAD_SECONDS
+                ready = [self._load(request)]
+                while time.perf_counter() < until and (further := next(requests, None)):
+                    ready.append(self._load(further))
+            for batch in ready:
+                yield pin(batch) if self._pin else batch
+
+
+def _load(dataset: Any, request: _Request) -> Any:
+    system.rng.seed(request.seed)
+    if hasattr(dataset, "__getitems__"):
+        batch = dataset.__getitems__(request.indices)
+    else:
+        batch = [dataset[index] for index in request.indices]
+    return default_collate(batch) if isinstance(batch, list) else batch

@@ -1,0 +1,146 @@
+"""Which samples each batch of an epoch holds: from the seed and the epoch's number alone. No order is stored."""
+
+import hashlib
+import operator
+from collections.abc import Iterable, Sized
+from itertools import islice
+from typing import Any, NoReturn, Protocol
+
+import torch
+
+from savepoint import system
+from savepoint.config import DataSettings
+from savepoint.errors import ConfigError, UserError
+
+Indices = list[int]
+
+
+class Order(Protocol):
+    """Its length is the number of batches in every epoch."""
+
+    def __len__(self) -> int: ...
+    def batches(self, epoch: int) -> list[Indices]: ...
+
+
+class Plain:
+    """Each sample once an epoch: in order, or shuffled if `data.shuffle` and the split is "train"."""
+
+    def __init__(self, samples: int, *, split: str, settings: DataSettings, seed: int) -> None:
+        self._samples, self._settings, self._seed = samples, settings, seed
+        self._train = split == "train"
+        self._count = count(samples, settings, drop_last=self._train and settings.drop_last)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(self, epoch: int) -> list[Indices]:
+        used = min(self._samples, self._count * self._settings.batch_size)
+        if self._train and self._settings.shuffle:
+            generator = torch.Generator().manual_seed(system.rng.fold_in(self._seed, "order", epoch))
+            order = torch.randperm(self._samples, generator=generator)[:used].tolist()
+        else:
+            order = list(range(used))
+        return _cut(order, self._settings.batch_size)
+
+
+class Sampled:
+    """What a sampler gives: indices, which are cut into batches, or lists of indices, which are batches.
+
+    At the beginning of each epoch torch's, NumPy's and `random`'s generators are seeded for the epoch, the sampler's
+    `set_epoch(epoch)` is called if it has one, and the whole of it is taken.
+    Raises: ConfigError for a sampler that cannot be asked for the order of an epoch in the middle of a run.
+    """
+
+    def __init__(self, sampler: Any, *, samples: int, settings: DataSettings, seed: int) -> None:
+        self._sampler, self._samples, self._settings, self._seed = sampler, samples, settings, seed
+        self._name = f"{type(sampler).__module__}.{type(sampler).__qualname__}"
+        if not isinstance(sampler, Iterable) or not isinstance(sampler, Sized):
+            raise ConfigError(f"data.sampler: {self._name} needs __iter__ and __len__, like torch's samplers.")
+        self._promised = len(sampler)
+        # Twice in a row, for what goes on from time to time; and again after another epoch, for what is carried over.
+        first, again, _, back = (self._taken(epoch) for epoch in (0, 0, 1, 0))
+        if first != again or first != back:
+            raise ConfigError(
+                f"data.sampler: {self._name} gives another order each time it is asked for an epoch, and a resumed "
+                "run has to ask again. Let it draw from torch's, NumPy's or random's global generators, which are "
+                "seeded for each epoch, or make its order from set_epoch(epoch)."
+            )
+        self.digest = hashlib.sha256(repr(first).encode()).hexdigest()
+        del first, again, back
+        self._count = len(self._batches(0))
+        if self._count == 0:
+            raise ConfigError(
+                f"data.sampler: {self._name} makes no batch: its length is {self._promised}, with "
+                f"data.batch_size={settings.batch_size} and data.drop_last={str(settings.drop_last).lower()}."
+            )
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(self, epoch: int) -> list[Indices]:
+        """Raises: UserError for an index or a number of them that is wrong."""
+        batches = self._batches(epoch)
+        if len(batches) != self._count:
+            self._refuse(
+                epoch, f"makes {len(batches)} batches, and made {self._count} of epoch 0. Every epoch has as many"
+            )
+        return batches
+
+    def _batches(self, epoch: int) -> list[Indices]:
+        taken = self._taken(epoch)
+        batches = [each for each in taken if isinstance(each, list)]
+        indices = [each for each in taken if isinstance(each, int)]
+        if batches and indices:
+            self._refuse(epoch, "gives indices and lists of indices. It may give the ones or the others")
+        if batches:
+            return batches[: self._settings.limit_batches]
+        kept = count(len(indices), self._settings, drop_last=self._settings.drop_last)
+        return _cut(indices, self._settings.batch_size)[:kept]
+
+    def _taken(self, epoch: int) -> list[int | Indices]:
+        with system.rng.isolated():
+            system.rng.seed(system.rng.fold_in(self._seed, "order", epoch))
+            if hasattr(self._sampler, "set_epoch"):
+                self._sampler.set_epoch(epoch)
+            # One more than it said: it may never end.
+            given = list(islice(iter(self._sampler), self._promised + 1))
+        if len(given) != self._promised:
+            found = len(given) if len(given) < self._promised else f"more than {self._promised}"
+            self._refuse(
+                epoch,
+                f"gives {found}, and its __len__ said {self._promised} at the start. Make them agree, in every epoch",
+            )
+        # All at once where they are plain: one after another takes seconds for millions.
+        if set(map(type, given)) == {int} and min(given) >= 0 and max(given) < self._samples:
+            return given
+        return [self._checked(each, epoch) for each in given]
+
+    def _checked(self, given: Any, epoch: int) -> int | Indices:
+        if isinstance(given, list | tuple):
+            if not given:
+                self._refuse(epoch, "gives an empty batch")
+            return [self._index(each, epoch) for each in given]
+        return self._index(given, epoch)
+
+    def _index(self, given: Any, epoch: int) -> int:
+        try:
+            index = operator.index(given)
+        except TypeError:
+            self._refuse(epoch, f"gives a {type(given).__name__}. It may give indices, or lists of indices")
+        if not 0 <= index < self._samples:
+            self._refuse(epoch, f"gives the index {index}, and the data set has {self._samples} samples, from 0 on")
+        return index
+
+    def _refuse(self, epoch: int, what: str) -> NoReturn:
+        raise UserError(f"data.sampler: {self._name} {what} (epoch {epoch}).")
+
+
+def count(samples: int, settings: DataSettings, *, drop_last: bool) -> int:
+    """How many batches of an epoch so many samples make."""
+    full, rest = divmod(samples, settings.batch_size)
+    batches = full + (1 if rest and not drop_last else 0)
+    return batches if settings.limit_batches is None else min(batches, settings.limit_batches)
+
+
+def _cut(indices: Indices, size: int) -> list[Indices]:
+    return [indices[begin : begin + size] for begin in range(0, len(indices), size)]

@@ -1,0 +1,61 @@
+"""Which settings may change on a resume, so that the run goes on as the same one.
+
+What decides is the difference between the resolved configs, not the presence of an override. A difference that is not
+listed here would make another run.
+"""
+
+from typing import Any
+
+# A key covers everything below it.
+CONTINUES = {
+    "trainer.max_epochs": "moves the planned end; no update before that end depends on it",
+    "trainer.max_steps": "moves the planned end, counted in updates",
+    "trainer.patience": "moves the end of a run that no longer improves",
+    "trainer.log_every_n_steps": "decides which steps are logged, not what they compute",
+    "trainer.detect_anomaly": "only checks what is computed",
+    "trainer.profile": "only measures what is computed",
+    "trainer.threads": "may change bits, which a line at the start says; a run must be able to move to another machine",
+    "trainer.device": "may change bits, which a line at the start says; for the same reason",
+    "trainer.compile": "may change bits, which a line at the start says; for the same reason",
+    "checkpoint": "decides what is saved and kept, never what is computed",
+    "tracker": "mirrors the run directory, and nothing reads it back",
+    "data.num_workers": "batches depend on the seed, the epoch and the batch alone, not on who loads them",
+    "data.prefetch": "decides how early a batch is loaded",
+    "data.persistent_workers": "decides how long a loading worker lives",
+    "data.pin_memory": "decides how a batch travels to the device",
+    "name": "is for people",
+}
+
+
+def other_run(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """List the keys in which two configs differ so that a resume would become another run, sorted."""
+    return sorted(key for key in _changed(before, after, "") if not _continues(key))
+
+
+def planned(trained: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return the checkpoint's config with the settings that the run was last given.
+
+    An extension (`trainer.max_epochs=40`) counts from the moment it was accepted, even if the run was killed before
+    its next checkpoint.
+
+    trained: the checkpoint's config. own: the run's config.yaml, which is rewritten when a resume is accepted.
+    """
+    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in trained.items()}
+    for key in CONTINUES:
+        group, _, name = key.partition(".")
+        if name and all(isinstance(each.get(group), dict) for each in (own, merged)) and name in own[group]:
+            merged[group][name] = own[group][name]
+    return merged
+
+
+def _changed(before: Any, after: Any, path: str) -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = before.keys() | after.keys()
+        return [
+            found for key in keys for found in _changed(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if type(before) is type(after) and before == after else [path]
+
+
+def _continues(key: str) -> bool:
+    return any(key == each or key.startswith(f"{each}.") for each in CONTINUES)

@@ -1,0 +1,45 @@
+"""Run a script's work, and turn whatever it raises into one clear message and an exit code."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from savepoint import system, trust
+from savepoint.config import explain
+from savepoint.errors import UserError
+
+
+def run_script(work: Callable[[], None], *, overrides: Callable[[], list[str]], conf_dir: Path) -> int:
+    """Run `work`. Print a user's mistake in one message on stderr; let a bug keep its traceback.
+
+    overrides: returns the overrides that were typed. Errors of Hydra are explained with them.
+    Returns: the exit code. 0 after success, 2 after a user's mistake, 128 + the signal's number after an interrupt.
+    """
+    system.signals.remember()
+    try:
+        work()
+    except UserError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt as interrupt:
+        return system.signals.say(interrupt)
+    except Exception as error:
+        # Ctrl-C inside a library can come out as an error of that library.
+        if system.signals.pressed():
+            return system.signals.say(KeyboardInterrupt())
+        message = explain(error, overrides(), conf_dir)
+        if message is None:
+            raise
+        return _refuse(message)
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {trust.printable(message)}", file=sys.stderr)
+    return 2
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this exit code, without a last garbage collection over all of torch."""
+    system.memory.leave()
+    sys.exit(code)

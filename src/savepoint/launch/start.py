@@ -1,0 +1,127 @@
+"""Start a run: its composed config, its directory on the disk, its tracker."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from savepoint import runs, system, trackers, trust
+from savepoint.config import Settings, TrackerSettings, resolve
+from savepoint.errors import UserError
+
+log = logging.getLogger("savepoint")
+
+
+@dataclass
+class Invocation:
+    """One run that the command line asks for: the only one, or one job of a sweep.
+
+    config: as Hydra composed it, not yet resolved. directory: where the run will live. id: the run's own.
+    overrides: as typed, without secrets. tracker: where the run is tracked, known once the run is open.
+    """
+
+    config: DictConfig
+    directory: Path
+    id: str
+    overrides: list[str]
+    repository: Path
+    sweep: trackers.Sweep | None = None
+    tracker: TrackerSettings | None = None
+
+
+def compose(invocation: Invocation) -> dict[str, Any]:
+    """Return the config as plain data, with every interpolation resolved.
+
+    Raises: OmegaConf's errors if a value is missing or an interpolation cannot be resolved.
+    """
+    return resolve(invocation.config)
+
+
+def find_weights(settings: Settings, repository: Path) -> runs.Found | None:
+    """Find the run that `init_from` names, or return None if there is no `init_from`.
+
+    Call it before the new run exists: afterwards `init_from=latest` would name the new run itself.
+    Raises: UserError if the name fits no run, or more than one.
+    """
+    if settings.init_from is None:
+        return None
+    return runs.find(settings.init_from, repository, tracker=settings.tracker)
+
+
+@contextlib.contextmanager
+def open_run(
+    invocation: Invocation, config: dict[str, Any], settings: Settings
+) -> Iterator[tuple[runs.Run, trackers.Tracker]]:
+    """Make the run's directory, hold its lock and start its tracker while the body trains the run.
+
+    A run that is refused before it logs anything leaves no run behind.
+    Raises: UserError if the directory already holds a run, cannot be written, or is in use by another process.
+    """
+    directory = invocation.directory
+    lock = runs.hold(directory, str(directory))
+    try:
+        run = runs.create(
+            directory,
+            id=invocation.id,
+            name=settings.name,
+            config=trust.dump_config(config),
+            overrides=invocation.overrides,
+            sweep=invocation.sweep.id if invocation.sweep else None,
+        )
+        try:
+            with runs.explaining_disk_errors(directory), _tracked(invocation, run, settings) as tracker:
+                yield run, tracker
+        except UserError:
+            if not run.metrics.exists():
+                runs.discard(run)
+            raise
+    finally:
+        lock.release()
+        if not (directory / runs.RECORD).exists():
+            (directory / runs.LOCK).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _tracked(invocation: Invocation, run: runs.Run, settings: Settings) -> Iterator[trackers.Tracker]:
+    """Start the run's tracker, in a process of its own beside this one, and let go of it at the end."""
+    _record_hydra(invocation)
+    invocation.tracker = settings.tracker
+    tracker = trackers.open(
+        settings.tracker,
+        run_dir=run.directory,
+        run_id=run.id,
+        repository=invocation.repository,
+        sweep=invocation.sweep,
+        upload=settings.checkpoint.upload,
+        warn=log.warning,
+        announce=partial(run.note_tracker, settings.tracker.kind),
+    )
+    try:
+        yield tracker
+    finally:
+        tracker.abandon()  # does nothing to a tracker that was closed
+
+
+def _record_hydra(invocation: Invocation) -> None:
+    """Write `.hydra/` for people: the overrides, and the config before it was resolved. The engine never reads it."""
+    record = invocation.directory / ".hydra"
+    record.mkdir(exist_ok=True)
+    overrides = OmegaConf.to_yaml(OmegaConf.create(invocation.overrides))
+    system.files.replace(record / "overrides.yaml", overrides.encode())
+    system.files.replace(record / "config.yaml", trust.redact(OmegaConf.to_yaml(invocation.config)).encode())
+
+
+@contextlib.contextmanager
+def importing_torch() -> Iterator[None]:
+    """Hold back Ctrl-C and the garbage collector while the body imports torch.
+
+    torch's C++ code aborts the process if an exception interrupts its import, and the collector would search its
+    million new objects again and again.
+    """
+    with system.signals.held(), system.memory.permanent():
+        yield

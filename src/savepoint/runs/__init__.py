@@ -1,0 +1,72 @@
+"""Runs: a run on the disk, and how it is found again. Importing this package does not import torch.
+
+Rooms, in reading order:
+    directory   a run's directory and its record, run.json
+    lookup      find the run that a person means
+    history     metrics.jsonl: every value that a run logged
+    provenance  git commit, uncommitted changes, versions, hardware
+    sweep       a sweep's directory and its table of results
+"""
+
+from savepoint.runs.directory import (
+    CHECKPOINTS,
+    CONFIG,
+    FULL,
+    LOCK,
+    METRICS,
+    RECORD,
+    Run,
+    create,
+    discard,
+    explaining_disk_errors,
+    hold,
+    is_disk_error,
+    new_id,
+    read,
+    remove_empty,
+)
+from savepoint.runs.history import History, cut_history, read_history
+from savepoint.runs.lookup import Found, UnknownRunError, all_runs, find
+from savepoint.runs.provenance import gather_provenance, provenance_differences, uncommitted_changes
+from savepoint.runs.sweep import (
+    note_refused_job,
+    redact_sweep_record,
+    remove_unstarted_sweep,
+    sweep_of,
+    sweep_status,
+    write_sweep_table,
+)
+
+__all__ = [
+    "CHECKPOINTS",
+    "CONFIG",
+    "FULL",
+    "LOCK",
+    "METRICS",
+    "RECORD",
+    "Found",
+    "History",
+    "Run",
+    "UnknownRunError",
+    "all_runs",
+    "create",
+    "cut_history",
+    "discard",
+    "explaining_disk_errors",
+    "find",
+    "gather_provenance",
+    "hold",
+    "is_disk_error",
+    "new_id",
+    "note_refused_job",
+    "provenance_differences",
+    "read",
+    "read_history",
+    "redact_sweep_record",
+    "remove_empty",
+    "remove_unstarted_sweep",
+    "sweep_of",
+    "sweep_status",
+    "uncommitted_changes",
+    "write_sweep_table",
+]

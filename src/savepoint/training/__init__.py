@@ -1,0 +1,52 @@
+"""Training: the heart. One loop, the state that it changes, and what both are built from.
+
+Rooms, in reading order:
+    loop          the training loop: fit
+    step          one optimizer update; one evaluation
+    state         TrainState, which is saved, and Parts, which are rebuilt from the config
+    task          what a batch means: the interface of a fork's own tasks
+    build         from a checked config to TrainState and Parts
+    optimizers    build an optimizer and restore it exactly
+    schedules     build a learning-rate schedule and plan its length
+    combinations  combinations of options that torch refuses or gets wrong
+    job           one run that this process trains
+    preparation   build a run and restore its checkpoint
+    supervision   around the loop: train.log, signals, failures, how the run ended
+    saves         when the loop saves: what goes into a checkpoint
+    report        what is logged at the start, the end and the failure of a run
+    progress      the progress bar, the epoch lines and train.log
+"""
+
+import os
+
+# OpenMP's threads spin while they wait for each other. Where another process wants the same cores (the tracker's is
+# one), a spinning thread keeps off the very thread that it waits for: digits trained 20 times slower. torch reads this
+# when it loads, so it is set before the first import of torch below.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from savepoint.training.build import assemble
+from savepoint.training.job import Job
+from savepoint.training.loop import fit
+from savepoint.training.preparation import environment, prepare
+from savepoint.training.saves import Saves
+from savepoint.training.state import NoSchedule, Parts, TrainState, capture, restore
+from savepoint.training.supervision import session, supervise
+from savepoint.training.task import Outcome, Task
+
+__all__ = [
+    "Job",
+    "NoSchedule",
+    "Outcome",
+    "Parts",
+    "Saves",
+    "Task",
+    "TrainState",
+    "assemble",
+    "capture",
+    "environment",
+    "fit",
+    "prepare",
+    "restore",
+    "session",
+    "supervise",
+]

@@ -1,0 +1,161 @@
+"""From a checked config to the objects of a run: `TrainState` and `Parts`."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import swa_utils
+
+from savepoint import registry, system, trust
+from savepoint.checkpoint import Checkpoint
+from savepoint.config import Settings
+from savepoint.data import Batches, Stream, is_stream
+from savepoint.errors import ConfigError
+from savepoint.training import combinations, optimizers, schedules
+from savepoint.training.state import NoSchedule, Parts, TrainState, fits
+
+AUTOCAST = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def assemble(
+    config: dict[str, Any], settings: Settings, *, source: Path, checkpoint: Checkpoint | None = None
+) -> tuple[TrainState, Parts]:
+    """Build everything that a run needs, at its very beginning; `state.restore` then moves it to where it stopped.
+
+    config, settings: as `config.check` gave them. source: the directory that holds the `project` package.
+    checkpoint: if given, the model is compared with it before memory is taken for the model.
+    Raises: ConfigError that names the key, CheckpointError if the checkpoint's tensors do not fit.
+    """
+    make = functools.partial(trust.make, source=source)
+    if checkpoint is not None:
+        _compare(config["model"], checkpoint, source)
+    device = pick_device(settings.trainer.device)
+    system.rng.seed(settings.seed)
+    with registry.collecting() as registered:
+        model = make(config["model"], path="model")
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model: {config['model']['_target_']} is not a torch.nn.Module.")
+        if lazy := [name for name, each in model.named_parameters() if isinstance(each, nn.UninitializedParameter)]:
+            raise ConfigError(f"model: {lazy[0]} has no shape before the first batch, which is too late to restore it. "
+                              "Give its module the size of its inputs, in place of a lazy one.")  # fmt: skip
+        model.to(device)
+        task = make(config["task"], path="task")
+        pin = settings.data.pin_memory and device.type == "cuda"
+        train, val = (_batches(config, settings, split, make, pin_memory=pin) for split in ("train", "val"))
+    averaged = None
+    if (decay := settings.trainer.ema_decay) is not None:
+        # Buffers too: batch norm's statistics belong to the weights that they were measured with.
+        average: Any = swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        averaged = swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    _check_sizes(settings, train, val)
+    _check_monitors(settings, task)
+    optimizer = optimizers.build(config["optimizer"], model, make=make)
+    combinations.check(config["scheduler"], settings, model=model, optimizer=optimizer, device=device)
+    scheduler, length = schedules.build(config["scheduler"], settings, optimizer, batches=len(train), make=make)
+    amp = settings.amp
+    scaler = torch.amp.GradScaler(
+        device.type,
+        init_scale=amp.init_scale,
+        growth_factor=amp.growth_factor,
+        backoff_factor=amp.backoff_factor,
+        growth_interval=amp.growth_interval,
+        enabled=amp.dtype == "float16",
+    )
+    state = TrainState(
+        *(model, optimizer, scheduler or NoSchedule(), scaler),
+        schedule_length=length,
+        registered=registered,
+        averaged=averaged,
+        stream=train if isinstance(train, Stream) else None,
+    )
+    parts = Parts(
+        settings=settings,
+        task=task,
+        # The plain model stays the one that is saved: a compiled wrapper would prefix every name with `_orig_mod.`.
+        forward=torch.compile(model) if settings.trainer.compile else model,
+        train=train,
+        val=val,
+        device=device,
+        autocast=AUTOCAST[amp.dtype],
+        searches=optimizers.searches(optimizer),
+    )
+    return state, parts
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the accelerator if there is one. Raises: ConfigError for a device that this machine lacks."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    there = torch.accelerator.device_count() if accelerator is not None and accelerator.type == device.type else 0
+    if (device.index or 0) >= there:
+        has = f"{there} {device.type} device(s)" if there else f"no {device.type} device that torch can use"
+        raise ConfigError(f"trainer.device={name}: this machine has {has}. Use trainer.device=auto or cpu.")
+    return device
+
+
+def _compare(node: Any, checkpoint: Checkpoint, source: Path) -> None:
+    """Refuse a config whose model is not the checkpoint's while it is still only names and shapes."""
+    try:
+        with system.rng.isolated(), registry.collecting(), torch.device("meta"):
+            model = trust.make(node, path="model", source=source)
+    except RuntimeError:
+        return  # a model that reads values while it is built: it is compared once it is
+    fits(model, checkpoint)
+
+
+def _batches(
+    config: dict[str, Any], settings: Settings, split: str, make: Callable[..., Any], *, pin_memory: bool
+) -> Batches | Stream:
+    node = config["data"]["dataset"]
+    dataset = make({**node, "split": split}, path="data.dataset")
+    sampler = config["data"].get("sampler") if split == "train" else None
+    if is_stream(dataset):
+        if sampler is not None:
+            raise ConfigError(f"data.sampler: {node['_target_']} is a stream, whose order is its own. Leave it out.")
+        return Stream(dataset, split=split, settings=settings.data, seed=settings.seed, pin_memory=pin_memory)
+    if not hasattr(dataset, "__len__") or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")):
+        raise ConfigError(
+            f"data.dataset: {node['_target_']} is no data set. Give it __len__ and __getitem__ (a map-style data set), "
+            "or __iter__, state_dict and load_state_dict (a stream)."
+        )
+    if sampler is not None:
+        maker = make({**sampler, "_partial_": True}, path="data.sampler")
+        sampler = trust.call(maker, path="data.sampler", dataset=dataset)
+    return Batches(
+        dataset, split=split, settings=settings.data, seed=settings.seed, sampler=sampler, pin_memory=pin_memory
+    )
+
+
+def _check_sizes(settings: Settings, train: Batches | Stream, val: Batches | Stream) -> None:
+    # A sampler says itself how much it gives, and has been asked.
+    if not train.sampled and train.samples is not None and settings.data.batch_size > train.samples:
+        raise ConfigError(
+            f"data.batch_size={settings.data.batch_size} exceeds the training set ({train.samples} samples). "
+            "Lower data.batch_size or raise data.dataset.limit."
+        )
+    if val.samples == 0:
+        raise ConfigError("data.dataset: its validation split is empty.")
+
+
+def _check_monitors(settings: Settings, task: Any) -> None:
+    splits = ("train/", "val/", "val/ema_") if settings.trainer.ema_decay is not None else ("train/", "val/")
+    names = [f"{split}{name}" for split in splits for name in ("loss", *task.metrics)]
+    monitors = {"checkpoint.monitor": settings.checkpoint.monitor, "scheduler.monitor": settings.scheduler.monitor}
+    faults = [
+        f"{key}={value}: nothing logs that. There are {', '.join(names)}."
+        for key, value in monitors.items()
+        if value is not None and value not in names
+    ]
+    if settings.trainer.patience is not None and settings.checkpoint.monitor is None:
+        faults.append(
+            "trainer.patience: there is no checkpoint.monitor that it could wait for. Set it, or no patience."
+        )
+    if faults:
+        raise ConfigError("\n".join(faults))

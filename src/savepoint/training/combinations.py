@@ -1,0 +1,186 @@
+"""What torch refuses, or takes and then gets wrong, when an optimizer, a schedule and a precision meet.
+
+Each is refused at the start by name, with what to do: torch says it steps or epochs later, or never.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from savepoint.config import Settings
+from savepoint.errors import ConfigError
+from savepoint.training import optimizers, schedules
+
+_SCHEDULERS = "torch.optim.lr_scheduler."
+_CHAINS = (f"{_SCHEDULERS}SequentialLR", f"{_SCHEDULERS}ChainedScheduler")
+# Arguments that set the rate of every group outright, whatever its own is.
+_RATES = ("max_lr", "base_lr", "swa_lr")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What meets. node: the scheduler's config, before it is built: torch refuses some while it builds."""
+
+    node: dict[str, Any]
+    settings: Settings
+    model: nn.Module
+    optimizer: Optimizer
+    device: torch.device
+
+    @property
+    def parts(self) -> list[Optimizer]:
+        """The optimizer, or the two that it consists of."""
+        both = self.optimizer
+        return [both.main, both.fallback] if isinstance(both, optimizers.Both) else [both]
+
+    @property
+    def groups(self) -> list[tuple[str, dict[str, Any]]]:
+        """The parameter groups, each with the name of the optimizer that it belongs to."""
+        return [(type(part).__name__, group) for part in self.parts for group in part.param_groups]
+
+    @property
+    def schedules(self) -> list[tuple[str, dict[str, Any], str]]:
+        """Each scheduler of the config: its path, its node, its class."""
+        walked = schedules.walk(self.node)
+        return [(path, node, str(node.get("_target_"))) for path, node in walked if node.get("_target_") is not None]
+
+
+def check(
+    node: dict[str, Any], settings: Settings, *, model: nn.Module, optimizer: Optimizer, device: torch.device
+) -> None:
+    """Raises: ConfigError with one line for each of RULES that the setup breaks."""
+    setup = Setup(node, settings, model, optimizer, device)
+    faults = [fault for rule in RULES for fault in rule(setup)]
+    if faults:
+        raise ConfigError("\n".join(dict.fromkeys(faults)))
+
+
+def _closure_with_scaler(setup: Setup) -> Iterator[str]:
+    for part in setup.parts:
+        if optimizers.searches(part) and setup.settings.amp.dtype == "float16":
+            name = type(part).__name__
+            yield f"amp.dtype=float16: a GradScaler cannot serve {name}, which evaluates anew. Use amp=bf16 or none."
+
+
+def _closure_as_a_part(setup: Setup) -> Iterator[str]:
+    for part in setup.parts:
+        if optimizers.searches(part) and len(setup.parts) > 1:
+            name = type(part).__name__
+            yield f"optimizer.fallback: {name} needs all parameters to itself. Take adamw, or optimizer=lbfgs alone."
+
+
+def _closure_with_strides(setup: Setup) -> Iterator[str]:
+    """LBFGS looks at each gradient as one line of numbers, which torch does not give of channels_last."""
+    if any(isinstance(part, torch.optim.LBFGS) for part in setup.parts):
+        names = [name for name, parameter in setup.model.named_parameters() if not parameter.is_contiguous()]
+        if names:
+            yield f"optimizer: LBFGS takes contiguous parameters only, and {names[0]} is not. Use another optimizer."
+
+
+def _scaled_halves(setup: Setup) -> Iterator[str]:
+    halves = [name for name, parameter in setup.model.named_parameters() if parameter.dtype is torch.float16]
+    if halves and setup.settings.amp.dtype == "float16":
+        yield f"amp.dtype=float16: {halves[0]} is float16 already, and a GradScaler takes float32. Use amp=none."
+
+
+def _cycled_momentum(setup: Setup) -> Iterator[str]:
+    kinds = [{"betas", "momentum"} & set(group) for _, group in setup.groups]
+    if set.intersection(*kinds):
+        return
+    names = " with ".join(type(part).__name__ for part in setup.parts)
+    for path, node, target in setup.schedules:
+        # Both cycle it unless told not to.
+        if target in (f"{_SCHEDULERS}OneCycleLR", f"{_SCHEDULERS}CyclicLR") and node.get("cycle_momentum", True):
+            yield f"{path}.cycle_momentum=true: {names} has nothing to cycle in every group. Set it to false."
+
+
+def _one_rate_for_groups_of_several(setup: Setup) -> Iterator[str]:
+    rates = [float(group["lr"]) for _, group in setup.groups]
+    for path, node, _ in setup.schedules:
+        for key in _RATES:
+            value = node.get(key)
+            if len(set(rates)) > 1 and isinstance(value, int | float):
+                one_each = ",".join(f"{value * rate / rates[0]:.6g}" for rate in rates)
+                yield (
+                    f"{path}.{key}={value}: it would be the learning rate of every group, and theirs are {rates}. "
+                    f"Give one for each: {path}.{key}=[{one_each}]."
+                )
+
+
+def _plateau_inside(setup: Setup) -> Iterator[str]:
+    for path, _, target in setup.schedules[1:]:
+        if target == f"{_SCHEDULERS}ReduceLROnPlateau":
+            yield f"{path}: ReduceLROnPlateau follows a metric, and what is around it does not. Use scheduler=plateau."
+
+
+def _chain_that_begins_later(setup: Setup) -> Iterator[str]:
+    """SequentialLR starts what comes second by a method that these two lack."""
+    for path, node, target in setup.schedules:
+        inner = node.get("schedulers") if target == _CHAINS[0] else None
+        for index, each in enumerate(inner if isinstance(inner, list) else []):
+            if index and isinstance(each, dict) and each.get("_target_") in _CHAINS:
+                name = each["_target_"].removeprefix(_SCHEDULERS)
+                yield (
+                    f"{path}.schedulers[{index}]: SequentialLR can begin with a {name}, and not go over to one. "
+                    "Write its schedulers and milestones into the outer one."
+                )
+
+
+def _sparse_gradients(setup: Setup) -> Iterator[str]:
+    sparse = set(optimizers.sparse(setup.model))
+    for part in setup.parts:
+        for group in part.param_groups:
+            names = set(group.get("param_names", []))
+            if isinstance(part, torch.optim.SparseAdam):
+                if names - sparse:
+                    yield (
+                        f"optimizer: SparseAdam takes sparse gradients only, and {sorted(names - sparse)[0]} has none. "
+                        "Give it a fallback for the others, as conf/optimizer/sparse_adam.yaml does."
+                    )
+            elif names & sparse and (why := _refuses_sparse(part, group)) is not None:
+                yield (
+                    f"optimizer: {type(part).__name__}{why} takes no sparse gradients, and {sorted(names & sparse)[0]} "
+                    "has them. Use optimizer=sparse_adam, or sparse=False in the model (model.sparse=false)."
+                )
+
+
+def _refuses_sparse(part: Optimizer, group: dict[str, Any]) -> str | None:
+    """With which option of its own an optimizer takes no sparse gradients: "" for any, None if it takes them."""
+    if isinstance(part, torch.optim.SGD | torch.optim.Adagrad):
+        options = [key for key in ("weight_decay", "fused") if group.get(key)]
+        return f" with {options[0]}" if options else None
+    takes = not type(part).__module__.startswith("torch.") or isinstance(part, torch.optim.LBFGS)
+    return None if takes else ""
+
+
+def _clipped_sparse_gradients(setup: Setup) -> Iterator[str]:
+    sparse = optimizers.sparse(setup.model)
+    if sparse and setup.settings.trainer.clip_grad_norm is not None:
+        yield f"trainer.clip_grad_norm: torch clips no sparse gradients, and {sparse[0]} has them. Set it to null."
+
+
+def _made_for_other_loops(setup: Setup) -> Iterator[str]:
+    for name, group in setup.groups:
+        if group.get("differentiable"):
+            yield f"optimizer.differentiable=true: {name} would keep each step's graph. Set it to false."
+        if group.get("capturable") and setup.device.type == "cpu":
+            yield f"optimizer.capturable=true: {name} can be captured on a GPU only. Set it to false."
+
+
+RULES: tuple[Callable[[Setup], Iterator[str]], ...] = (
+    _closure_with_scaler,
+    _closure_as_a_part,
+    _closure_with_strides,
+    _scaled_halves,
+    _cycled_momentum,
+    _one_rate_for_groups_of_several,
+    _plateau_inside,
+    _chain_that_begins_later,
+    _sparse_gradients,
+    _clipped_sparse_gradients,
+    _made_for_other_loops,
+)

@@ -1,0 +1,32 @@
+"""One run that this process trains: its directory, its checked config, its tracker, and where it begins."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from savepoint import checkpoint as checkpoints
+from savepoint import runs
+from savepoint.config import Settings
+from savepoint.trackers import Tracker
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to train.
+
+    config, settings: the same config, checked; as plain data and as typed settings. repository: holds src/ and runs/.
+    checkpoint: continue from it; None to begin at the beginning. weights: the run that `init_from` names, if any.
+    """
+
+    run: runs.Run
+    config: dict[str, Any]
+    settings: Settings
+    tracker: Tracker
+    repository: Path
+    checkpoint: checkpoints.Checkpoint | None = None
+    weights: runs.Found | None = None
+
+    @property
+    def resume_command(self) -> str:
+        """The command that continues this run."""
+        return f"python resume.py run={self.run.address(self.repository)}"

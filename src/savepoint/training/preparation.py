@@ -1,0 +1,121 @@
+"""Prepare a run: build everything, and restore the checkpoint that it continues from."""
+
+import dataclasses
+import logging
+import os
+from typing import Any
+
+import torch
+
+from savepoint import checkpoint, runs, system, trust
+from savepoint.config import Settings
+from savepoint.data import end_workers
+from savepoint.errors import UserError
+from savepoint.training import build, schedules, state
+from savepoint.training.job import Job
+from savepoint.training.state import Parts, TrainState
+
+THREADS = torch.get_num_threads()  # before any run of this process sets another number
+log = logging.getLogger("savepoint")
+
+
+def prepare(job: Job) -> tuple[TrainState, Parts]:
+    """Build the run's state and parts, and restore its checkpoint or load the weights of `init_from`.
+
+    The run directory is changed last, once nothing can be refused any more.
+    Raises: ConfigError that names the key, CheckpointError if the checkpoint does not fit, UserError for changed data.
+    """
+    try:
+        state, parts = _build(job)
+    except BaseException:
+        end_workers()  # the data may have been looked at in one
+        raise
+    config = trust.dump_config(job.config).encode()
+    path = job.run.directory / runs.CONFIG
+    if path.read_bytes() != config:
+        system.files.replace(path, config)
+    checkpoint.clean(job.run.checkpoints)
+    runs.cut_history(job.run.metrics, lines=state.history_lines)
+    return state, parts
+
+
+def _build(job: Job) -> tuple[TrainState, Parts]:
+    settings, resumed = job.settings, job.checkpoint
+    recorded = resumed.provenance.get("threads") if resumed else None
+    environment(settings, threads=settings.trainer.threads or recorded or THREADS)
+    train_state, parts = build.assemble(job.config, settings, source=job.repository / "src", checkpoint=resumed)
+    parts = dataclasses.replace(parts, fingerprints=_fingerprints(parts, resumed))
+    if resumed is not None:
+        _check_length(job, train_state, resumed)
+        state.restore(train_state, resumed)
+    elif settings.init_from is not None:
+        _load_weights(job, train_state)
+    return train_state, parts
+
+
+def environment(settings: Settings, *, threads: int) -> None:
+    """Settings of the whole process. All are set, also to what torch begins with: a sweep's jobs share a process."""
+    trainer = settings.trainer
+    torch.set_num_threads(threads)
+    # cuBLAS reads it when its first handle is made, and without it is not deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(trainer.deterministic)
+    # On by default in that mode, and only there to make a read of uninitialised memory repeatable; it costs a fill.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not trainer.deterministic
+    torch.autograd.set_detect_anomaly(trainer.detect_anomaly)
+
+
+def _load_weights(job: Job, train_state: TrainState) -> None:
+    """Fine-tune: load the weights and buffers of the run that `init_from` names, and nothing else of it."""
+    assert job.settings.init_from is not None
+    found = job.weights or runs.find(job.settings.init_from, job.repository)
+    settings = trust.parse_config((found.run.directory / runs.CONFIG).read_bytes()).get("checkpoint")
+    kept = settings if isinstance(settings, dict) else {}
+    loaded = checkpoint.select(
+        found.run.checkpoints, found.checkpoint or "last", monitor=kept.get("monitor"), mode=kept.get("mode", "min")
+    )
+    state.restore_model(train_state.model, loaded)
+    # The very checkpoint: `latest` would name another one if this run starts over.
+    listed = found.run.address(job.repository) == found.run.id
+    job.config["init_from"] = f"{found.run.id if listed else found.run.directory}@{loaded.path.name}"
+    job.run.update(parents=[found.run.id])
+    log.info("weights from run %s, %s", found.run.id, loaded.path.name)
+
+
+def _check_length(job: Job, train_state: TrainState, resumed: checkpoint.Checkpoint) -> None:
+    here, there = train_state.schedule_length, resumed.state["schedule_length"]
+    if here != there:
+        assert here is not None and there is not None  # the config is the same but for the end of training
+        planned, wanted = (schedules.planned_key(job.config["scheduler"], end) for end in (there, here))
+        assert planned is not None and wanted is not None
+        raise UserError(
+            f"scheduler.{planned[0]} was planned as {planned[1]} {job.settings.scheduler.interval}s, up to the end of "
+            f"training, and would now be {wanted[1]}: the rates so far would have been others. "
+            f"Keep the planned end, or start another run: python train.py scheduler.{planned[0]}={wanted[1]} …"
+        )
+
+
+def _fingerprints(parts: Parts, resumed: checkpoint.Checkpoint | None) -> dict[str, dict[str, Any]]:
+    """Return the fingerprint of each split. Raises: UserError if the checkpoint was trained on other data."""
+    recorded = resumed.provenance.get("data") if resumed else None  # format 1 did not always have it
+    fingerprints = {}
+    for name, split in (("train", parts.train), ("val", parts.val)):
+        there = recorded.get(name) if isinstance(recorded, dict) else None
+        there = there if isinstance(there, dict) else {}
+        digested = there.get("digested")
+        fingerprints[name] = here = split.facts(digested if type(digested) is int and digested > 0 else None)
+        for key, words in (("samples", "{} samples"), ("sha256", "samples with the SHA-256 {:.12}…")):
+            if resumed and None not in (here[key], there.get(key)) and here[key] != there[key]:
+                raise UserError(
+                    f"data.dataset: its split {name!r} has {words.format(here[key])}, and {resumed.path.name} was "
+                    f"trained on {words.format(there[key])}. Bring those data back, or begin another run from its "
+                    "weights: python train.py init_from=…"
+                )
+        if resumed and here.get("order") != there.get("order", here.get("order")):
+            raise UserError(
+                f"data.sampler: it gives another order of epoch 0 than the one {resumed.path.name} was trained on. "
+                "Its code has changed, or it depends on the process, as the order of a set of strings does: make it "
+                "depend on nothing but the generators, which are seeded, and set_epoch(epoch)."
+            )
+    return fingerprints

@@ -1,0 +1,120 @@
+"""Log messages at the start and the end of a run, and word its failures."""
+
+import contextlib
+import getpass
+import logging
+from typing import Any
+
+from savepoint import checkpoint, runs
+from savepoint.training.job import Job
+from savepoint.training.loop import finished, stale
+from savepoint.training.saves import Saves
+from savepoint.training.state import Parts, TrainState
+
+log = logging.getLogger("savepoint")
+
+
+def introduce(job: Job, parts: Parts, train_state: TrainState, source: dict[str, Any]) -> None:
+    """Log what is about to be trained, and start the run in the tracker. source: the run's provenance."""
+    git, resumed = source["git"], job.checkpoint
+    job.tracker.start(
+        name=job.run.record["name"],
+        params=flatten(job.config),
+        tags=_tags(git, source["command"]),
+        documents=[job.run.directory / runs.CONFIG, job.run.directory / checkpoint.PATCH],
+        parents=job.run.record["parents"],
+    )
+    parameters = sum(parameter.numel() for parameter in train_state.model.parameters())
+    log.info("run %s  %s", job.run.id, job.run.directory)
+    log.info("device %s (%d threads)  %s: %s parameters", parts.device, source["threads"],
+             type(train_state.model).__name__, f"{parameters:,}")  # fmt: skip
+    samples = ["a stream of" if each.samples is None else f"{each.samples:,}" for each in (parts.train, parts.val)]
+    log.info("data %s training samples in %s batches, %s validation samples", samples[0], f"{len(parts.train):,}",
+             samples[1])  # fmt: skip
+    if resumed is not None:
+        log.info("resumed from %s: epoch %d, step %d", resumed.path.name, train_state.epoch, train_state.step)
+        if finished(train_state, parts):
+            log.info("the run is finished: there is nothing to train up to its planned end")
+        if changed := runs.provenance_differences(resumed.provenance, source):
+            log.warning("changed since that checkpoint, so bits may differ: %s", "; ".join(changed))
+
+
+def _tags(git: dict[str, Any], command: str) -> dict[str, str]:
+    """Return the tracker's tags. MLflow's own names where it has them: its page shows and links those."""
+    tags = {f"git.{key}": str(value) for key, value in git.items() if value is not None} | {"command": command}
+    if git["commit"] is not None:
+        tags["mlflow.source.git.commit"] = git["commit"]
+    with contextlib.suppress(KeyError, OSError, ImportError):  # a container may run as a user without a name
+        tags["mlflow.user"] = getpass.getuser()
+    return tags | {"mlflow.source.name": "train.py"}
+
+
+def conclude(job: Job, train_state: TrainState, saves: Saves) -> None:
+    """Log what was reached, where it is saved, and the commands that go on from there."""
+    if train_state.best is not None:
+        best = train_state.best
+        log.info("best %s %.4g at epoch %d", best["metric"], best["value"], best["epoch"])
+    if train_state.metrics:
+        log.info("last %s", "  ".join(f"{name} {value:.4g}" for name, value in train_state.metrics.items()))
+    if saves.newest is not None:
+        log.info("checkpoint %s", saves.newest)
+    further = _further(job, train_state)
+    if further is not None:
+        log.info("to go on: %s%s", job.resume_command, further)
+    if job.settings.tracker.kind == "mlflow":
+        log.info("to look at it: make ui   (or: python -m savepoint ui)")
+
+
+def _further(job: Job, train_state: TrainState) -> str | None:
+    """Return the override that makes the run go on, or None if none would."""
+    trainer = job.settings.trainer
+    if job.run.record["status"] != "finished":
+        return ""
+    if trainer.patience is not None and stale(train_state) >= trainer.patience:
+        return f" trainer.patience={2 * trainer.patience}"
+    if train_state.schedule_length is not None:
+        return None  # the schedule ends where the run did
+    if trainer.max_steps is not None and train_state.step >= trainer.max_steps:
+        return f" trainer.max_steps={2 * train_state.step}"
+    return f" trainer.max_epochs={2 * train_state.epoch}"
+
+
+def _kept(job: Job) -> str:
+    names = checkpoint.names(job.run.checkpoints)
+    return f"{names[-1]} is kept" if names else "There is no checkpoint"
+
+
+def worker_killed(job: Job, cause: str) -> str:
+    """Word the death of a loading worker. cause: what torch says of it."""
+    count = job.settings.data.num_workers
+    started = job.run.metrics.exists()  # otherwise nothing of the run is kept
+    return (
+        f"A loading worker was killed, most often for lack of memory ({cause}). "
+        f"{_kept(job) if started else 'Nothing was trained yet'}. data.num_workers is {count}; fewer change no result: "
+        f"{job.resume_command if started else 'python train.py …'} data.num_workers={count // 2}"
+    )
+
+
+def disk_refused(job: Job, error: OSError) -> str:
+    """Word a disk that refuses to be written: what is kept, and the command that goes on."""
+    kept = _kept(job)
+    if not job.run.directory.is_dir():
+        return f"The run directory is gone: {job.run.directory}. Start another run."
+    if not job.run.metrics.exists():
+        return f"The run directory cannot be written: {error.strerror}. Nothing was trained yet."
+    mend = "Make room" if error.errno in runs.FULL else "Mend that"
+    return f"The run directory cannot be written: {error.strerror}. {kept}. {mend}, then: {job.resume_command}"
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, str]:
+    """Flatten a config into the names and texts that a tracker shows as parameters.
+
+    >>> flatten({"model": {"hidden": [8], "dropout": 0.1}, "seed": 1})
+    {'model.hidden': '[8]', 'model.dropout': '0.1', 'seed': '1'}
+    """
+    if isinstance(config, dict) and config:
+        flat: dict[str, str] = {}
+        for key, value in config.items():
+            flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
+        return flat
+    return {prefix: str(config)}

@@ -1,0 +1,122 @@
+"""When the loop says `save`: what goes into the checkpoint besides the state, and what happens to older ones."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from savepoint import checkpoint
+from savepoint.checkpoint import Snapshot
+from savepoint.config import Settings
+from savepoint.runs import History, Run
+from savepoint.training.state import TrainState, capture
+
+log = logging.getLogger("savepoint")
+
+
+class Saves:
+    """Where a run's checkpoints go, and what stands in each besides the state.
+
+    resumed_from: the checkpoint that this process started from, kept until a newer one is durable.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        settings: Settings,
+        *,
+        config: str,
+        patch: str | None,
+        provenance: dict[str, Any],
+        resumed_from: str | None,
+    ) -> None:
+        self.history = History(run.metrics)
+        self.newest: Path | None = run.checkpoints / resumed_from if resumed_from else None
+        self._run, self._settings = run, settings.checkpoint
+        self._config, self._patch, self._provenance = config, patch, provenance
+        self._areas = (Snapshot(), Snapshot())  # of the model's tensors, and of all others
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._under_way: Future[None] | None = None
+        self._saved = time.monotonic()
+
+    def save(self, state: TrainState, *, last: bool = False) -> None:
+        """Take a copy of the state and let another thread make it durable; then that follows retention.
+
+        Waits for the save before this one: there are never two at once. A disk that refuses costs this checkpoint, not
+        the run: training goes on to the next one. The last save is durable on return. Raises: OSError if that is the
+        one that the disk refuses, when there is no next one; and whatever else stopped the save before.
+        """
+        self.wait()
+        self._saved = time.monotonic()
+        state.history_lines = self.history.lines
+        draft = self._draft(state)
+        if last:
+            self._publish(draft)
+        elif self._settings.async_save:
+            copies = [area.copy(plan) for area, plan in zip(self._areas, (draft.model, draft.training))]
+            copied = dataclasses.replace(draft, model=copies[0], training=copies[1])
+            self._under_way = self._background.submit(self._try, copied, state.step)
+        else:
+            self._try(draft, state.step)
+
+    def due(self) -> bool:
+        """Whether `checkpoint.every_n_minutes` have passed since this process last saved, or began."""
+        minutes = self._settings.every_n_minutes
+        return minutes is not None and time.monotonic() - self._saved >= 60 * minutes
+
+    def wait(self) -> None:
+        """Until the save that is under way is durable, or has failed. Raises: what stopped it, if not the disk."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    def close(self) -> None:
+        """Nothing that is under way is lost: wait for it, and let go of the files."""
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+            self.history.close()
+
+    def _draft(self, state: TrainState) -> checkpoint.Draft:
+        model, tree = capture(state)
+        provenance = self._provenance | {"run_id": self._run.id, "tracker_run_id": self._run.tracker_id}
+        documents = {checkpoint.CONFIG: self._config, checkpoint.PROVENANCE: json.dumps(provenance, indent=1)}
+        if self._patch is not None:
+            documents[checkpoint.PATCH] = self._patch
+        metadata = {
+            "savepoint.run_id": self._run.id,
+            "savepoint.git_commit": provenance["git"]["commit"] or "",
+            "savepoint.config_sha256": provenance["config_sha256"],
+        }
+        if tree["model_extra"]:
+            metadata["savepoint.elsewhere"] = json.dumps(sorted(tree["model_extra"]))
+        return checkpoint.draft(model=model, state=tree, documents=documents, metadata=metadata)
+
+    def _try(self, draft: checkpoint.Draft, step: int) -> None:
+        try:
+            self._publish(draft)
+        except OSError as error:
+            kept = f"{self.newest.name} is kept" if self.newest and self.newest.is_dir() else "there is none"
+            log.warning("No checkpoint at step %d: %s. Training goes on; %s.", step, error.strerror, kept)
+
+    def _publish(self, draft: checkpoint.Draft) -> None:
+        for area in self._areas:
+            area.wait()
+        # The checkpoint counts on these lines: they must reach the disk before its manifest does.
+        self.history.sync()
+        self.newest = checkpoint.publish(self._run.checkpoints, draft)
+        with contextlib.suppress(OSError):  # what cannot be deleted now is deleted after the next save
+            checkpoint.prune(
+                self._run.checkpoints,
+                keep_last=self._settings.keep_last,
+                keep_best=self._settings.keep_best,
+                keep_every_n_epochs=self._settings.keep_every_n_epochs,
+                monitor=self._settings.monitor,
+                mode=self._settings.mode,
+                protect=self.newest.name,
+            )

@@ -1,0 +1,175 @@
+"""The learning-rate schedule of a run: planned to the end of training, and built from the inside out."""
+
+import copy
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from savepoint import trust
+from savepoint.config import Settings
+from savepoint.errors import ConfigError
+from savepoint.trust import join_path
+
+# What a schedule calls its own length. Where the config leaves it null, it is planned from the end of training.
+LENGTHS = ("T_max", "total_steps", "total_iters")
+# What a schedule divides by, steps later, unchecked.
+PERIODS = ("T_max", "step_size", "step_size_up", "step_size_down")
+# Keys of conf/scheduler/ that belong to the engine. Every other is an argument of the class.
+OWN = ("interval", "monitor")
+
+
+def build(
+    node: dict[str, Any], settings: Settings, optimizer: Optimizer, *, batches: int, make: Callable[..., Any]
+) -> tuple[Any, int | None]:
+    """The schedule that `node`, the config's group, describes, and the planned end if its length follows from that.
+
+    batches: in one epoch. make: `trust.make`. (None, None) if there is none. Raises: ConfigError.
+    """
+    own = {key: value for key, value in node.items() if key not in OWN}
+    if own.get("_target_") is None:
+        return None, None
+    end = planned_end(settings, batches)
+    _check_lengths(own, end, settings.scheduler.interval)
+    # Or torch warns where SequentialLR, as it is built, takes the first step of a ChainedScheduler.
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+    scheduler = _bound(make(_planned(own, 0, end), path="scheduler"), optimizer, path="scheduler")
+    plateau = isinstance(scheduler, ReduceLROnPlateau)
+    if plateau and (settings.scheduler.interval == "step" or settings.scheduler.monitor is None):
+        raise ConfigError(
+            "scheduler: ReduceLROnPlateau follows a metric that is measured once an epoch: "
+            "set scheduler.interval=epoch and scheduler.monitor, for example val/loss."
+        )
+    if settings.scheduler.monitor is not None and not plateau:
+        raise ConfigError(
+            f"scheduler.monitor={settings.scheduler.monitor}: {own['_target_']} follows no metric. Set it to null."
+        )
+    return scheduler, end if planned_key(own, end) is not None else None
+
+
+def restore(scheduler: Any, saved: dict[str, Any]) -> None:
+    """Make a freshly built schedule the saved one. Call it after the optimizer's state is back.
+
+    A copy: torch takes the lists and tensors of a state_dict as its own, and takes out what it has read.
+    """
+    scheduler.load_state_dict(copy.deepcopy(saved))
+
+
+def walk(node: dict[str, Any], path: str = "scheduler") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The schedule and all inside it, each with the path where the config has it."""
+    yield path, node
+    for index, inner in enumerate(_inner(node)):
+        yield from walk(inner, join_path(join_path(path, "schedulers"), index))
+
+
+def planned_end(settings: Settings, batches: int) -> int:
+    """The planned end of training, counted in what the schedule counts."""
+    trainer, by_epoch = settings.trainer, settings.scheduler.interval == "epoch"
+    updates_per_epoch = math.ceil(batches / trainer.accumulate)
+    ends = []
+    if trainer.max_epochs is not None:
+        ends.append(trainer.max_epochs if by_epoch else trainer.max_epochs * updates_per_epoch)
+    if trainer.max_steps is not None:
+        ends.append(math.ceil(trainer.max_steps / updates_per_epoch) if by_epoch else trainer.max_steps)
+    return min(ends)
+
+
+def planned_key(node: dict[str, Any], end: int) -> tuple[str, int] | None:
+    """Which length of a schedule follows from the planned end of training, as an override names it, and what it is.
+
+    None if none does: what is null up to the next milestone does not depend on that end.
+    """
+    key = _null_length(node)
+    if key is not None:
+        return key, end
+    for index, (inner, begins, ends) in enumerate(_windows(node, 0, end)):
+        if ends == end and (found := planned_key(inner, end - begins)):
+            return f"schedulers.{index}.{found[0]}", found[1]
+    return None
+
+
+def _planned(node: dict[str, Any], begins: int, ends: int) -> dict[str, Any]:
+    """The same with each length that is null: from where that schedule begins to where the next takes over."""
+    planned = dict(node)
+    if key := _null_length(node):
+        planned[key] = max(1, ends - begins)  # 1: it begins after the end of training, and so never
+    if _inner(node):
+        planned["schedulers"] = [_planned(*window) for window in _windows(node, begins, ends)]
+    return planned
+
+
+def _null_length(node: dict[str, Any]) -> str | None:
+    return next((key for key in LENGTHS if key in node and node[key] is None and not node.get("steps_per_epoch")), None)
+
+
+def _inner(node: dict[str, Any]) -> list[dict[str, Any]]:
+    inner = node.get("schedulers")
+    return inner if isinstance(inner, list) and all(isinstance(each, dict) for each in inner) else []
+
+
+def _windows(node: dict[str, Any], begins: int, ends: int) -> list[tuple[dict[str, Any], int, int]]:
+    """Each inner schedule with where it begins and ends: one after the other with milestones, all at once without."""
+    inner, milestones = _inner(node), node.get("milestones")
+    if not inner or milestones is None:
+        return [(each, begins, ends) for each in inner]
+    starts = [begins, *(begins + milestone for milestone in milestones)]
+    stops = [*(min(start, ends) for start in starts[1:]), ends]
+    return list(zip(inner, starts, stops, strict=True))
+
+
+def _check_lengths(node: dict[str, Any], end: int, interval: str) -> None:
+    for path, each in walk(node):
+        if "schedulers" in each and not isinstance(each["schedulers"], list):
+            raise ConfigError(f"{path}.schedulers={each['schedulers']}: must be a list of schedulers.")
+        for key in PERIODS:
+            if isinstance(each.get(key), int | float) and each[key] <= 0:
+                raise ConfigError(f"{path}.{key}={each[key]}: must be above 0, counted in {interval}s.")
+        inner, milestones = _inner(each), each.get("milestones")
+        rising = isinstance(milestones, list) and all(type(m) is int for m in milestones)
+        if (
+            inner
+            and milestones is not None
+            and not (rising and len(milestones) == len(inner) - 1 and [*milestones] == sorted({0, *milestones})[1:])
+        ):
+            raise ConfigError(
+                f"{path}.milestones={milestones}: must say where each schedule but the first begins, counted in "
+                f"{interval}s: {len(inner) - 1} whole numbers above 0, rising."
+            )
+    for path, each, length in _lasting(node, "scheduler", end):
+        total = each.get("total_steps")
+        if total is None and each.get("epochs") and each.get("steps_per_epoch"):
+            total = each["epochs"] * each["steps_per_epoch"]
+        if total is not None and total < length:
+            raise ConfigError(
+                f"{path}.total_steps={total} ends before training does ({length} {interval}s). "
+                "Raise it, or set it to null to have it planned."
+            )
+
+
+def _lasting(node: dict[str, Any], path: str, length: int) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Each schedule with how long it is in use."""
+    yield path, node, length
+    for index, (inner, begins, ends) in enumerate(_windows(node, 0, length)):
+        yield from _lasting(inner, join_path(join_path(path, "schedulers"), index), ends - begins)
+
+
+def _bound(partial: Any, optimizer: Optimizer, *, path: str) -> Any:
+    """Call what the config describes with the optimizer, inner schedules first: the outer one takes theirs over."""
+    if not isinstance(partial, functools.partial):
+        raise ConfigError(f"{path}._partial_: must be true: the engine adds the optimizer.")
+    inner = partial.keywords.get("schedulers")
+    if not isinstance(inner, list):
+        return trust.call(partial, optimizer, path=path)
+    bound = [
+        _bound(each, optimizer, path=join_path(join_path(path, "schedulers"), index))
+        for index, each in enumerate(inner)
+    ]
+    whole = functools.partial(partial.func, *partial.args, **{**partial.keywords, "schedulers": bound})
+    if next(iter(inspect.signature(partial.func).parameters)) == "schedulers":  # ChainedScheduler
+        whole = functools.partial(whole, optimizer=optimizer)
+        return trust.call(whole, path=path)
+    return trust.call(whole, optimizer, path=path)

@@ -1,0 +1,168 @@
+"""Around the loop: log, save, show progress, listen for signals, and record how the run ended."""
+
+import contextlib
+import hashlib
+import logging
+import signal
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # every optimizer imports it at its first call; here `memory.permanent` covers it
+
+from savepoint import checkpoint, runs, system, trust
+from savepoint.data import end_workers, worker_death
+from savepoint.errors import UserError
+from savepoint.training import progress, report
+from savepoint.training.job import Job
+from savepoint.training.loop import finished
+from savepoint.training.saves import Saves
+from savepoint.training.state import Parts, TrainState
+
+# How long the end of a run waits for points that the tracker has not stored yet.
+TRACKER_SECONDS = {"finished": 60.0, "failed": 60.0, "interrupted": 15.0}
+IMPATIENT_SECONDS = 1.0  # the same, after a second Ctrl-C
+log = logging.getLogger("savepoint")
+
+
+@contextlib.contextmanager
+def session(job: Job) -> Iterator[None]:
+    """Write train.log while the body builds and trains the run, and put what goes wrong into words.
+
+    Raises: UserError for a refused start, a full disk, a killed loading worker, and a ValueError of the project's own
+    code; Interrupted if Ctrl-C ended the run; a bug's own exception, whose traceback is in train.log too.
+    """
+    try:
+        with progress.logs(job.run.directory), _explaining_failures(job):
+            yield
+    except OSError as error:
+        if not runs.is_disk_error(error, job.run.directory):
+            raise
+        raise UserError(report.disk_refused(job, error)) from error
+
+
+@contextlib.contextmanager
+def _explaining_failures(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except (UserError, system.signals.Interrupted):
+        raise
+    except BaseException as error:
+        if isinstance(error, OSError) and runs.is_disk_error(error, job.run.directory):
+            raise
+        if isinstance(error, KeyboardInterrupt) or system.signals.pressed():
+            if job.run.record["status"] == "running":
+                job.run.update(status="interrupted")
+            message = f"Stopped at once. To go on: {job.resume_command}"
+            raise system.signals.Interrupted(signal.SIGINT, message) from error
+        log.exception("The run failed.")  # to train.log
+        with contextlib.suppress(OSError):
+            job.run.update(status="failed")
+        if death := worker_death(error):
+            raise UserError(report.worker_killed(job, death)) from error
+        # Python's way to say that a value is wrong. In the project's own code it is meant for whoever chose the value.
+        if type(error) is ValueError and (place := _place(error, job.repository)):
+            raise UserError(f"{error} ({place})") from error
+        raise
+
+
+def _place(error: Exception, repository: Path) -> str | None:
+    """Return the file and line of the project's own code that raised the error; None if other code did."""
+    raised = traceback.extract_tb(error.__traceback__)[-1]
+    path = Path(raised.filename)
+    project = repository / "src" / "project"
+    return f"{path.relative_to(repository)}, line {raised.lineno}" if path.is_relative_to(project) else None
+
+
+@contextlib.contextmanager
+def supervise(
+    job: Job, state: TrainState, parts: Parts
+) -> Iterator[tuple[Saves, progress.Progress, system.signals.Stop]]:
+    """Announce the run, provide what the loop reports to while the body trains, and record how the run ended.
+
+    Yields: where checkpoints go, the progress display, and whether somebody asked the run to stop.
+    Raises: Interrupted if the run was asked to stop and did, with everything saved.
+    """
+    source = _provenance(job, parts)
+    saves = _open_saves(job, source)
+    job.run.update(status="running", name=job.settings.name)
+    report.introduce(job, parts, state, source)
+    status, patient = "failed", True
+    try:
+        with system.signals.watch() as stop, _progress(parts, state) as shown, _profiled(job):
+            if system.signals.pressed():  # while a library was imported that swallowed the interrupt
+                raise KeyboardInterrupt
+            yield saves, shown, stop
+        status = "finished" if finished(state, parts) else "interrupted"
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            status, patient = "interrupted", False
+        end_workers()
+        raise
+    finally:
+        saves.close()
+        _record_end(job, status, patient=patient)
+    report.conclude(job, state, saves)
+    if status == "interrupted":
+        assert stop.signal is not None
+        where = f"epoch {state.epoch}, step {state.step}"
+        raise system.signals.Interrupted(stop.signal, f"Interrupted after {where}. Nothing is lost.")
+
+
+def _provenance(job: Job, parts: Parts) -> dict[str, Any]:
+    """Gather what every checkpoint of this process says about where it came from."""
+    return runs.gather_provenance(job.repository) | {
+        "config_sha256": hashlib.sha256(trust.dump_config(job.config).encode()).hexdigest(),
+        "device": parts.device.type,
+        "compile": job.settings.trainer.compile,
+        "data": parts.fingerprints,
+    }
+
+
+def _open_saves(job: Job, source: dict[str, Any]) -> Saves:
+    patch = runs.uncommitted_changes(job.repository)
+    if patch is not None:
+        system.files.replace(job.run.directory / checkpoint.PATCH, patch.encode(errors="surrogateescape"))
+    return Saves(
+        job.run,
+        job.settings,
+        config=trust.dump_config(job.config),
+        patch=patch,
+        provenance=source,
+        resumed_from=job.checkpoint.path.name if job.checkpoint else None,
+    )
+
+
+@contextlib.contextmanager
+def _progress(parts: Parts, state: TrainState) -> Iterator[progress.Progress]:
+    trainer = parts.settings.trainer
+    per_epoch = -(-len(parts.train) // trainer.accumulate)
+    ends = [trainer.max_epochs * per_epoch] if trainer.max_epochs is not None else []
+    ends += [trainer.max_steps] if trainer.max_steps is not None else []
+    with progress.show(epochs=trainer.max_epochs, steps=min(ends), done=state.step) as shown:
+        yield shown
+
+
+@contextlib.contextmanager
+def _profiled(job: Job) -> Iterator[None]:
+    if not job.settings.trainer.profile:
+        yield
+        return
+    with torch.profiler.profile() as profiler:
+        yield
+    path = job.run.directory / "trace.json"
+    profiler.export_chrome_trace(str(path))
+    # The trace contains its own path. Runs are moved, so only the name stays.
+    path.write_text(path.read_text().replace(str(path), path.name))
+    log.info("%s", profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
+    log.info("trace %s (open it at chrome://tracing or ui.perfetto.dev)", path)
+
+
+def _record_end(job: Job, status: str, *, patient: bool) -> None:
+    with contextlib.suppress(OSError):  # the disk is full, which the error under way says already
+        job.run.update(status=status)
+    unstored = job.tracker.close(status, TRACKER_SECONDS[status] if patient else IMPATIENT_SECONDS)
+    if unstored is not None:
+        log.warning("%s", unstored)

@@ -1,0 +1,39 @@
+"""Trust: what a config or a file may ask for. A checkpoint may come from a stranger.
+
+Rooms, in reading order:
+    validation     check a whole config, fresh or loaded, and read its settings
+    policy         which values a config may hold
+    targets        which names a `_target_` may have
+    torch_classes  the table of allowed torch classes
+    instantiate    build the objects that a checked config describes
+    strict_yaml    read and write config.yaml: plain values only
+    strict_json    read a file that a stranger may have written; strict JSON
+    text           make a stranger's text fit for a terminal
+    redaction      take secrets out of command lines, patches and logs
+"""
+
+from savepoint.trust.instantiate import call, make
+from savepoint.trust.redaction import redact, redact_arguments
+from savepoint.trust.strict_json import MAX_JSON, Memory, parse_json, read_digested, read_file, unique_keys
+from savepoint.trust.strict_yaml import dump_config, parse_config
+from savepoint.trust.text import join_path, printable, shown
+from savepoint.trust.validation import check_config
+
+__all__ = [
+    "MAX_JSON",
+    "Memory",
+    "call",
+    "check_config",
+    "dump_config",
+    "join_path",
+    "make",
+    "parse_config",
+    "parse_json",
+    "printable",
+    "read_digested",
+    "read_file",
+    "redact",
+    "redact_arguments",
+    "shown",
+    "unique_keys",
+]

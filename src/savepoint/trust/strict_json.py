@@ -1,0 +1,105 @@
+"""Files that a stranger may have written: what is odd about them is an error before any of it is used."""
+
+import errno
+import hashlib
+import json
+import mmap
+import os
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from savepoint.errors import CheckpointError
+
+Memory = bytearray | mmap.mmap  # what a file is read into
+CHUNK = 8 * 2**20  # bytes that are read at a time
+MAX_JSON = 256 * 2**20  # bytes; a state.json beyond it is refused before it is read
+
+
+def read_file(path: Path, *, exactly: int | None = None, at_most: int | None = None) -> Memory:
+    """A file's bytes. Its size is checked before memory is taken. A link, a pipe or a device is no part of this.
+
+    Raises: CheckpointError that names the file, also if it changes while it is read.
+    """
+    return _read(path, exactly, at_most, None)
+
+
+def read_digested(path: Path, *, exactly: int) -> tuple[Memory, str]:
+    """A file's bytes and their SHA-256, which another thread works out while the rest is being read."""
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(1) as hasher:
+        data = _read(path, exactly, None, lambda chunk: hasher.submit(digest.update, chunk))
+    return data, digest.hexdigest()
+
+
+def _read(path: Path, exactly: int | None, at_most: int | None, each: Callable[[memoryview], object] | None) -> Memory:
+    descriptor = None
+    try:
+        # Not blocking: opening a pipe would wait for somebody who writes into it.
+        descriptor = os.open(path, os.O_RDONLY | _PLAIN)
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise CheckpointError(f"{path}: missing, or not a plain file.")
+        size = before.st_size
+        if exactly is not None and size != exactly:
+            raise CheckpointError(f"{path}: {size} bytes, and the manifest says {exactly}.")
+        if at_most is not None and size > at_most:
+            raise CheckpointError(f"{path}: {size} bytes, more than such a file ever has.")
+        data = _memory(size)
+        view, done = memoryview(data), 0
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            while count := file.readinto(view[done : done + CHUNK]):
+                if each is not None:
+                    each(view[done : done + count])
+                done += count
+        after = os.fstat(descriptor)
+        if done != size or (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
+            raise CheckpointError(f"{path}: changed while it was read.")
+        return data
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOENT):
+            raise CheckpointError(f"{path}: missing, or not a plain file.") from error
+        raise CheckpointError(f"{path}: {error.strerror}.") from error
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _memory(size: int) -> Memory:
+    """Room for a file's bytes. Where it is large, from the system: a bytearray would be filled with zeros first."""
+    if size < CHUNK:
+        return bytearray(size)
+    if os.name == "nt":
+        return mmap.mmap(-1, size)
+    # Private: shared is what Python would make it, which is slower to take, and a forked process would write into it.
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def parse_json(data: Memory, path: Path) -> dict[str, Any]:
+    """An object in strict JSON: no NaN, no key twice. path: for the error."""
+    if len(data) > MAX_JSON:
+        raise CheckpointError(f"{path}: {len(data)} bytes, more than such a file ever has.")
+    try:
+        value = json.loads(bytes(data), object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not strict JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not an object.")
+    return value
+
+
+_PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads(object_pairs_hook=…)`: a key that stands twice is an error, not the last one's victory."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return result

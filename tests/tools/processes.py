@@ -1,0 +1,114 @@
+"""Run train.py, resume.py and the programs of this package: in a fresh interpreter, or at the price of a fork."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools.moments import Strike
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Ended:
+    """How a command ended. status: its exit code, or the negative number of the signal that ended it."""
+
+    status: int
+    seconds: float
+    output: str
+
+
+class Zygote:
+    """Forks a child of a warm process for each command; see tests/tools/zygote.py."""
+
+    def __init__(self, folder: Path, repository: Path = REPOSITORY) -> None:
+        self._folder, self._count = folder, 0
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "HYDRA_"))}
+        self._process = subprocess.Popen(
+            [sys.executable, str(repository / "tests" / "tools" / "zygote.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None,
+            text=True,
+            cwd=folder,
+            env=environment | {"PYTHONUNBUFFERED": "1"},
+        )
+        self._read()
+
+    def run(
+        self,
+        script: str,
+        *arguments: str,
+        kill_after: float | None = None,
+        once: Path | None = None,
+        again_after: float | None = None,
+        signal: int = signal.SIGKILL,
+        umask: int | None = None,
+        temporary: Path | None = None,
+        disk: Path | None = None,
+        strike: Strike | None = None,
+        **fault: Any,
+    ) -> Ended:
+        """once: the signal waits until this file holds something. again_after: seconds to a second signal.
+
+        temporary: what everything takes for the system's temporary directory. disk: a directory whose disk does what
+        `fault` says; see tests/tools/disk.py. strike: what happens at which moment of the training; see tests/tools/moments.py.
+        """
+        self._count += 1
+        output = self._folder / f"output-{self._count}.txt"
+        output.touch()  # a child may be killed before it opens it
+        order = {
+            "script": script,
+            "arguments": list(arguments),
+            "output": str(output),
+            "kill_after": kill_after if kill_after is not None or once is None else 0.0,
+            "once": str(once) if once else None,
+            "again_after": again_after,
+            "signal": int(signal),
+            "disk": str(disk) if disk else None,
+            "strike": dataclasses.asdict(strike) if strike else None,
+            "fault": fault,
+            "umask": umask,
+            "temporary": str(temporary) if temporary else None,
+        }
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        answer = self._read()
+        return Ended(answer["status"], answer["seconds"], output.read_text())
+
+    def close(self) -> None:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write("\n")
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+        self._process.stdout.close()
+
+    def _read(self) -> dict:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        assert line, "the zygote ended"
+        return json.loads(line)
+
+
+def command(script: str, *arguments: str, cwd: Path = REPOSITORY, **environment: str) -> Ended:
+    """Run a script as a person would: a fresh interpreter, from the repository's root."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "HYDRA_"))}
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / script), *arguments],
+        cwd=cwd,
+        env=kept | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return Ended(done.returncode, time.monotonic() - started, done.stdout)
