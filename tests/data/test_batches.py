@@ -270,8 +270,8 @@ def test_data_are_loaded_on_one_thread_with_workers_and_without(workers: int) ->
 
 LARGE = """
 import torch
-from savepoint.batches import Batches
-from savepoint.settings import Data
+from savepoint.config import DataSettings
+from savepoint.data import Batches
 
 class Large:
     def __len__(self): return 4
@@ -283,7 +283,7 @@ torch.set_num_threads(2)
 image = torch.randn(2_000_000)
 (image * image).sum()  # OpenMP has its threads now, as it has in any process that trains
 with_workers, without = (
-    list(Batches(Large(), split="train", settings=Data(batch_size=2, num_workers=n), seed=0).epoch(0)) for n in (2, 0)
+    list(Batches(Large(), split="train", settings=DataSettings(batch_size=2, num_workers=n), seed=0).epoch(0)) for n in (2, 0)
 )
 assert all(torch.equal(a, b) for a, b in zip(with_workers, without, strict=True))
 print("done", flush=True)

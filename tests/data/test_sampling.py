@@ -204,7 +204,7 @@ def test_a_sampler_with_a_state_of_its_own_is_refused(sampler: Any) -> None:
 def test_what_no_epoch_can_be_made_of_is_refused(sampler: Any, told: str) -> None:
     with pytest.raises(UserError) as error:
         sampled(sampler)
-    assert str(error.value).startswith(f"data.sampler: test_order.{type(sampler).__name__} {told}")
+    assert str(error.value).startswith(f"data.sampler: test_sampling.{type(sampler).__name__} {told}")
 
 
 @pytest.mark.parametrize(

@@ -279,10 +279,10 @@ class Odd(Half):
 @pytest.mark.parametrize(
     "dataset, changes, told",
     [
-        (sources.Plain("train"), {}, "data.dataset: sources.Plain is a stream, and has no state_dict and no load_state_dict, so a run could not go on in its middle. Add state_dict(), which says where it stands, and load_state_dict(state), after which iter() goes on from there; or give it __len__ and __getitem__ (a map-style data set)."),
+        (sources.Plain("train"), {}, "data.dataset: tools.sources.Plain is a stream, and has no state_dict and no load_state_dict, so a run could not go on in its middle. Add state_dict(), which says where it stands, and load_state_dict(state), after which iter() goes on from there; or give it __len__ and __getitem__ (a map-style data set)."),
         (Half(), {}, "data.dataset: test_stream.Half is a stream, and has no load_state_dict, so"),
-        (sources.Stream("train"), {}, "data.dataset: sources.Stream is a stream without a length, so nothing says where an epoch ends. Set data.limit_batches, the number of batches in an epoch, or give it __len__."),
-        (sources.Sized("train"), {"num_workers": 2}, "data.num_workers=2: sources.Sized is a stream, and each worker would read the whole of it. Set data.num_workers=1, or 0."),
+        (sources.Stream("train"), {}, "data.dataset: tools.sources.Stream is a stream without a length, so nothing says where an epoch ends. Set data.limit_batches, the number of batches in an epoch, or give it __len__."),
+        (sources.Sized("train"), {"num_workers": 2}, "data.num_workers=2: tools.sources.Sized is a stream, and each worker would read the whole of it. Set data.num_workers=1, or 0."),
         (Odd(None), {"limit_batches": 1}, "data.dataset: state_dict() of test_stream.Odd gives a NoneType. It has to be a dict."),
         (Odd({"at": {1, 2}}), {"limit_batches": 1}, "data.dataset: state_dict() of test_stream.Odd, at: cannot save builtins.set exactly."),
     ],
@@ -317,7 +317,7 @@ def test_a_stream_that_gives_too_little_is_named_with_the_numbers(
 ) -> None:
     with pytest.raises(UserError) as error:
         list(of(dataset(), **changes).epoch(0))
-    assert str(error.value).startswith("data.dataset: sources.S") and told in str(error.value)
+    assert str(error.value).startswith("data.dataset: tools.sources.S") and told in str(error.value)
 
 
 def test_what_a_stream_gives_beyond_its_length_is_no_part_of_the_epoch() -> None:

@@ -82,7 +82,7 @@ class Dying(Drawing):
 
 @pytest.mark.parametrize("how", ["os.kill(os.getpid(), 9)", "raise SystemExit(3)"])
 def test_a_worker_that_dies_before_training_is_told_of_in_one_line(workshop: Workshop, how: str) -> None:
-    source = DYING.format(how=how).replace("from sources", "from project.data.sources")
+    source = DYING.format(how=how).replace("from tools.sources", "from project.data.sources")
     (workshop.root / "src" / "project" / "data" / "dying.py").write_text(source)
     dying = ("data=drawing", "data.dataset._target_=project.data.dying.Dying", "data.num_workers=2")
     for _ in range(3):  # which of its ends is noticed first is a matter of chance
@@ -106,11 +106,11 @@ def test_only_what_torch_says_of_a_worker_is_about_one() -> None:
 BATCHES = """
 import gc, multiprocessing, torch
 from torch.utils.data import TensorDataset
-from savepoint.batches import Batches
-from savepoint.settings import Data
+from savepoint.config import DataSettings
+from savepoint.data import Batches
 
 gc.disable()
-settings = Data(batch_size=8, num_workers=2, persistent_workers={persistent})
+settings = DataSettings(batch_size=8, num_workers=2, persistent_workers={persistent})
 batches = Batches(TensorDataset(torch.arange(200)), split="train", settings=settings, seed=0)
 epoch = batches.epoch(0)
 next(epoch)
@@ -138,8 +138,8 @@ def test_a_process_ends_also_where_something_keeps_its_workers() -> None:
 
 HANGING = """
 import os, signal, time, torch
-from savepoint.batches import Batches
-from savepoint.settings import Data
+from savepoint.config import DataSettings
+from savepoint.data import Batches
 
 class Hanging:
     def __len__(self):
@@ -148,7 +148,7 @@ class Hanging:
         print(os.getpid(), flush=True)
         time.sleep(60)
 
-next(Batches(Hanging(), split="train", settings=Data(batch_size=8, num_workers=1), seed=0).epoch(0))
+next(Batches(Hanging(), split="train", settings=DataSettings(batch_size=8, num_workers=1), seed=0).epoch(0))
 """
 
 
