@@ -9,6 +9,10 @@ class ConfigError(UserError):
     """A config that cannot be trained as written. Its text lists every fault found, one a line."""
 
 
+class NonFiniteError(UserError):
+    """A logged value that is NaN or infinite ended the run. The run has failed, and its directory is kept."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or does not fit. Resume falls back to the one before a damaged one."""
 

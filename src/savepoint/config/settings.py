@@ -63,6 +63,7 @@ class TrainerSettings:
     deterministic: bool = True
     threads: int | None = setting(None, at_least(1))
     log_every_n_steps: int | None = setting(50, at_least(1))
+    on_nonfinite: str = setting("warn", one_of("warn", "stop"))
     detect_anomaly: bool = False
     profile: bool = False
 

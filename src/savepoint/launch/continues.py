@@ -12,6 +12,7 @@ CONTINUES = {
     "trainer.max_steps": "moves the planned end, counted in updates",
     "trainer.patience": "moves the end of a run that no longer improves",
     "trainer.log_every_n_steps": "decides which steps are logged, not what they compute",
+    "trainer.on_nonfinite": "moves the end of a run whose loss is no number any more",
     "trainer.detect_anomaly": "only checks what is computed",
     "trainer.profile": "only measures what is computed",
     "trainer.threads": "may change bits, which a line at the start says; a run must be able to move to another machine",

@@ -1,4 +1,4 @@
-"""When the loop says `save`: what goes into the checkpoint besides the state, and what happens to older ones."""
+"""Save checkpoints while a run trains: collect what goes into each, write it beside training, delete old ones."""
 
 import contextlib
 import dataclasses
@@ -9,9 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from savepoint import checkpoint
 from savepoint.checkpoint import Snapshot
 from savepoint.config import Settings
+from savepoint.errors import CheckpointError
 from savepoint.runs import History, Run
 from savepoint.training.state import TrainState, capture
 
@@ -19,9 +22,10 @@ log = logging.getLogger("savepoint")
 
 
 class Saves:
-    """Where a run's checkpoints go, and what stands in each besides the state.
+    """The checkpoints and the metric history of one run, as its training loop writes them.
 
-    resumed_from: the checkpoint that this process started from, kept until a newer one is durable.
+    config, patch, provenance: stored in every checkpoint; patch is None if the working tree is clean.
+    resumed_from: name of the checkpoint that this process started from. It is kept until a newer one is durable.
     """
 
     def __init__(
@@ -38,17 +42,17 @@ class Saves:
         self.newest: Path | None = run.checkpoints / resumed_from if resumed_from else None
         self._run, self._settings = run, settings.checkpoint
         self._config, self._patch, self._provenance = config, patch, provenance
-        self._areas = (Snapshot(), Snapshot())  # of the model's tensors, and of all others
+        self._areas = (Snapshot(), Snapshot())  # for the model's tensors, and for all others
         self._background = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._under_way: Future[None] | None = None
         self._saved = time.monotonic()
 
     def save(self, state: TrainState, *, last: bool = False) -> None:
-        """Take a copy of the state and let another thread make it durable; then that follows retention.
+        """Copy the state and let another thread write it as a checkpoint, then delete what retention does not keep.
 
-        Waits for the save before this one: there are never two at once. A disk that refuses costs this checkpoint, not
-        the run: training goes on to the next one. The last save is durable on return. Raises: OSError if that is the
-        one that the disk refuses, when there is no next one; and whatever else stopped the save before.
+        Waits for the previous save first, so there are never two at once. If the disk refuses a checkpoint, a warning
+        says so and training goes on. The last save is durable on return.
+        Raises: OSError if the disk refuses the last save; whatever else stopped the previous save.
         """
         self.wait()
         self._saved = time.monotonic()
@@ -64,23 +68,39 @@ class Saves:
             self._try(draft, state.step)
 
     def due(self) -> bool:
-        """Whether `checkpoint.every_n_minutes` have passed since this process last saved, or began."""
+        """Whether `checkpoint.every_n_minutes` have passed since this process last saved, or started."""
         minutes = self._settings.every_n_minutes
         return minutes is not None and time.monotonic() - self._saved >= 60 * minutes
 
     def wait(self) -> None:
-        """Until the save that is under way is durable, or has failed. Raises: what stopped it, if not the disk."""
+        """Wait until the save in the background is durable or has failed. Raises: its error, but not the disk's."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             under_way.result()
 
     def close(self) -> None:
-        """Nothing that is under way is lost: wait for it, and let go of the files."""
+        """Wait for the save in the background, then close the files."""
         try:
             self.wait()
         finally:
             self._background.shutdown()
             self.history.close()
+
+    def newest_finite(self, model: nn.Module) -> str | None:
+        """Name the newest sound checkpoint whose weights are finite; None if there is none.
+
+        Reads the checkpoints, newest first: a checkpoint saved shortly before a NaN was noticed may hold it already.
+        Buffers may hold infinities, as attention masks do, but no NaN.
+        """
+        self.wait()
+        weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        for name in reversed(checkpoint.names(self._run.checkpoints)):
+            with contextlib.suppress(CheckpointError):
+                tensors = checkpoint.load(self._run.checkpoints / name).model
+                wide = ((key, value.double()) for key, value in tensors.items() if value.is_floating_point())
+                if all(value.isfinite().all() if key in weights else not value.isnan().any() for key, value in wide):
+                    return name
+        return None
 
     def _draft(self, state: TrainState) -> checkpoint.Draft:
         model, tree = capture(state)
@@ -107,7 +127,7 @@ class Saves:
     def _publish(self, draft: checkpoint.Draft) -> None:
         for area in self._areas:
             area.wait()
-        # The checkpoint counts on these lines: they must reach the disk before its manifest does.
+        # The checkpoint stores the number of these lines, so they must reach the disk before its manifest does.
         self.history.sync()
         self.newest = checkpoint.publish(self._run.checkpoints, draft)
         with contextlib.suppress(OSError):  # what cannot be deleted now is deleted after the next save
