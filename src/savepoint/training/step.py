@@ -1,23 +1,26 @@
 """One optimizer update; one evaluation pass."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from savepoint import system
 from savepoint.training.state import Parts, TrainState
 from savepoint.training.task import Outcome
 
-ALIGNMENT = 64  # bytes: that of torch's CPU allocator
+ALIGNMENT = 64  # bytes, as torch's CPU allocator aligns
+NON_BLOCKING: tuple[type[Any], ...] = (Tensor, PackedSequence)  # those whose `to` takes the argument non_blocking
 
 
 def update(state: TrainState, parts: Parts, window: list[Any]) -> None:
-    """Train on one window of batches: one update, whose gradient is the mean over all samples of the window.
+    """Make one optimizer update, whose gradient is the mean over all samples of a window of batches.
 
-    window: `trainer.accumulate` batches, fewer at the end of an epoch; they may be of different sizes.
+    window: `trainer.accumulate` batches, fewer at the end of an epoch. They may differ in size.
     """
     if parts.searches:
         samples = _search(state, parts, window)
@@ -28,21 +31,21 @@ def update(state: TrainState, parts: Parts, window: list[Any]) -> None:
         state.scaler.update()
     if state.averaged is not None:
         state.averaged.update_parameters(state.model)
-    # Before any checkpoint: gradients are never state.
+    # Here, before any checkpoint is taken, because gradients are never saved.
     state.optimizer.zero_grad()
     state.samples += samples
     state.batch += len(window)
-    state.step += 1  # also where the scaler skipped the update: schedules follow the data, not the overflows
+    state.step += 1  # even if the scaler skipped the update: schedules follow the data, not the overflows
 
 
 def _differentiate(state: TrainState, parts: Parts, window: list[Any], sums: dict[str, Tensor]) -> int:
-    """Leave the window's gradient, clipped, in the parameters; add to `sums`. Returns: its number of samples."""
+    """Leave the window's clipped gradient in the parameters and add to `sums`. Returns: the number of samples."""
     unit = total = 0
     for batch in window:
         outcome = _forward(parts, parts.forward, batch)
         unit = unit or outcome.samples
         total += outcome.samples
-        # Weighted relative to the first batch and put right below: the window's size is known only after its last one.
+        # Weighted relative to the first batch. The division by the window's size follows below, once it is known.
         loss = outcome.loss if outcome.samples == unit else outcome.loss * (outcome.samples / unit)
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         _add(sums, outcome)
@@ -56,10 +59,10 @@ def _differentiate(state: TrainState, parts: Parts, window: list[Any], sums: dic
 
 
 def _search(state: TrainState, parts: Parts, window: list[Any]) -> int:
-    """An update of an optimizer that evaluates the window as often as it likes. The first time counts for the metrics.
+    """Make an update with an optimizer that evaluates the window as often as it likes, such as LBFGS.
 
-    Each evaluation draws the same random numbers: a search needs one function, not another at every point.
-    Returns: the window's number of samples.
+    Every evaluation draws the same random numbers, so that the search is over one function. The first evaluation counts
+    for the metrics. Returns: the number of samples in the window.
     """
     drawn, samples = system.rng.capture(), 0
 
@@ -78,14 +81,15 @@ def _search(state: TrainState, parts: Parts, window: list[Any]) -> int:
         return loss
 
     state.learning_rates = [float(group["lr"]) for group in state.optimizer.param_groups]
-    state.optimizer.step(closure)  # type: ignore[arg-type]  # a tensor, which torch makes a float
+    state.optimizer.step(closure)  # type: ignore[arg-type]  # torch makes the tensor a float
     return samples
 
 
 def evaluate(state: TrainState, parts: Parts, stop: system.signals.Stop) -> dict[str, float] | None:
-    """Loss and metrics over the validation set, as means over its samples; None if a stop was asked for meanwhile.
+    """Measure loss and metrics over the validation set, as means over its samples.
 
-    Those of the averaged weights, where there are any, are under `ema_loss` and so on.
+    Returns: values by name, with those of averaged weights under `ema_loss` and so on; None if `stop.signal` was set
+    meanwhile.
     """
     measured = _evaluate(state.model, parts.forward, state.epoch, parts, stop)
     if measured is None or state.averaged is None:
@@ -98,7 +102,7 @@ def evaluate(state: TrainState, parts: Parts, stop: system.signals.Stop) -> dict
 def _evaluate(
     model: nn.Module, forward: Callable[..., Any], epoch: int, parts: Parts, stop: system.signals.Stop
 ) -> dict[str, float] | None:
-    """Leaves every generator and every module's mode as it found them: evaluating must not change what is trained."""
+    """Measure one model. Every generator and every module's mode is afterwards as before, so training is unaffected."""
     sums: dict[str, Tensor] = {}
     samples = 0
     with system.rng.isolated(), _evaluating(model), torch.no_grad():
@@ -112,10 +116,10 @@ def _evaluate(
 
 
 def summarise(parts: Parts, sums: dict[str, Tensor], samples: int) -> dict[str, float]:
-    """`loss` and the task's metrics from an epoch's sums. Waits for the device."""
+    """Compute `loss` and the task's metrics from an epoch's sums. Waits for the device."""
     host = {name: value.cpu() for name, value in sums.items()}
     loss = float(host.pop("loss")) / samples
-    # As Python's own floats: what a library gave may be NumPy's or a tensor, which no JSON holds.
+    # Python's own floats, because a metric library may return NumPy scalars or tensors, which JSON cannot hold.
     return {"loss": loss} | {name: float(value) for name, value in parts.task.compute(host, samples).items()}
 
 
@@ -128,11 +132,11 @@ def _forward(parts: Parts, forward: Callable[..., Any], batch: Any) -> Outcome:
 
 
 def _add(sums: dict[str, Tensor], outcome: Outcome) -> None:
-    # Added up on the device: reading a loss on every step would wait for the device on every step.
+    # Added up on the device: reading the loss here would wait for the device at every step.
     if "loss" not in sums:
         wide = torch.float32 if outcome.loss.device.type == "mps" else torch.float64
         sums["loss"] = torch.zeros((), dtype=wide, device=outcome.loss.device)
-    sums["loss"].add_(outcome.loss.detach(), alpha=outcome.samples)  # multiplied in the wider type
+    sums["loss"].add_(outcome.loss.detach(), alpha=outcome.samples)  # multiplies in the wider type
     for name, value in outcome.sums.items():
         if name in sums:
             sums[name] += value
@@ -141,19 +145,28 @@ def _add(sums: dict[str, Tensor], outcome: Outcome) -> None:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Tensors anywhere in tuples, lists and dicts. Does not wait: pinned memory is copied beside the computation."""
+    """Move a batch: tensors, objects with a method `to(device)`, and those within tuples, lists and mappings.
+
+    Containers keep their type; everything else is returned as it is. Tensors in pinned memory are copied while the
+    computation goes on.
+    """
+    if device.type != "cpu" and isinstance(batch, NON_BLOCKING):
+        return batch.to(device, non_blocking=True)
     if isinstance(batch, Tensor):
-        if device.type != "cpu":
-            return batch.to(device, non_blocking=True)
-        # Math libraries promise equal bits only for equally aligned memory. Torch's own is aligned; NumPy's, and so
-        # what `from_numpy` gives, lies differently in every process.
+        # Math libraries promise equal bits only for equally aligned memory. Torch aligns its own. NumPy does not, so
+        # the address of a tensor from `from_numpy` differs from process to process.
         return batch if batch.data_ptr() % ALIGNMENT == 0 else batch.clone()
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
+    # Asked of the class: a mapping may offer its keys as attributes, and a namedtuple may have a field named `to`.
+    if callable(getattr(type(batch), "to", None)):
+        return batch.to(device)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device) for value in batch)
+    if isinstance(batch, MutableMapping):
+        moved = copy.copy(batch)  # keeps what a subclass has besides its items, such as a default
+        moved.update({key: to_device(value, device) for key, value in batch.items()})
+        return moved
     return batch
 
 
@@ -164,5 +177,5 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, mode in modes:  # one by one: a fork may keep some of its layers in evaluation mode
+        for module, mode in modes:  # one by one, since a model may keep some of its layers in evaluation mode
             module.training = mode
