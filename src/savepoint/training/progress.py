@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar with rate and ETA on a terminal, one plain line an epoch elsewhere."""
+"""Show a run while it trains: one table row for each epoch, a bar with rate and ETA on a terminal, and train.log."""
 
 import contextlib
 import copy
@@ -13,42 +13,80 @@ from typing import Any, Protocol
 from savepoint.trust import redact
 
 REFRESH_SECONDS = 0.1
+PLAIN_WIDTH = 80  # columns, where the output is no terminal
+NUMBER_WIDTH = 8  # columns that any number fits into
+NAME_WIDTH = 16  # columns; a longer name is shortened
+SPEED = "system/samples_per_second"
 log = logging.getLogger("savepoint")
 
 
 class Progress(Protocol):
     def advance(self, *, epoch: int, step: int) -> None:
-        """An update is done. Called on every step, so it costs next to nothing."""
+        """Note that an update is done. Called at every step, so it has to cost next to nothing."""
         ...
 
     def epoch(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """An epoch is done, and this is what was logged for it."""
+        """Show what was measured for an epoch that is done."""
         ...
 
 
-class _Lines:
-    """For files and pipes: one line an epoch."""
+class Table:
+    """One row of text for each epoch under one header, never wider than `width` columns.
 
-    def __init__(self, epochs: int | None) -> None:
-        self._of = f"/{epochs}" if epochs else ""
+    Metrics that do not fit are left out. Losses come first, then what was measured in validation.
+    epochs, steps: the planned end, which sets the width of the first two columns.
+    """
+
+    def __init__(self, *, width: int, epochs: int | None, steps: int) -> None:
+        self._width, self._planned = width, f"/{epochs}" if epochs else ""
+        digits = len(str(steps))
+        self._first = max(len("epoch"), 2 * len(str(epochs)) + 1 if epochs else digits), max(len("step"), digits)
+        self._columns: dict[str, int] = {}
+
+    def rows(self, *, epoch: int, step: int, values: Mapping[str, float]) -> list[str]:
+        """Lay out the row of an epoch, and the header before the first row."""
+        header = [] if self._columns else [self._header(values)]
+        cells = [_number(values[name], size) if name in values else "" for name, size in self._columns.items()]
+        return [*header, self._row(f"{epoch}{self._planned}", str(step), cells)]
+
+    def _header(self, values: Mapping[str, float]) -> str:
+        room, chosen = self._width - sum(self._first) - 1, []
+        for name in sorted(values, key=_rank):
+            room -= 1 + max(NUMBER_WIDTH, len(_short(name)))
+            if room < 0:
+                break
+            chosen.append(name)
+        self._columns = {name: max(NUMBER_WIDTH, len(_short(name))) for name in values if name in chosen}
+        return self._row("epoch", "step", [_short(name) for name in self._columns])
+
+    def _row(self, epoch: str, step: str, cells: list[str]) -> str:
+        sizes = (*self._first, *self._columns.values())
+        return " ".join(cell.rjust(size) for cell, size in zip((epoch, step, *cells), sizes))[: self._width]
+
+
+class _Plain:
+    """Progress for files and pipes: the table alone."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
 
     def advance(self, *, epoch: int, step: int) -> None:
         pass
 
     def epoch(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        own = {name: value for name, value in values.items() if not name.startswith("system/")}
-        shown = "  ".join(f"{name} {_number(value)}" for name, value in own.items())
-        log.info("epoch %d%s  step %d  %s%s", epoch, self._of, step, shown, self._rate(values))
-
-    def _rate(self, values: Mapping[str, float]) -> str:
-        return f"  {values['system/samples_per_second']:,.0f} samples/s"
+        for row in self._table.rows(epoch=epoch, step=step, values=values):
+            log.info("%s", row)
 
 
-class _Bar(_Lines):
-    """For terminals. Drawn by the loop itself, at most every tenth of a second: no thread competes with training."""
+class _Bar(_Plain):
+    """Progress for terminals: the table above a bar.
 
-    def __init__(self, epochs: int | None, bar: Any, task: Any) -> None:
-        super().__init__(epochs)
+    The training loop draws the bar, at most every tenth of a second. A thread would compete with training.
+    """
+
+    def __init__(self, table: Table, epochs: int | None, bar: Any, task: Any) -> None:
+        super().__init__(table)
+        self._planned = f"/{epochs}" if epochs else ""
         self._bar, self._task, self._next = bar, task, 0.0
 
     def advance(self, *, epoch: int, step: int) -> None:
@@ -56,24 +94,23 @@ class _Bar(_Lines):
         if now >= self._next:
             self._next = now + REFRESH_SECONDS
             rate = self._bar.tasks[0].speed or 0.0
-            self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}{self._of}", rate=rate)
+            self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}{self._planned}", rate=rate)
             self._bar.refresh()
 
     def epoch(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
         self._bar.update(self._task, completed=step)
-        super().epoch(epoch=epoch, step=step, values=values)
-
-    def _rate(self, values: Mapping[str, float]) -> str:
-        return ""  # the bar shows it
+        # The bar shows the speed.
+        shown = {name: value for name, value in values.items() if name != SPEED}
+        super().epoch(epoch=epoch, step=step, values=shown)
 
 
 @contextlib.contextmanager
 def show(*, epochs: int | None, steps: int, done: int) -> Iterator[Progress]:
-    """Follow a run from update `done` to update `steps`."""
+    """Follow a run from update `done` to update `steps`. epochs: None if only the steps are planned."""
     if not sys.stdout.isatty():
-        yield _Lines(epochs)
+        yield _Plain(Table(width=PLAIN_WIDTH, epochs=epochs, steps=steps))
         return
-    from rich import progress  # 0.1 s that a run without a terminal need not pay
+    from rich import progress  # takes 0.1 s, which a run without a terminal need not pay
 
     bar = progress.Progress(
         progress.TextColumn("{task.description}"),
@@ -85,15 +122,16 @@ def show(*, epochs: int | None, steps: int, done: int) -> Iterator[Progress]:
         speed_estimate_period=10,
     )
     with bar:
-        yield _Bar(epochs, bar, bar.add_task("", total=steps, completed=done, rate=0.0))
+        table = Table(width=bar.console.width, epochs=epochs, steps=steps)
+        yield _Bar(table, epochs, bar, bar.add_task("", total=steps, completed=done, rate=0.0))
 
 
 @contextlib.contextmanager
 def logs(directory: Path) -> Iterator[None]:
-    """What is logged goes to the terminal as it is, and to the run's train.log with the time, without secrets."""
+    """Send what is logged to the terminal as it is, and to the run's train.log with the time and without secrets."""
     terminal = logging.StreamHandler(_Stdout())
     terminal.setFormatter(_Shown())
-    terminal.addFilter(lambda record: not record.exc_info)  # a traceback is for the file; Python prints it anyway
+    terminal.addFilter(lambda record: not record.exc_info)  # Python prints the traceback itself
     file = _File(directory / "train.log", encoding="utf-8")
     file.setFormatter(_Redacted(directory))
     root = logging.getLogger()
@@ -106,31 +144,31 @@ def logs(directory: Path) -> Iterator[None]:
     finally:
         for handler in (terminal, file):
             root.removeHandler(handler)
-            with contextlib.suppress(OSError):  # a full disk, on which the last line did not fit
+            with contextlib.suppress(OSError):  # the last line may not fit on a full disk
                 handler.close()
         root.setLevel(level)
 
 
 class _File(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        """A line that the disk refuses is worth neither the run nor a traceback on the terminal."""
+        """Drop a line that the disk refuses: it must neither end the run nor print a traceback."""
 
 
 class _Stdout:
-    """Whatever stdout is at the moment: while a bar is shown, rich puts a stream there that writes above the bar."""
+    """Write to the current sys.stdout. While a bar is shown, rich replaces it by a stream that writes above the bar."""
 
     def write(self, text: str) -> None:
-        with _whoever_reads():
+        with _ignoring_closed_pipe():
             sys.stdout.write(text)
 
     def flush(self) -> None:
-        with _whoever_reads():
+        with _ignoring_closed_pipe():
             sys.stdout.flush()
 
 
 @contextlib.contextmanager
-def _whoever_reads() -> Iterator[None]:
-    """`python train.py | head` goes on training when head has seen enough; train.log has the rest."""
+def _ignoring_closed_pipe() -> Iterator[None]:
+    """Go on training when the reader has closed the pipe, as in `python train.py | head`. train.log has the rest."""
     try:
         yield
     except BrokenPipeError:
@@ -138,14 +176,14 @@ def _whoever_reads() -> Iterator[None]:
 
 
 class _Shown(logging.Formatter):
-    """A path is shown relative to where the person is, if it lies there."""
+    """Format for the terminal: paths below the working directory are shown relative to it."""
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(_with_paths(record, _from_here))
 
 
 class _Redacted(logging.Formatter):
-    """Without secrets, and without the run directory's own path: the log moves with it."""
+    """Format for train.log: without secrets, and with `<run>` for the run directory, since runs may be moved."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -166,5 +204,28 @@ def _with_paths(record: logging.LogRecord, show: Callable[[Path], Path]) -> logg
     return changed
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.3e}"
+def _rank(name: str) -> tuple[bool, bool, bool]:
+    """Sort key of a metric: losses first, then what was measured in validation, the learning rates and speed last."""
+    return name not in ("train/loss", "val/loss"), not name.startswith("val/"), name.startswith(("lr", "system/"))
+
+
+def _short(name: str) -> str:
+    """Shorten a name to NAME_WIDTH columns. The middle goes, because long names often differ at their ends.
+
+    >>> _short("val/precision_at_10"), _short("val/accuracy")
+    ('val/preci..at_10', 'val/accuracy')
+    """
+    name = "samples/s" if name == SPEED else name
+    return name if len(name) <= NAME_WIDTH else f"{name[:9]}..{name[-5:]}"
+
+
+def _number(value: float, width: int) -> str:
+    """Format a number in four significant digits, and in fewer where those are wider than `width` columns.
+
+    Numbers from 1,000 on are rounded to whole ones if those fit.
+
+    >>> _number(0.123456, 8), _number(-1.23456e-05, 8), _number(123456.0, 8), _number(1.23456e9, 8)
+    ('0.1235', '-1.2e-05', '123,456', '1.23e+09')
+    """
+    formats = ",.0f" if abs(value) >= 1000 else ".4g", ".4g", ".3g", ".2g", ".1g"
+    return next(text for each in formats if len(text := f"{value:{each}}") <= width)
