@@ -129,7 +129,7 @@ def test_a_stream_that_gives_too_little_ends_the_run_in_one_line(workshop: Works
 
 @pytest.mark.parametrize(
     ("trained_on", "found", "told"),
-    [("sized", "drawing", "was trained on a stream, and data.dataset is none."), ("drawing", "sized", "was not trained on a stream, and data.dataset is one.")],
+    [("sized", "drawing", "was trained on a stream, and data.dataset is not one."), ("drawing", "sized", "was not trained on a stream, and data.dataset is one.")],
 )  # fmt: skip
 def test_a_class_that_has_become_a_stream_or_is_none_any_more_is_refused_on_resume(
     workshop: Workshop, tmp_path: Path, trained_on: str, found: str, told: str

@@ -176,8 +176,8 @@ def test_a_sampler_with_a_state_of_its_own_is_refused(sampler: Any) -> None:
         f"data.sampler: {type(sampler).__module__}.{type(sampler).__name__} gives another"
     )
     assert str(error.value).endswith(
-        "Let it draw from torch's, NumPy's or random's global generators, which are seeded for each epoch, or make its "
-        "order from set_epoch(epoch)."
+        "Let it draw from the global generators of torch, NumPy or random, which are seeded for each epoch, or compute "
+        "its order in set_epoch(epoch)."
     )
 
 
@@ -194,10 +194,10 @@ def test_a_sampler_with_a_state_of_its_own_is_refused(sampler: Any) -> None:
         (Given(0, 1, 2, length=2), "gives more than 2, and its __len__ said 2 at the start."),
         (Given([0, 1], [2], length=4), "gives 2, and its __len__ said 4 at the start."),
         (Endless(0), "gives more than 1, and its __len__ said 1 at the start."),
-        (Given(0.5), "gives a float. It may give indices, or lists of indices (epoch 0)."),
-        (Given(np.arange(3)), "gives a ndarray. It may give indices, or lists of indices"),
+        (Given(0.5), "gives a float. Let it give indices, or lists of indices (epoch 0)."),
+        (Given(np.arange(3)), "gives a ndarray. Let it give indices, or lists of indices"),
         (Given([0], []), "gives an empty batch (epoch 0)."),
-        (Given([0], 1), "gives indices and lists of indices. It may give the ones or the others (epoch 0)."),
+        (Given([0], 1), "gives both indices and lists of indices. Let it give only one of the two (epoch 0)."),
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )
@@ -246,7 +246,7 @@ def test_an_epoch_of_another_number_of_batches_is_refused_when_it_comes() -> Non
 
     order = sampled(Cutting(range(SAMPLES)))
     assert [len(order.batches(epoch)) for epoch in range(3)] == [SAMPLES] * 3
-    with pytest.raises(UserError, match=r"Cutting makes 3 batches, and made 11 of epoch 0\. .* \(epoch 3\)\."):
+    with pytest.raises(UserError, match=r"Cutting makes 3 batches, and made 11 in epoch 0\. .* \(epoch 3\)\."):
         order.batches(3)
 
 

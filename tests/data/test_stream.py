@@ -244,9 +244,9 @@ def test_what_torch_pins_is_the_batch_and_not_the_state(monkeypatch: pytest.Monk
     """It would make a copy of each mapping and update it, which doubles a Counter."""
     monkeypatch.setattr(module, "pin", lambda batch: ("pinned", batch))
     state = {"seen": Counter("aab")}
-    given = pin_memory.pin_memory(module._Given("batch", state))  # type: ignore[no-untyped-call]
+    given = pin_memory.pin_memory(module._Result("batch", state))  # type: ignore[no-untyped-call]
     assert given.batch == ("pinned", "batch") and given.place is state
-    assert module._Given().pin_memory().batch is None
+    assert module._Result().pin_memory().batch is None
 
 
 # What is a stream, and which ones are refused

@@ -399,7 +399,7 @@ def test_missing_unexpected_and_misshapen_names_are_all_listed(tmp_path: Path) -
     for part in (
         "missing: new.weight",
         "unexpected: old.weight",
-        "a.weight is [3, 2] there and [4, 2] in the model",
+        "a.weight is [3, 2] in the checkpoint and [4, 2] in the model",
         "a.bias is [3]",
     ):
         assert part in text
@@ -407,7 +407,7 @@ def test_missing_unexpected_and_misshapen_names_are_all_listed(tmp_path: Path) -
 
 def test_another_dtype_is_refused_by_name(tmp_path: Path) -> None:
     text = refusal(tmp_path, lambda: nn.Linear(2, 2), lambda: nn.Linear(2, 2).double())
-    assert "weight is torch.float32 there and torch.float64 in the model" in text
+    assert "weight is torch.float32 in the checkpoint and torch.float64 in the model" in text
 
 
 def test_a_long_list_of_misfits_is_cut(tmp_path: Path) -> None:
@@ -423,7 +423,7 @@ def test_a_long_list_of_misfits_is_cut(tmp_path: Path) -> None:
 def test_a_value_in_a_tensors_place_is_refused_by_name(tmp_path: Path) -> None:
     loaded = saved(fresh(lambda: nn.Linear(1, 1)), tmp_path)
     loaded.state["model_extra"]["weight"] = 3
-    with pytest.raises(CheckpointError, match="weight is a int there and a Tensor in the model"):
+    with pytest.raises(CheckpointError, match="weight is int in the checkpoint and Tensor in the model"):
         state.restore(fresh(lambda: nn.Linear(1, 1)), loaded)
 
 
@@ -432,7 +432,9 @@ def test_names_and_shapes_are_compared_before_memory_is_taken(tmp_path: Path) ->
     with torch.device("meta"):
         huge = nn.Linear(10**6, 10**6)
         fine = nn.Linear(2, 2)
-    with pytest.raises(CheckpointError, match=r"weight is \[2, 2\] there and \[1000000, 1000000\] in the model"):
+    with pytest.raises(
+        CheckpointError, match=r"weight is \[2, 2\] in the checkpoint and \[1000000, 1000000\] in the model"
+    ):
         state.fits(huge, loaded)
     state.fits(fine, loaded)
 
@@ -476,12 +478,12 @@ def test_what_was_unfrozen_or_frozen_in_training_is_so_again(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"optimizer": None}, "is of no training: state.json lacks optimizer, or has another kind."),
-        ({"history_lines": "x", "epoch": 1.0}, "lacks epoch, history_lines, or"),
-        ({"optimizer": {}}, "its optimizer is none that can be restored here (KeyError: 'param_groups')."),
-        ({"scaler": {"scale": 1.0}}, "its scaler is none that can be restored here (KeyError: "),
-        ({"sums": {"loss": 1.0}}, "its sums is none that can be restored here (AttributeError: "),
-        ({"rng": {}}, "its rng is none that can be restored here (KeyError: "),
+        ({"optimizer": None}, "holds no training state: optimizer missing in state.json or of wrong type."),
+        ({"history_lines": "x", "epoch": 1.0}, "state: epoch, history_lines missing in"),
+        ({"optimizer": {}}, "its state 'optimizer' cannot be restored here (KeyError: 'param_groups')."),
+        ({"scaler": {"scale": 1.0}}, "its state 'scaler' cannot be restored here (KeyError: "),
+        ({"sums": {"loss": 1.0}}, "its state 'sums' cannot be restored here (AttributeError: "),
+        ({"rng": {}}, "its state 'rng' cannot be restored here (KeyError: "),
     ],
 )
 def test_a_state_of_something_else_is_told_and_no_traceback(tmp_path: Path, changed: dict[str, Any], told: str) -> None:

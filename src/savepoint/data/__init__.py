@@ -1,12 +1,12 @@
-"""Data: the batches of an epoch, the same ones wherever a run was interrupted and however many workers load them.
+"""Data: the batches of each epoch. Neither an interruption nor the number of loading workers changes them.
 
 Rooms, in reading order:
     batches      batches of a data set, as a function of seed and epoch
     sampling     which samples each batch holds
     stream       batches of a data set that can only be read in its own order
     loading      load in this process or in workers, with equal bits
-    workers      how worker processes start, die and end
-    fingerprint  a digest of any value, to notice changed data
+    workers      start, watch and end loading workers
+    fingerprint  digest of any value, to detect changed data
 """
 
 from savepoint.data.batches import Batches

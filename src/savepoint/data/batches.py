@@ -1,8 +1,8 @@
-"""The batches of an epoch as a pure function of (seed, epoch): resuming at batch k replays nothing.
+"""Batches of an epoch as a pure function of (seed, epoch), so that resuming at batch k replays nothing.
 
-Which samples a batch holds comes from (seed, epoch). What their loading draws (augmentation) comes from (seed, epoch,
-batch), for torch, NumPy and `random` alike. Neither touches the generators that the model's dropout draws from. So the
-number of workers, the prefetching and the point of interruption change no bit.
+(seed, epoch) decides which samples each batch holds. (seed, epoch, batch) seeds torch, NumPy and `random` while a batch
+is loaded, for augmentation. Neither touches the generators that the model's dropout draws from. So the number of
+workers, prefetching and the point of interruption change no bit.
 """
 
 import dataclasses
@@ -21,15 +21,16 @@ from savepoint.data import fingerprint
 from savepoint.data.loading import Workers, loader, one_thread, pin
 from savepoint.data.sampling import Order, Plain, Sampled
 
-# Without workers, batches are loaded a few at a time: setting the model's generators aside costs 110 µs, which a batch
-# of a small data set should not pay alone. One batch of a slow data set is past this time, and goes out by itself.
+# Without workers, this process loads batches for this long before it hands them out. Isolating the model's generators
+# costs 110 µs, which several batches of a small data set share. A single batch of a slow data set takes longer than
+# this, and is handed out alone.
 AHEAD_SECONDS = 0.002
-FINGERPRINT_SECONDS = 0.2  # for what is digested of a split at the start of a run
+FINGERPRINT_SECONDS = 0.2  # time for digesting samples of a split at the start of a run
 FEW = 16  # samples that are digested together
 
 
 class _Request(NamedTuple):
-    """A batch before it is loaded: the seed of what its loading draws, and its samples' indices."""
+    """A batch to load: the seed for what loading it draws, and the indices of its samples."""
 
     seed: int
     indices: list[int]
@@ -38,9 +39,9 @@ class _Request(NamedTuple):
 class Batches:
     """One split of the data, cut into batches.
 
-    dataset: `__len__`, and `__getitem__(index)` or `__getitems__(indices)`, which may return the finished batch.
-    split: "train" is shuffled if `settings.shuffle`; "val" is always in order, and draws the same in every epoch.
-    sampler: if given, it says which samples the batches of an epoch hold; see `order.Sampled`.
+    dataset: has `__len__`, and `__getitem__(index)` or `__getitems__(indices)`, which may return the finished batch.
+    split: "train" is shuffled if `settings.shuffle`. "val" is always in order, and draws the same in every epoch.
+    sampler: chooses the samples of each batch, as `sampling.Sampled` describes; None for each sample once.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Batches:
         return len(self._order)
 
     def first(self, count: int) -> "Batches":
-        """The same split, of whose epochs only so many batches are used."""
+        """Make the same split with at most `count` batches in an epoch."""
         settings = dataclasses.replace(self._settings, limit_batches=min(count, len(self)))
         return Batches(
             self.dataset,
@@ -81,11 +82,13 @@ class Batches:
         )
 
     def facts(self, digested: int | None = None) -> dict[str, Any]:
-        """By what other data are told apart: `samples`, how many; `sha256` of the first `digested` of them.
+        """Summarise the split so that a resume can detect changed data.
 
-        The first in an order that spreads them over the split. digested: None for as many as a moment allows, all of a
-        small data set. sha256: what the data set's own `fingerprint()` says, if it has one; None if its samples are
-        others whenever they are loaded. `order`: the SHA-256 of a sampler's first epoch; not there without one.
+        digested: how many samples to digest, spread over the split; None for as many as FINGERPRINT_SECONDS allow,
+        which is all of a small data set.
+        Returns: `samples`, their number; `digested`, how many of them were digested; `sha256` of these, which is the
+        data set's own `fingerprint()` if it has one, and None if a sample differs each time it is loaded; and with a
+        sampler `order`, the SHA-256 of its first epoch.
         """
         ordered = {"order": self._order.digest} if isinstance(self._order, Sampled) else {}
         if hasattr(self.dataset, "fingerprint"):
@@ -93,8 +96,9 @@ class Batches:
             return {"samples": self.samples, "digested": self.samples, "sha256": own} | ordered
         count = self.samples if digested is None else min(digested, self.samples)
         order = islice(fingerprint.spread(self.samples), count)
-        few = iter(lambda: list(islice(order, FEW)), [])  # as many as are asked for: there may be millions
+        few = iter(lambda: list(islice(order, FEW)), [])  # lazily, since there may be millions
         requests = (_Request(system.rng.fold_in("fingerprint", number), some) for number, some in enumerate(few))
+        # The first request twice: samples that differ then cannot be compared in another process either.
         twice = (each for number, one in enumerate(requests) for each in ([one, one] if number == 0 else [one]))
         first, *digests = self._digests(twice, FINGERPRINT_SECONDS if digested is None else math.inf)
         return {
@@ -104,10 +108,10 @@ class Batches:
         } | ordered
 
     def _digests(self, requests: Iterable[_Request], seconds: float) -> list[str]:
-        """Of the first two batches, and of those after them until so many seconds have passed.
+        """Digest the first two batches, and further ones until so many seconds have passed.
 
-        Loaded where training loads them, and not here if workers do: many data sets open their files at the first
-        sample, and an open file is not to be shared with forked workers.
+        If workers load for training, a worker loads here too. Many data sets open files at the first sample, and forked
+        workers must not share an open file with this process.
         """
         until, digests = time.perf_counter() + seconds, []
         with system.rng.isolated(), one_thread():
@@ -118,17 +122,17 @@ class Batches:
         return digests
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
-        """Batches `start`, `start + 1`, … of an epoch, as the data set or torch's default_collate gives them."""
+        """Load the batches `start`, `start + 1`, … of an epoch, as the data set or default_collate makes them."""
         number = epoch if self._split == "train" else 0
         indices = enumerate(self._order.batches(number)[start:], start)
-        # Nothing here may refer to this object: workers whose loader is in a cycle would live until it is collected.
+        # The requests do not refer to `self`: in a reference cycle, workers would live until it is collected.
         seed, split = self._seed, self._split
         requests = (_Request(system.rng.fold_in(seed, split, number, batch), each) for batch, each in indices)
         return self._workers.epoch(requests) if self._workers else self._directly(requests)
 
     def _directly(self, requests: Iterator[_Request]) -> Iterator[Any]:
         for request in requests:
-            # Not around the `yield`: while the caller trains, the generators must be the model's.
+            # The block ends before `yield`: while the caller trains, the generators must be the model's.
             with system.rng.isolated(), one_thread():
                 until = time.perf_counter() + AHEAD_SECONDS
                 ready = [self._load(request)]

@@ -1,4 +1,4 @@
-"""A digest of whatever a data set gives: equal data, equal digest, in every process and on every machine."""
+"""Digest any sample or batch: equal data have equal digests, in every process and on every machine."""
 
 import hashlib
 import math
@@ -11,9 +11,10 @@ from torch import Tensor
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256, in hexadecimal, of types, shapes and bits.
+    """Compute the SHA-256 of a value's types, shapes and bits, in hexadecimal.
 
-    An object of a class that is not known here counts by its class alone: its text could hold an address.
+    Understands tensors, arrays, numbers, text, None and nested mappings, lists and tuples of them. Any other object
+    counts by its class alone, because its text may hold a memory address.
     """
     digest = hashlib.sha256()
     _add(digest, value)
@@ -21,9 +22,9 @@ def digest_of(value: Any) -> str:
 
 
 def spread(count: int) -> Iterator[int]:
-    """The numbers below `count`, each once, in an order in which any few lie far apart.
+    """Yield the numbers below `count`, each once, so that the first few already lie far apart.
 
-    Source: Kronecker's sequence of the golden ratio, rounded to a step that visits all.
+    Source: Kronecker's sequence of the golden ratio, with a step that is rounded so that every number is visited.
     """
     step = max(1, round(count * 0.6180339887498949))
     while math.gcd(step, count) > 1:

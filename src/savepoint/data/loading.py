@@ -1,4 +1,4 @@
-"""Where batches are loaded: in the training process or in workers, with equal bits."""
+"""Load batches in the training process or in workers, with equal bits."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from savepoint.config import DataSettings
 from savepoint.data import workers
 
-Load = Callable[[Any], Any]  # a request for a batch → the batch
+Load = Callable[[Any], Any]  # from a request for a batch to the batch
 
 
 class Workers:
-    """Processes that load for many epochs."""
+    """Worker processes that load the batches of many epochs."""
 
     def __init__(self, load: Load, settings: DataSettings, *, pin_memory: bool) -> None:
         self._requests = _Requests()
@@ -28,19 +28,20 @@ class Workers:
         )
 
     def epoch(self, requests: Iterator[Any]) -> Iterator[Any]:
-        """What was requested, in this order; some of it is loaded ahead."""
+        """Load what is requested, in this order. Workers load some of it ahead."""
         self._requests.requests = requests
         return iter(self._loader)
 
 
 def loader(load: Load, requests: Iterable[Any], **options: Any) -> DataLoader[Any]:
+    """Make torch's loader answer requests for whole batches. options: passed on to torch."""
     return DataLoader(
         _Loaded(load),
         batch_size=None,  # a request already is a batch
         sampler=requests,
         collate_fn=_unchanged,
         worker_init_fn=workers.start,
-        # Its own: an iterator of a loader without one draws from the generator that dropout draws from.
+        # A loader without a generator draws from the one that dropout draws from.
         generator=torch.Generator(),
         **options,
     )
@@ -48,9 +49,9 @@ def loader(load: Load, requests: Iterable[Any], **options: Any) -> DataLoader[An
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Load here as a worker does: on one thread, since a sum over one and over two can differ in its last bit.
+    """Compute on one thread, as workers do: a sum on two threads can differ in its last bit.
 
-    And not the other way round: GNU's OpenMP waits for ever in a forked worker that asks for more than one thread
+    Workers cannot use more threads instead. GNU's OpenMP waits for ever in a forked process that asks for more than one
     (pytorch/pytorch#17199). Setting the number takes 2 µs.
     """
     threads = torch.get_num_threads()
@@ -62,11 +63,12 @@ def one_thread() -> Iterator[None]:
 
 
 def pin(batch: Any) -> Any:
+    """Copy the tensors of a batch to page-locked memory, from which a GPU copies faster."""
     return torch.utils.data._utils.pin_memory.pin_memory(batch)  # type: ignore[no-untyped-call]
 
 
 class _Requests(Sampler[Any]):
-    """Hands the requests of the epoch at hand to a loader that lives for many epochs."""
+    """Hands the requests of the current epoch to a loader that lives for many epochs."""
 
     def __init__(self) -> None:
         self.requests: Iterator[Any] = iter(())
@@ -82,7 +84,8 @@ class _Loaded(Dataset[Any]):
     def __getitem__(self, request: Any) -> Any:
         try:
             return self._load(request)
-        except StopIteration as error:  # to whoever asks for the next batch, it would be the end of the epoch
+        except StopIteration as error:
+            # The loop over the batches would take it for the end of the epoch.
             raise RuntimeError("the data set raised StopIteration") from error
 
 

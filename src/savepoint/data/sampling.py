@@ -1,4 +1,4 @@
-"""Which samples each batch of an epoch holds: from the seed and the epoch's number alone. No order is stored."""
+"""Choose the samples of each batch from the seed and the epoch's number alone, so that no order is stored."""
 
 import hashlib
 import operator
@@ -16,14 +16,16 @@ Indices = list[int]
 
 
 class Order(Protocol):
-    """Its length is the number of batches in every epoch."""
+    """A way to cut epochs into batches. Its length is the number of batches in every epoch."""
 
     def __len__(self) -> int: ...
-    def batches(self, epoch: int) -> list[Indices]: ...
+    def batches(self, epoch: int) -> list[Indices]:
+        """List the sample indices of each batch of an epoch."""
+        ...
 
 
 class Plain:
-    """Each sample once an epoch: in order, or shuffled if `data.shuffle` and the split is "train"."""
+    """An order that has each sample once an epoch: shuffled if `data.shuffle` and the split is "train"."""
 
     def __init__(self, samples: int, *, split: str, settings: DataSettings, seed: int) -> None:
         self._samples, self._settings, self._seed = samples, settings, seed
@@ -44,11 +46,11 @@ class Plain:
 
 
 class Sampled:
-    """What a sampler gives: indices, which are cut into batches, or lists of indices, which are batches.
+    """An order that a sampler chooses. It yields indices, which are cut into batches, or lists of indices: batches.
 
-    At the beginning of each epoch torch's, NumPy's and `random`'s generators are seeded for the epoch, the sampler's
-    `set_epoch(epoch)` is called if it has one, and the whole of it is taken.
-    Raises: ConfigError for a sampler that cannot be asked for the order of an epoch in the middle of a run.
+    For each epoch, torch's, NumPy's and `random`'s generators are seeded, the sampler's `set_epoch(epoch)` is called if
+    it has one, and everything that it yields is taken at once.
+    Raises: ConfigError if the sampler does not repeat its order when it is asked for the same epoch again.
     """
 
     def __init__(self, sampler: Any, *, samples: int, settings: DataSettings, seed: int) -> None:
@@ -57,13 +59,14 @@ class Sampled:
         if not isinstance(sampler, Iterable) or not isinstance(sampler, Sized):
             raise ConfigError(f"data.sampler: {self._name} needs __iter__ and __len__, like torch's samplers.")
         self._promised = len(sampler)
-        # Twice in a row, for what goes on from time to time; and again after another epoch, for what is carried over.
+        # Twice in a row finds a sampler that goes on from call to call. Once more after another epoch finds one that
+        # carries something over.
         first, again, _, back = (self._taken(epoch) for epoch in (0, 0, 1, 0))
         if first != again or first != back:
             raise ConfigError(
                 f"data.sampler: {self._name} gives another order each time it is asked for an epoch, and a resumed "
-                "run has to ask again. Let it draw from torch's, NumPy's or random's global generators, which are "
-                "seeded for each epoch, or make its order from set_epoch(epoch)."
+                "run has to ask again. Let it draw from the global generators of torch, NumPy or random, which are "
+                "seeded for each epoch, or compute its order in set_epoch(epoch)."
             )
         self.digest = hashlib.sha256(repr(first).encode()).hexdigest()
         del first, again, back
@@ -78,11 +81,11 @@ class Sampled:
         return self._count
 
     def batches(self, epoch: int) -> list[Indices]:
-        """Raises: UserError for an index or a number of them that is wrong."""
+        """List the sample indices of each batch. Raises: UserError for a wrong index or a wrong number of indices."""
         batches = self._batches(epoch)
         if len(batches) != self._count:
             self._refuse(
-                epoch, f"makes {len(batches)} batches, and made {self._count} of epoch 0. Every epoch has as many"
+                epoch, f"makes {len(batches)} batches, and made {self._count} in epoch 0. Every epoch needs as many"
             )
         return batches
 
@@ -91,7 +94,7 @@ class Sampled:
         batches = [each for each in taken if isinstance(each, list)]
         indices = [each for each in taken if isinstance(each, int)]
         if batches and indices:
-            self._refuse(epoch, "gives indices and lists of indices. It may give the ones or the others")
+            self._refuse(epoch, "gives both indices and lists of indices. Let it give only one of the two")
         if batches:
             return batches[: self._settings.limit_batches]
         kept = count(len(indices), self._settings, drop_last=self._settings.drop_last)
@@ -102,31 +105,31 @@ class Sampled:
             system.rng.seed(system.rng.fold_in(self._seed, "order", epoch))
             if hasattr(self._sampler, "set_epoch"):
                 self._sampler.set_epoch(epoch)
-            # One more than it said: it may never end.
-            given = list(islice(iter(self._sampler), self._promised + 1))
-        if len(given) != self._promised:
-            found = len(given) if len(given) < self._promised else f"more than {self._promised}"
+            # One more than it promised, and not all: it may never end.
+            items = list(islice(iter(self._sampler), self._promised + 1))
+        if len(items) != self._promised:
+            found = len(items) if len(items) < self._promised else f"more than {self._promised}"
             self._refuse(
                 epoch,
                 f"gives {found}, and its __len__ said {self._promised} at the start. Make them agree, in every epoch",
             )
-        # All at once where they are plain: one after another takes seconds for millions.
-        if set(map(type, given)) == {int} and min(given) >= 0 and max(given) < self._samples:
-            return given
-        return [self._checked(each, epoch) for each in given]
+        # Plain indices are checked together. One by one takes seconds for millions.
+        if set(map(type, items)) == {int} and min(items) >= 0 and max(items) < self._samples:
+            return items
+        return [self._checked(item, epoch) for item in items]
 
-    def _checked(self, given: Any, epoch: int) -> int | Indices:
-        if isinstance(given, list | tuple):
-            if not given:
+    def _checked(self, item: Any, epoch: int) -> int | Indices:
+        if isinstance(item, list | tuple):
+            if not item:
                 self._refuse(epoch, "gives an empty batch")
-            return [self._index(each, epoch) for each in given]
-        return self._index(given, epoch)
+            return [self._index(each, epoch) for each in item]
+        return self._index(item, epoch)
 
-    def _index(self, given: Any, epoch: int) -> int:
+    def _index(self, item: Any, epoch: int) -> int:
         try:
-            index = operator.index(given)
+            index = operator.index(item)
         except TypeError:
-            self._refuse(epoch, f"gives a {type(given).__name__}. It may give indices, or lists of indices")
+            self._refuse(epoch, f"gives a {type(item).__name__}. Let it give indices, or lists of indices")
         if not 0 <= index < self._samples:
             self._refuse(epoch, f"gives the index {index}, and the data set has {self._samples} samples, from 0 on")
         return index
@@ -136,7 +139,7 @@ class Sampled:
 
 
 def count(samples: int, settings: DataSettings, *, drop_last: bool) -> int:
-    """How many batches of an epoch so many samples make."""
+    """Count the batches of an epoch of so many samples."""
     full, rest = divmod(samples, settings.batch_size)
     batches = full + (1 if rest and not drop_last else 0)
     return batches if settings.limit_batches is None else min(batches, settings.limit_batches)

@@ -1,7 +1,7 @@
-"""A data set that is a stream: read once through in its own order, and put back to any place by a state of its own.
+"""Batches of a stream: a data set that is read in its own order, and moved to any place by its own state.
 
-It goes on from epoch to epoch: each begins by loading the state in which the one before left the stream, in a run that
-nothing interrupts too, so a resumed run does nothing else. What the reading draws comes from (seed, epoch, batch).
+The stream goes on from epoch to epoch. Each epoch begins by loading the state that the previous one left, even in a run
+that nothing interrupts, so a resumed run takes the same path. (seed, epoch, batch) seeds what reading draws.
 """
 
 import copy
@@ -21,7 +21,7 @@ from savepoint.errors import ConfigError, UserError
 
 
 def is_stream(dataset: Any) -> bool:
-    """Whether its samples come one after another, and cannot be asked for by their number."""
+    """Whether a data set gives its samples one after another, and none by its number."""
     if isinstance(dataset, IterableDataset):
         return True
     by_number = hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
@@ -29,10 +29,10 @@ def is_stream(dataset: Any) -> bool:
 
 
 class Stream:
-    """One split of such data, cut into batches: what `Batches` is for all other data.
+    """One split of a stream, cut into batches. It does for streams what `Batches` does for all other data.
 
-    dataset: `__iter__`, `state_dict()`, which says where it stands, and `load_state_dict(state)`, after which `iter()`
-    goes on from there: torchdata's contract. A `__len__` is how many samples it has from its beginning to its end.
+    dataset: has `__iter__`, `state_dict()`, which gives its position, and `load_state_dict(state)`, after which
+    `iter()` goes on from that position: torchdata's contract. `__len__`, if there, counts all its samples.
     split: "train" begins again whenever it ends. "val" is read from its beginning in every epoch, to its end at most.
     Raises: ConfigError that says what the data set lacks.
     """
@@ -55,46 +55,47 @@ class Stream:
             )
         self._reader = _Reader(dataset, name=name, split=split, settings=settings, length=self.samples)
         self._workers = Workers(self._reader.read, settings, pin_memory=pin_memory) if settings.num_workers else None
-        # Where the stream stands after the batch that was handed out last; None: where the data set itself does.
+        # The state after the batch that was handed out last; None if that is the data set's current state.
         self._place: Any = self._reader.beginning
 
     def __len__(self) -> int:
-        """Batches in an epoch of training; in validation, at most."""
+        """Count the batches in an epoch of training; in validation, the most that there can be."""
         assert self._count is not None
         return self._count
 
     def first(self, count: int) -> "Stream":
-        """The same split, of whose epochs only so many batches are used, from where it stands. In place of this one."""
+        """Make the same split with at most `count` batches in an epoch. It takes this one's data set and position."""
         settings = replace(self._settings, limit_batches=min(count, len(self)))
         short = Stream(self.dataset, split=self._split, settings=settings, seed=self._seed, pin_memory=self._pin)
         short._reader.beginning, short._place = self._reader.beginning, self._place
         return short
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands after the batch that was handed out last, however far a worker has read ahead."""
+        """Return the state after the batch that was handed out last, however far a worker has read ahead."""
         state: dict[str, Any] = self.dataset.state_dict() if self._place is None else self._place
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.dataset.load_state_dict(copy.deepcopy(state))  # here already, where an error can say whose state it is
+        """Go on from a saved state in the next epoch. Raises: whatever the data set raises for a state not its own."""
+        self.dataset.load_state_dict(copy.deepcopy(state))
         self._place = state
 
     def facts(self, digested: int | None = None) -> dict[str, Any]:
-        """By what other data are told apart: `samples`, its length or None; `sha256`, its own `fingerprint()` or None.
+        """Summarise the split so that a resume can detect changed data. No sample is read, since it may come only once.
 
-        Nothing is read for it: a stream may have no second time.
+        Returns: `samples`, the length or None; `sha256`, the data set's own `fingerprint()` or None.
         """
         own = str(self.dataset.fingerprint()) if hasattr(self.dataset, "fingerprint") else None
         return {"samples": self.samples, "digested": None, "sha256": own}
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
-        """Batches `start`, `start + 1`, … of an epoch, from where the stream stands; in validation, from its beginning.
+        """Read the batches `start`, `start + 1`, … of an epoch, from the current position; "val" from the beginning.
 
         Raises: UserError if the stream ends before its length says so, or gives nothing.
         """
         number = epoch if self._split == "train" else 0
         place = self.state_dict() if self._split == "train" else self._reader.beginning
-        # Nothing here may refer to this object: workers whose loader is in a cycle would live until it is collected.
+        # The requests do not refer to `self`: in a reference cycle, workers would live until it is collected.
         seed = functools.partial(system.rng.fold_in, self._seed, self._split, number)
         requests = (
             _Request(seed(batch), seed("iter"), batch, place if batch == start else None)
@@ -102,27 +103,28 @@ class Stream:
         )
         return self._handed_out(self._workers.epoch(requests) if self._workers else self._directly(requests))
 
-    def _directly(self, requests: Iterator["_Request"]) -> Iterator["_Given"]:
-        """One batch at a time, and none ahead: the data set itself then stands where training does."""
+    def _directly(self, requests: Iterator["_Request"]) -> Iterator["_Result"]:
+        """Read in this process, one batch at a time: the data set's position is then that of training."""
         for request in requests:
             with system.rng.isolated(), one_thread():
-                given = self._reader.read(request)
-            yield given.pin_memory() if self._pin else given
+                result = self._reader.read(request)
+            yield result.pin_memory() if self._pin else result
 
-    def _handed_out(self, read: Iterator["_Given"]) -> Iterator[Any]:
-        for given in read:
-            if given.fault is not None:
-                raise UserError(given.fault)
-            if given.batch is None:
+    def _handed_out(self, read: Iterator["_Result"]) -> Iterator[Any]:
+        for result in read:
+            if result.fault is not None:
+                raise UserError(result.fault)
+            if result.batch is None:
                 return
-            self._place = given.place
-            yield given.batch
+            self._place = result.place
+            yield result.batch
 
 
 class _Request(NamedTuple):
-    """Which batch is to be read next. seed, opening: of what its samples draw, and of what `iter()` does.
+    """A batch to read.
 
-    place: where to begin, at the first batch of an epoch or of a resumed run; None: go on.
+    seed, opening: seeds for what its samples draw and for what `iter()` draws.
+    place: the state to begin from, for the first batch of an epoch or of a resumed run; None to go on.
     """
 
     seed: int
@@ -132,61 +134,61 @@ class _Request(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Given:
-    """What was read: a batch and where the stream stands after it, a fault, or nothing where validation ends."""
+class _Result:
+    """The result of a request: a batch and the state after it, a fault, or neither at the end of validation."""
 
     batch: Any = None
     place: Any = None
     fault: str | None = None
 
-    def pin_memory(self) -> "_Given":
-        """What torch's loader calls. Not on the state: it would take it apart, and a Counter comes back doubled."""
+    def pin_memory(self) -> "_Result":
+        """Pin the batch alone; torch's loader calls this. It would take the state apart, and double a Counter in it."""
         return self if self.batch is None else replace(self, batch=pin(self.batch))
 
 
 class _Reader:
-    """Reads the stream: in the training process, or in its one worker."""
+    """Reads the stream, in the training process or in its one worker."""
 
     def __init__(self, dataset: Any, *, name: str, split: str, settings: DataSettings, length: int | None) -> None:
         self.beginning: Any = copy.deepcopy(dataset.state_dict())
         self._dataset, self._name, self._train, self._settings = dataset, name, split == "train", settings
-        self._length = length if settings.limit_batches is None else None  # where an epoch is one time through
+        self._length = length if settings.limit_batches is None else None  # set if an epoch is one pass
         self._drop_last = self._train and settings.drop_last
         self._samples: Iterator[Any] = iter(())
-        self._begun_again = False  # and has made no batch since
+        self._restarted = False  # whether the stream began again and has made no batch since
 
-    def read(self, request: _Request) -> _Given:
+    def read(self, request: _Request) -> _Result:
         if request.place is not None:
             self._begin(request.place, request)
-            self._begun_again = False
+            self._restarted = False
         try:
             samples = self._take(request)
-        except UserError as error:  # as text, since a worker's errors arrive with its whole traceback
-            return _Given(fault=str(error))
+        except UserError as error:
+            return _Result(fault=str(error))  # as text, because errors of a worker arrive with its whole traceback
         if not samples:
-            return _Given()
-        self._begun_again = False
-        # The batch goes through a queue, and the stream on: a copy, unless it is read here, and asked where it stands.
-        there = self._settings.num_workers and self._train
-        return _Given(default_collate(samples), copy.deepcopy(self._dataset.state_dict()) if there else None)
+            return _Result()
+        self._restarted = False
+        # A worker reads on while the batch waits in a queue, so it sends a copy of the state along.
+        by_worker = self._settings.num_workers and self._train
+        return _Result(default_collate(samples), copy.deepcopy(self._dataset.state_dict()) if by_worker else None)
 
     def _begin(self, place: Any, request: _Request) -> None:
-        # The same seed whenever it happens in an epoch: whatever `iter()` draws, a resumed run draws it again.
+        # One seed for the whole epoch, so that `iter()` draws the same in a run that resumes within it.
         system.rng.seed(request.opening)
         self._dataset.load_state_dict(copy.deepcopy(place))
         self._samples = iter(self._dataset)
 
     def _take(self, request: _Request) -> list[Any]:
-        """The samples of the next batch; none where validation has come to its end."""
+        """Take the samples of the next batch; none if validation is at its end."""
         size, before = self._settings.batch_size, request.batch * self._settings.batch_size
-        wanted = size if self._length is None else min(size, self._length - before)
+        expected = size if self._length is None else min(size, self._length - before)
         system.rng.seed(request.seed)
-        samples = list(islice(self._samples, wanted))
-        if len(samples) == wanted:
+        samples = list(islice(self._samples, expected))
+        if len(samples) == expected:
             return samples
         kept = len(samples) if not self._drop_last else 0
-        # One time through may end where the next one begins, and nowhere else.
-        if self._length is not None and (kept or self._begun_again or request.batch or not self._train):
+        # An epoch that is one pass may meet the end of the stream only before its first sample.
+        if self._length is not None and (kept or self._restarted or request.batch or not self._train):
             raise UserError(
                 f"data.dataset: {self._name} gave {before + len(samples)} samples in an epoch, and its length is "
                 f"{self._length}. Make __len__ say what it gives, or set data.limit_batches."
@@ -195,13 +197,13 @@ class _Reader:
             raise UserError(f"data.dataset: {self._name} gives no sample to validate on.")
         if kept or not self._train:
             return samples
-        if self._begun_again:
+        if self._restarted:
             raise UserError(
                 f"data.dataset: {self._name} gives {len(samples)} samples from its beginning to its end, which make no "
                 f"batch with data.batch_size={size} and data.drop_last={str(self._drop_last).lower()}."
             )
         self._begin(self.beginning, request)
-        self._begun_again = True
+        self._restarted = True
         return self._take(request)
 
 
@@ -227,7 +229,7 @@ def _check(dataset: Any, name: str, settings: DataSettings) -> None:
 
 
 def _batches(samples: int | None, split: str, settings: DataSettings) -> int | None:
-    """In an epoch; None if nothing says it."""
+    """Count the batches in an epoch; None if neither the data set nor the settings say."""
     if samples is None or (split == "train" and settings.limit_batches is not None):
         return settings.limit_batches
     return count(samples, settings, drop_last=split == "train" and settings.drop_last)
