@@ -135,14 +135,21 @@ def test_what_is_changed_in_place_after_the_copy_is_in_it_as_it_was() -> None:
     assert contents(copied) == before != contents(whole)
 
 
-def test_a_copy_keeps_nothing_of_the_state_alive() -> None:
-    """Nor of what requires a gradient, as a module may give it: a graph would grow by each copy to the same place."""
-    snapshot, weight, parameter = Snapshot(), torch.randn(3), torch.nn.Parameter(torch.randn(3))
+def copy_a_state(snapshot: Snapshot) -> list[weakref.ref[Tensor]]:
+    """Copy a state that exists in this function only. Returns weak references to its tensors.
+
+    It includes a tensor that requires a gradient, as a module may give it: a graph would grow with each copy.
+    """
+    weight, parameter = torch.randn(3), torch.nn.Parameter(torch.randn(3))
     whole = plan([weight, parameter, parameter * 2])
-    copied = snapshot.copy(whole)
-    assert contents(copied) == contents(whole)
-    left = [weakref.ref(weight), weakref.ref(parameter)]
-    del weight, parameter, whole
+    assert contents(snapshot.copy(whole)) == contents(whole)
+    return [weakref.ref(weight), weakref.ref(parameter)]
+
+
+def test_a_copy_keeps_nothing_of_the_state_alive() -> None:
+    snapshot = Snapshot()
+    # In a frame of its own: a `del` here would leave what a tracer or a profiler read of this frame's variables.
+    left = copy_a_state(snapshot)
     gc.collect()
     assert [reference() for reference in left] == [None, None]
 
