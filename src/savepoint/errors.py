@@ -1,5 +1,7 @@
 """The mistakes a person can make, worded for that person. Bugs are other exceptions, and keep their traceback."""
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """What was found, what was expected, what to do. The scripts print it without a traceback and exit with 2."""
@@ -19,3 +21,13 @@ class CheckpointError(UserError):
 
 class HostileError(CheckpointError):
     """A checkpoint that asks for something this repository does not allow. Never fallen back from: refused outright."""
+
+
+def short_list(names: Sequence[str], *, most: int = 5) -> str:
+    """Join the first `most` names with commas, and say how many more there are. A message stays one line.
+
+    >>> short_list(["a", "b", "c"]), short_list(["a", "b", "c"], most=1), short_list([])
+    ('a, b, c', 'a and 2 more', 'none')
+    """
+    rest = len(names) - most
+    return (", ".join(names[:most]) or "none") + (f" and {rest} more" if rest > 0 else "")

@@ -539,7 +539,7 @@ def test_a_checkpoint_is_selected_by_what_is_said_of_it(tmp_path: Path) -> None:
 def test_selecting_what_is_not_there_says_what_is(tmp_path: Path, choice: str) -> None:
     for root, told in (
         (tmp_path / "nowhere", "none"),
-        (tmp_path, "epoch_0001_step_00000010, epoch_0002_step_00000020"),
+        (tmp_path, "epoch_0002_step_00000020, epoch_0001_step_00000010"),
     ):
         with pytest.raises(CheckpointError) as error:
             selected(root, choice, monitor=None)

@@ -475,7 +475,7 @@ def test_best_is_what_the_runs_config_monitors_damaged_or_not(directory: Path, m
 def test_there_is_no_best_of_what_is_not_measured(directory: Path, monitor: str) -> None:
     path = directory / runs.CONFIG
     path.write_bytes(path.read_bytes().replace(b"monitor: val/loss", f"monitor: {monitor}".encode()))
-    with pytest.raises(UserError, match=f"No checkpoint @best in run {runs.read(directory).id}. There are: {FIRST}, "):
+    with pytest.raises(UserError, match=f"No checkpoint @best in run {runs.read(directory).id}. There are: {NEWEST}, "):
         told(f"{directory}@best")
 
 
@@ -484,7 +484,7 @@ def test_a_choice_that_means_nothing_is_refused_with_what_there_is(directory: Pa
     own = runs.read(directory).id
     with pytest.raises(UserError) as caught:
         told(f"{directory}@{choice}")
-    assert str(caught.value) == f"No checkpoint @{choice} in run {own}. There are: {FIRST}, {SECOND}, {NEWEST}."
+    assert str(caught.value) == f"No checkpoint @{choice} in run {own}. There are: {NEWEST}, {SECOND}, {FIRST}."
     shutil.rmtree(directory / "checkpoints")
     with pytest.raises(UserError, match=r"There are: none\.$"):
         told(f"{directory}@{choice}")
@@ -638,8 +638,8 @@ def test_a_run_that_is_not_there_is_told_in_one_line(
     (directory / runs.CONFIG).write_text("{")
     cases = {
         "nosuchrun": "No run nosuchrun.",
-        "no": "run=no is too short",
-        f"{directory}@77": f"No checkpoint @77 in run {own}. There are: {FIRST}, ",
+        "no": "The id no is too short",
+        f"{directory}@77": f"No checkpoint @77 in run {own}. There are: {NEWEST}, ",
         f"{directory}@best": "config.yaml is not valid YAML",
         f"{directory}@": "nothing follows the @",
         "x" * 5000: " cannot be read: File name too long.",

@@ -113,16 +113,16 @@ def test_word_that_means_no_run_or_several_is_told_in_one_line(workshop: Worksho
     stray = workshop.root / "runs" / NAMES[1]
     shutil.copytree(newer / "checkpoints" / NAMES[1], stray)
     cases = {
-        "run=abcd": "run=abcd could be any of abcd0002, abcd0004",
-        "run=abc": "run=abc is too short: give at least 4 characters",
+        "run=abcd": "abcd could be any of abcd0004, abcd0002",
+        "run=abc": "The id abc is too short. Give at least 4 characters of it.",
         "run=21234": "No run 21234. The newest are abcd0004",
         "run=123e4567": "No run 123e4567.",
         "run=a(1)=b": "No run a(1)=b.",
-        "run=": "Which run? Give run=<id>, a run directory, or latest",
+        "run=": "Which run? Give its id, a run directory, or latest",
         "seed=1": "Which run? usage: python resume.py run=",
         "run=abcd0002@": "nothing follows the @",
-        "run=abcd0002@77": "No checkpoint @77. There are: epoch_0001_step_00000004, epoch_0002_step_00000008.",
-        "run=abcd0004": "run=abcd0004 has been copied. Give one of these directories:",
+        "run=abcd0002@77": "No checkpoint @77. There are: epoch_0002_step_00000008, epoch_0001_step_00000004.",
+        "run=abcd0004": "Run abcd0004 has been copied. Give one of its directories:",
         f"run={workshop.root / 'conf'}": "is neither a run (it has no run.json) nor a checkpoint",
         f"run={stray}": "is a checkpoint without its run",
     }

@@ -1,4 +1,4 @@
-"""A run that lies outside runs/ and sweeps/, found by what the tracker says of it."""
+"""Every message about a query repeats it as it was typed. A run that lies elsewhere is found through the tracker."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import pytest
 from tools.processes import REPOSITORY
 
 from savepoint import runs, trackers
+from savepoint.config import TrackerSettings
 from savepoint.errors import UserError
 from savepoint.trackers import Found
 
@@ -50,12 +51,64 @@ def test_a_run_that_is_there_needs_no_tracker(elsewhere: runs.Run, monkeypatch: 
 def test_a_tracker_that_names_another_run_is_not_believed(
     elsewhere: runs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: str
 ) -> None:
-    told = {
+    answers = {
         "another id": Found(TRACKED, "abcd0002", str(elsewhere.directory)),
         "no directory": Found(TRACKED, elsewhere.id, None),
         "a directory that is none": Found(TRACKED, elsewhere.id, str(tmp_path / "gone")),
         "a directory without a run": Found(TRACKED, elsewhere.id, str(tmp_path)),
     }
-    answer(monkeypatch, told[lie])
+    answer(monkeypatch, answers[lie])
     with pytest.raises(UserError, match="No run 012345"):
         runs.find("012345", REPOSITORY)
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory to type paths in: a run with a checkpoint, a broken run, a stray checkpoint, a link to nothing."""
+    for directory in (
+        "here/run/checkpoints/epoch_0001_step_00000002",
+        "here/stray/epoch_0001_step_00000002",
+        "here/empty",
+    ):
+        (tmp_path / directory).mkdir(parents=True)
+    runs.create(tmp_path / "here" / "other", id="abcd0001", name=None, config="", overrides=[])
+    for broken in ("run", "list"):
+        (tmp_path / "here" / broken).mkdir(exist_ok=True)
+        (tmp_path / "here" / broken / "run.json").write_text("[]" if broken == "run" else "[")
+    (tmp_path / "here" / "link").symlink_to("nowhere")
+    monkeypatch.chdir(tmp_path / "here" / "empty")
+    return tmp_path
+
+
+NO_RUN = "is neither a run (it has no run.json) nor a checkpoint (it has no manifest.json)."
+
+
+@pytest.mark.parametrize(
+    "query, message",
+    [
+        (".", f".: {{root}}/here/empty {NO_RUN}"),
+        ("../..", f"../..: {{root}} {NO_RUN}"),
+        ("../..@best", f"../..: {{root}} {NO_RUN}"),
+        ("../link", f"../link: {{root}}/here/nowhere {NO_RUN}"),
+        ("{root}", f"{{root}} {NO_RUN}"),
+        ("../list", "../list: {root}/here/list/run.json cannot be read (Expecting value: line 1 column 2 (char 1))."),
+        ("../run@20", "../run: {root}/here/run/run.json cannot be read (it is not a JSON object)."),
+        ("../run/checkpoints/epoch_0001_step_00000002", "{query}: {root}/here/run/run.json cannot be read (it is not a JSON object)."),
+        (
+            "../stray/epoch_0001_step_00000002",
+            "{query}: {root}/here/stray/epoch_0001_step_00000002 is a checkpoint without its run: {root}/here has no run.json.",
+        ),
+        ("../other@", "../other@: nothing follows the @. Give @best, @last, @<step> or a checkpoint's name."),
+        ("../other/checkpoints", "No run ../other/checkpoints."),
+        ("x" * 300, "No run {query}."),
+        ("abcd\0e", "No run abcd\0e."),
+        ("abc", "The id abc is too short. Give at least 4 characters of it."),
+        ("", "Which run? Give its id, a run directory, or latest."),
+        ("@best", "Which run? Give its id, a run directory, or latest."),
+    ],
+)  # fmt: skip
+def test_a_message_repeats_what_was_typed(query: str, message: str, inside: Path) -> None:
+    query = query.format(root=inside)
+    with pytest.raises(UserError) as caught:
+        runs.find(query, inside, tracker=TrackerSettings(kind="none"))
+    assert str(caught.value) == message.format(root=inside, query=query)

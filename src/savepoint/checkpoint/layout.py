@@ -9,7 +9,7 @@ from typing import Any
 
 from savepoint import trust
 from savepoint.checkpoint.tensorfile import Written
-from savepoint.errors import CheckpointError, UserError
+from savepoint.errors import CheckpointError, UserError, short_list
 
 FORMAT = 1
 MODEL, TRAINING, STATE, CONFIG = "model.safetensors", "training.safetensors", "state.json", "config.yaml"
@@ -44,9 +44,9 @@ def read_manifest(path: Path) -> tuple[Any, dict[str, Written]]:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}.") from error
     if missing := sorted((set(entries) | REQUIRED) - present):
-        raise CheckpointError(f"{path}: missing {', '.join(missing)}.")
+        raise CheckpointError(f"{path}: missing {short_list(missing)}.")
     if extra := sorted(present - set(entries)):
-        raise CheckpointError(f"{path}: {', '.join(extra)} not in the manifest.")
+        raise CheckpointError(f"{path}: {short_list(extra)} not in the manifest.")
     return manifest.get("format"), entries
 
 

@@ -10,7 +10,7 @@ from savepoint import trust
 from savepoint.checkpoint import tree
 from savepoint.checkpoint.layout import STATE
 from savepoint.checkpoint.storage import NAME, Checkpoint, load
-from savepoint.errors import CheckpointError
+from savepoint.errors import CheckpointError, short_list
 
 
 def names(root: Path) -> list[str]:
@@ -55,7 +55,7 @@ def select(root: Path, choice: str, *, monitor: str | None, mode: str) -> Checkp
     else:
         found = [name for name in there if name == choice]
     if not found:
-        raise CheckpointError(f"No checkpoint @{choice}. There are: {', '.join(there) or 'none'}.")
+        raise CheckpointError(f"No checkpoint @{choice}. There are: {short_list(there[::-1])}.")
     return load(root / found[0])
 
 

@@ -1,4 +1,4 @@
-"""Whether two runs hold the same bits, and what differs first if they do not."""
+"""Compare two runs bit by bit, and name what differs."""
 
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,28 @@ from savepoint import checkpoint, runs
 from savepoint.checkpoint import split
 from savepoint.runs import Run
 
+MOST_LINES = 40
+
 
 def compare(repository: Path, a: str, b: str) -> int:
-    """Print what differs between the runs that `a` and `b` name. Returns: the exit code; 0 if they are identical."""
+    """Print what differs between the runs that `a` and `b` name, in at most 40 lines.
+
+    Returns: the exit code, 0 if they are identical.
+    Raises: UserError if one of the two names no run.
+    """
     found = [runs.find(query, repository) for query in (a, b)]
     differences = diff_runs(found[0].run, found[1].run)
-    print("\n".join(differences) if differences else "identical")
+    print("\n".join(differences[:MOST_LINES]) or "identical")
+    if len(differences) > MOST_LINES:
+        print(f"and {len(differences) - MOST_LINES} more differences")
     return 1 if differences else 0
 
 
 def diff_runs(a: Run, b: Run) -> list[str]:
-    """What differs between the newest checkpoints of two runs, and between their histories; nothing if all is equal.
+    """List the differences between two runs: their newest sound checkpoints, then metrics.jsonl. Equal runs give [].
 
-    Identity and time are not compared: the run ids, the provenance, and in metrics.jsonl what depends on the clock.
+    Run ids, provenance and values that depend on the clock are not compared.
+    Raises: UserError if a metrics.jsonl cannot be read.
     """
     pair = [checkpoint.latest(run.checkpoints)[0] for run in (a, b)]
     if pair[0] is None or pair[1] is None:
@@ -32,7 +41,7 @@ def diff_runs(a: Run, b: Run) -> list[str]:
 
 
 def diff_checkpoints(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> list[str]:
-    """What differs between two checkpoints: every tensor of both files by dtype, shape and bits, and every value."""
+    """List the differences between two checkpoints. Tensors are compared by dtype, shape and bits, other values too."""
     found = _tensors(a.model, b.model)
     tensors_a, values_a = split(a.state)
     tensors_b, values_b = split(b.state)
@@ -52,7 +61,7 @@ def _tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """As rows of bytes: two NaNs of the same bits are equal, and 0.0 and -0.0 are not."""
+    """View a tensor as rows of bytes, one row for each value. Unlike its value, a NaN's bytes equal themselves."""
     return tensor.reshape(-1, 1).contiguous().view(torch.uint8)
 
 
@@ -63,19 +72,21 @@ def _values(a: Any, b: Any, path: str) -> list[str]:
         return found + [each for key in at if key in a and key in b for each in _values(a[key], b[key], at[key])]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [found for i in range(len(a)) for found in _values(a[i], b[i], f"{path}/{i}")]
-    # By text too: 1 and 1.0, 0.0 and -0.0 are equal, and not the same.
+    # The text is compared as well: 0.0 == -0.0, and their bits differ.
     return [] if type(a) is type(b) and repr(a) == repr(b) else [f"{path}: {a!r}, {b!r}"]
 
 
 def _histories(a: Run, b: Run) -> list[str]:
-    lines_a, lines_b = (
-        [
-            {key: value for key, value in line.items() if key != "time" and not key.startswith("system/")}
-            for line in runs.read_history(run.metrics)
-        ]
-        for run in (a, b)
-    )
+    lines_a, lines_b = _lines(a), _lines(b)
     if len(lines_a) != len(lines_b):
         return [f"metrics.jsonl: {len(lines_a)} lines, {len(lines_b)} lines"]
     pairs = enumerate(zip(lines_a, lines_b, strict=True), start=1)
     return [found for number, (x, y) in pairs for found in _values(x, y, f"metrics.jsonl line {number}")]
+
+
+def _lines(run: Run) -> list[dict[str, object]]:
+    """Read metrics.jsonl without what depends on the clock."""
+    return [
+        {key: value for key, value in line.items() if key != "time" and not key.startswith("system/")}
+        for line in runs.read_history(run.metrics)
+    ]

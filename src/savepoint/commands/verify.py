@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from savepoint import checkpoint, exact, runs, trust
-from savepoint.errors import CheckpointError, ConfigError, HostileError, UserError
+from savepoint.errors import CheckpointError, ConfigError, HostileError, UserError, short_list
 
 SOUND, DAMAGED, REFUSED, NEWER, GONE = "sound", "damaged", "refused", "newer", "gone"
 
@@ -121,7 +121,7 @@ def _chosen(of: runs.Run, choice: str) -> str:
     else:  # also one that was set aside, whose directory was given
         found = [choice] if Path(choice).name == choice != ".." and (of.checkpoints / choice).is_dir() else []
     if not found:
-        raise UserError(f"No checkpoint @{choice} in run {of.id}. There are: {', '.join(there) or 'none'}.")
+        raise UserError(f"No checkpoint @{choice} in run {of.id}. There are: {short_list(there[::-1])}.")
     return found[0]
 
 

@@ -27,7 +27,7 @@ from savepoint.runs.directory import (
     remove_empty,
 )
 from savepoint.runs.history import History, cut_history, read_history
-from savepoint.runs.lookup import Found, UnknownRunError, all_runs, find
+from savepoint.runs.lookup import Found, all_runs, find
 from savepoint.runs.provenance import gather_provenance, provenance_differences, uncommitted_changes
 from savepoint.runs.sweep import (
     note_refused_job,
@@ -49,7 +49,6 @@ __all__ = [
     "Found",
     "History",
     "Run",
-    "UnknownRunError",
     "all_runs",
     "create",
     "cut_history",

@@ -1,7 +1,7 @@
-"""A run on the disk: its directory, its identity, and how a person's words find it.
+"""The directory of a run and its record, run.json.
 
-A directory is a run if and only if it holds `run.json`, which is written atomically, and last. No file holds the
-directory's own path: a run that is moved or copied resumes where it lies.
+A directory is a run if and only if it holds run.json, which is written atomically, and last. No file in it contains the
+directory's own path, so a run that was moved or copied resumes where it lies.
 """
 
 import contextlib
@@ -22,8 +22,9 @@ from savepoint.errors import UserError
 from savepoint.runs import provenance
 
 RECORD, CONFIG, CHECKPOINTS, METRICS, LOG = "run.json", "config.yaml", "checkpoints", "metrics.jsonl", "train.log"
-_RECORDED = ("name", "status", "started", "tracker", "parents", "sweep", "overrides")
 LOCK = ".lock"
+_KEYS = ("id", "name", "status", "started", "tracker", "parents", "sweep", "overrides")
+# Error numbers of a disk that is full, and of one that cannot be written for another reason.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DISK_ERRORS = FULL | {errno.EROFS, errno.EIO}
 log = logging.getLogger("savepoint")
@@ -31,7 +32,7 @@ log = logging.getLogger("savepoint")
 
 @dataclass
 class Run:
-    """A run's directory and what `run.json` says: id, name, status, started, tracker, parents, sweep, overrides."""
+    """A run's directory, and its record: id, name, status, started, tracker, parents, sweep, overrides."""
 
     directory: Path
     record: dict[str, Any] = field(repr=False)
@@ -42,6 +43,7 @@ class Run:
 
     @property
     def tracker_id(self) -> str | None:
+        """The id that the tracker gave this run, or None while it has not."""
         return (self.record.get("tracker") or {}).get("run_id")
 
     @property
@@ -53,44 +55,50 @@ class Run:
         return self.directory / METRICS
 
     def update(self, **values: Any) -> None:
-        """Change `run.json`, atomically."""
+        """Change values of the record, and write run.json atomically. Raises: OSError if the disk refuses."""
         self.record |= values
         system.files.replace(self.directory / RECORD, json.dumps(self.record, indent=1).encode() + b"\n")
 
     def note_tracker(self, kind: str, tracker_id: str) -> None:
-        """Keep the tracker's run id, and tell it. Seconds after the start: training does not wait for it."""
+        """Record the tracker's run id and log it. Trackers call this seconds after training has begun."""
         if tracker_id != self.tracker_id:
-            with contextlib.suppress(OSError):  # a full disk is for the checkpoints to tell; `record` has it by then
+            # A full disk is reported by the next checkpoint. The id stays in `record`, so a later update writes it.
+            with contextlib.suppress(OSError):
                 self.update(tracker={"kind": kind, "run_id": tracker_id})
         log.info("%s run %s", kind, tracker_id)
 
     def hold(self) -> system.files.Lock:
-        """Keep other processes from training this run, until this one ends. Raises: UserError if one does already."""
+        """Lock this run, so that no other process trains it. Raises: UserError if another process holds the lock."""
         return hold(self.directory, f"Run {self.id}")
 
     def address(self, repository: Path) -> str:
-        """What to type after `run=`: the id, or the directory where no id is looked for."""
+        """Return what to type after `run=`: the id, or the directory if the run is not under runs/ or sweeps/."""
         inside = self.directory.is_relative_to(repository)
         place = self.directory.relative_to(repository).parts if inside else ("",)
         listed = (place[0], len(place)) in (("runs", 3), ("sweeps", 4))
         return self.id if listed else shlex.quote(str(self.directory))
 
 
-def hold(directory: Path, what: str) -> system.files.Lock:
-    """The lock of a directory in which something trains. Raises: UserError if another process has it."""
+def hold(directory: Path, title: str) -> system.files.Lock:
+    """Lock a run's directory until the lock is released or this process ends, however it ends.
+
+    title: what the error calls the run.
+    Raises: UserError if another process holds the lock; OSError if the file system has no locks.
+    """
     lock = system.files.Lock(directory / LOCK)
     if not lock.acquire():
         lock.release()
-        raise UserError(f"{what} is being trained by another process. Wait for it, or stop it first.")
+        raise UserError(f"{title} is being trained by another process. Wait for it, or stop it first.")
+    # A killed process may have left half-written files. While this one holds the lock, nobody else writes them.
     for name in (RECORD, CONFIG, METRICS):
-        system.files.remove_leftovers(directory / name)  # of a process that was killed: nobody else writes them now
+        system.files.remove_leftovers(directory / name)
     return lock
 
 
 def is_disk_error(error: OSError, directory: Path | None = None) -> bool:
-    """Whether the disk refused, because it is full, say, and not a file that somebody's code looked for.
+    """Whether an error comes from the disk, rather than from code that opened a file of its own.
 
-    directory: the run's. Whatever is wrong with a file of it, or with the directory itself, is of the disk.
+    directory: the run's. An error about a file in it always comes from the disk; any other one counts by its number.
     """
     if directory is not None and isinstance(error.filename, str | os.PathLike):
         return Path(error.filename).absolute().is_relative_to(directory.absolute())
@@ -99,7 +107,10 @@ def is_disk_error(error: OSError, directory: Path | None = None) -> bool:
 
 @contextlib.contextmanager
 def explaining_disk_errors(directory: Path) -> Iterator[None]:
-    """What the disk refuses in here is worded for a person. Raises: UserError for that."""
+    """Turn disk errors inside this block into a message for people. directory: the run's.
+
+    Raises: UserError for an error of the disk. Every other OSError passes through.
+    """
     try:
         yield
     except OSError as error:
@@ -109,7 +120,10 @@ def explaining_disk_errors(directory: Path) -> Iterator[None]:
 
 
 def new_id() -> str:
-    """Eight characters, unique also among runs that start in the same second. The first is a letter: no YAML number."""
+    """Make a run id: a letter and seven hexadecimal digits, drawn at random.
+
+    Runs that start in the same second get different ids. The letter keeps YAML from reading an id as a number.
+    """
     return "abcdefghjkmnpqrstuvwxyz"[secrets.randbelow(23)] + secrets.token_hex(4)[1:]
 
 
@@ -123,9 +137,12 @@ def create(
     sweep: str | None = None,
     parents: tuple[str, ...] = (),
 ) -> Run:
-    """Make `directory` a run. config: the text of its config.yaml. overrides: as typed, without secrets.
+    """Make `directory` a run with the status `running`.
 
-    Raises: UserError if it already is one.
+    config: the text of config.yaml. overrides: the command line's, without secrets. sweep: the sweep's id.
+    parents: ids of the runs that this one starts from.
+    Raises: UserError if the directory already holds a run or checkpoints; OSError if the disk refuses, after whatever
+    was written has been removed.
     """
     if (directory / RECORD).exists():
         raise UserError(
@@ -135,8 +152,8 @@ def create(
     if (directory / CHECKPOINTS).exists():
         raise UserError(f"{directory} holds checkpoints, but no {RECORD}. Give a new directory.")
     directory.mkdir(parents=True, exist_ok=True)
+    # Hydra may have made the parents a moment ago. Without this, a power cut could remove them, and this run with them.
     for parent in list(directory.absolute().parents)[:3]:
-        # Hydra may just have made them: a power cut must not take their names, with all that this run will save.
         with contextlib.suppress(OSError):
             system.files.sync_directory(parent)
     run = Run(directory, {})
@@ -159,7 +176,7 @@ def create(
 
 
 def discard(run: Run) -> None:
-    """A start that was refused leaves no run. What else lies in the directory is not ours to delete."""
+    """Remove the files of a run that was refused at its start. Files that Savepoint did not write are kept."""
     for name in (RECORD, CONFIG, METRICS, LOG, LOCK, "tracker.log", ".tracker.lock"):
         system.files.remove(run.directory / name)
     shutil.rmtree(run.directory / ".hydra", ignore_errors=True)
@@ -167,7 +184,7 @@ def discard(run: Run) -> None:
 
 
 def remove_empty(directory: Path) -> None:
-    """Remove a directory that holds nothing, and those around it that were made for it and hold nothing else."""
+    """Remove a run's directory if it is empty, then its date directory and runs/ or sweeps/ if those are empty too."""
     with contextlib.suppress(OSError):
         directory.rmdir()
         if directory.parent.parent.name in ("runs", "sweeps"):
@@ -176,15 +193,17 @@ def remove_empty(directory: Path) -> None:
 
 
 def read(directory: Path) -> Run:
-    """Open a run. Raises: UserError if there is none, or its record is unreadable."""
+    """Open the run in `directory`. Raises: UserError if there is no run.json, or if it cannot be read."""
     try:
         record = json.loads((directory / RECORD).read_bytes())
-        if not isinstance(record, dict) or not isinstance(record["id"], str):
-            raise ValueError("no id")
-        if missing := [key for key in _RECORDED if key not in record]:
-            raise ValueError(f"no {', '.join(missing)}")
+        if not isinstance(record, dict):
+            raise ValueError("it is not a JSON object")
+        if missing := [key for key in _KEYS if key not in record]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        if not isinstance(record["id"], str):
+            raise ValueError("its id is not text")
     except FileNotFoundError:
         raise UserError(f"{directory} is not a run: it has no {RECORD}.") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{directory / RECORD} cannot be read ({error}).") from error
     return Run(directory, record)

@@ -1,19 +1,29 @@
-"""Find the run that a person means: by id, tracker id, prefix, directory, or `latest`."""
+"""Find the run that a person names: by id, tracker id, prefix, directory, or `latest`."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from savepoint import trackers
 from savepoint.config import TrackerSettings, compose, read_settings
-from savepoint.errors import UserError
+from savepoint.errors import UserError, short_list
 from savepoint.runs.directory import RECORD, Run, read
 
-MIN_ID, MIN_TRACKER_ID = 4, 6  # characters of a prefix
+# The shortest prefix of an id that names a run, in characters.
+MIN_ID, MIN_TRACKER_ID = 4, 6
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run, and the checkpoint of it that was named: `best`, `last`, a step, or a name. None is the newest."""
+
+    run: Run
+    checkpoint: str | None
 
 
 def all_runs(repository: Path) -> list[Run]:
-    """The runs under runs/ and sweeps/, oldest first. One that cannot be read is left out."""
+    """List the runs under runs/ and sweeps/, oldest first. Runs whose record cannot be read are left out."""
     runs = []
     for pattern in ("runs/*/*/run.json", "sweeps/*/*/*/run.json"):
         for path in repository.glob(pattern):
@@ -24,39 +34,49 @@ def all_runs(repository: Path) -> list[Run]:
     return sorted(runs, key=lambda run: str(run.record.get("started")))
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a person's words mean. checkpoint: what stood after `@`, or a checkpoint's name; None for the newest."""
+def find(query: str, repository: Path, *, tracker: TrackerSettings | None = None) -> Found:
+    """Find the run that `query` names, and the checkpoint after its `@`.
 
-    run: Run
-    checkpoint: str | None
-
-
-def _find_on_disk(text: str, repository: Path) -> Found:
-    """`<run>[@best|@last|@<checkpoint name>|@<step>]`, by id, tracker id, prefix, directory or `latest`.
-
-    Raises: UserError that says what there is, if it names no run or more than one.
+    query: `<run>` or `<run>@<checkpoint>`. `<run>` is a run's id or at least 4 characters of it, the tracker's id or at
+    least 6 characters of it, a run directory, a checkpoint directory, or `latest`. An existing path is taken whole,
+    even if it contains an `@`.
+    tracker: where to look for an id that is not under runs/ and sweeps/. None takes the tracker of conf/.
+    Raises: UserError if `query` names no run, or several. The message repeats the query and says what there is.
     """
-    if not text:
-        raise UserError("Which run? Give run=<id>, a run directory, or latest.")
-    if Path(text).exists():
-        return _at(Path(text))
-    name, mark, checkpoint = text.rpartition("@")
-    name, selector = (name, checkpoint) if mark else (text, None)
-    if selector == "":
-        raise UserError(f"run={text}: nothing follows the @. Give @best, @last, @<step> or a checkpoint's name.")
-    if Path(name).exists():
-        return Found(_at(Path(name)).run, selector)
-    runs = all_runs(repository)
+    if os.path.lexists(query):
+        return _at(query)
+    name, mark, checkpoint = query.rpartition("@") if "@" in query else (query, "", "")
+    if not name:
+        raise UserError("Which run? Give its id, a run directory, or latest.")
+    if mark and not checkpoint:
+        raise UserError(f"{query}: nothing follows the @. Give @best, @last, @<step> or a checkpoint's name.")
+    choice = checkpoint or None
+    if os.path.lexists(name):
+        return Found(_at(name).run, choice)
+    runs = all_runs(repository)[::-1]
     if name == "latest":
         if not runs:
             raise UserError(f"There are no runs yet under {repository}. Start one: python train.py")
-        return Found(runs[-1], selector)
-    return Found(_by_id(name, runs), selector)
+        return Found(runs[0], choice)
+    run = _by_id(name, runs) or _by_tracker(name, repository, tracker)
+    if run is None:
+        newest = f" The newest are {short_list([_title(run) for run in runs])}." if runs else ""
+        raise UserError(f"No run {name}.{newest}")
+    return Found(run, choice)
 
 
-def _at(path: Path) -> Found:
-    path = path.resolve()
+def _at(query: str) -> Found:
+    """Open the run directory or the checkpoint directory that exists at `query`."""
+    path = Path(query).resolve()
+    try:
+        return _open(path)
+    except UserError as error:
+        if query == str(path):
+            raise
+        raise UserError(f"{query}: {error}") from None
+
+
+def _open(path: Path) -> Found:
     if (path / RECORD).exists():
         return Found(read(path), None)
     if (path / "manifest.json").exists() or re.fullmatch(r"epoch_\d+_step_\d+", path.name):
@@ -66,54 +86,40 @@ def _at(path: Path) -> Found:
     raise UserError(f"{path} is neither a run (it has no {RECORD}) nor a checkpoint (it has no manifest.json).")
 
 
-def _by_id(name: str, runs: list[Run]) -> Run:
+def _by_id(name: str, runs: list[Run]) -> Run | None:
+    """Find the one run whose id or tracker id is `name` or begins with it. runs: newest first."""
     exact = [run for run in runs if name in (run.id, run.tracker_id)]
-    own = [run for run in runs if len(name) >= MIN_ID and run.id.startswith(name)]
-    tracked = [run for run in runs if len(name) >= MIN_TRACKER_ID and (run.tracker_id or "").startswith(name)]
-    matches = exact or list({run.directory: run for run in own + tracked}.values())
-    if len(matches) == 1:
-        return matches[0]
-    if len({run.id for run in matches}) == 1:
-        places = ", ".join(str(run.directory) for run in matches)
-        raise UserError(f"run={name} has been copied. Give one of these directories: {places}.")
-    if matches:
-        ids = ", ".join(run.id for run in matches)
-        raise UserError(f"run={name} could be any of {ids}. Give more characters.")
-    if len(name) < MIN_ID:
-        raise UserError(f"run={name} is too short: give at least {MIN_ID} characters of a run's id.")
-    raise UnknownRunError(
-        f"No run {name}." + (f" The newest are {', '.join(_told(run) for run in runs[:-6:-1])}." if runs else "")
-    )
+    matches = exact or [
+        run for run in runs if _begins(run.id, name, MIN_ID) or _begins(run.tracker_id, name, MIN_TRACKER_ID)
+    ]
+    if len(matches) > 1 and len({run.id for run in matches}) == 1:
+        places = short_list([str(run.directory) for run in matches])
+        raise UserError(f"Run {name} has been copied. Give one of its directories: {places}.")
+    if len(matches) > 1:
+        raise UserError(f"{name} could be any of {short_list([run.id for run in matches])}. Give more characters.")
+    if not matches and len(name) < MIN_ID:
+        raise UserError(f"The id {name} is too short. Give at least {MIN_ID} characters of it.")
+    return matches[0] if matches else None
 
 
-class UnknownRunError(UserError):
-    """No run of that id under runs/ and sweeps/; the tracker may know one that lies elsewhere."""
+def _begins(id: str | None, prefix: str, shortest: int) -> bool:
+    return id is not None and len(prefix) >= shortest and id.startswith(prefix)
 
 
-def _told(run: Run) -> str:
-    return f"{run.id} ({run.record.get('name')})" if run.record.get("name") else run.id
+def _by_tracker(name: str, repository: Path, settings: TrackerSettings | None) -> Run | None:
+    """Ask the tracker where the run lies. This is slow, so it comes last.
 
-
-def find(text: str, repository: Path, *, tracker: TrackerSettings | None = None) -> Found:
-    """As `run.find`; and an id that is none of a run under runs/ and sweeps/ is looked for in the tracker.
-
-    It is believed if the run in the directory that it names has the id that it names. tracker: None for that of conf/.
-    Raises: UserError that says what there is, if it names no run or more than one.
+    The answer counts only if the run in that directory has the id that the tracker gave it.
     """
-    try:
-        return _find_on_disk(text, repository)
-    except UnknownRunError as unknown:
-        # Slow, and only here.
-        asked = tracker or _local(repository)
-        name, mark, checkpoint = text.rpartition("@")
-        there = asked and trackers.find_run(asked, repository=repository, text=name if mark else text)
-        if there and there.run_dir and (Path(there.run_dir) / RECORD).exists():
-            believed = read(Path(there.run_dir))
-            if believed.id == there.run_id:
-                return Found(believed, checkpoint if mark else None)
-        raise unknown
+    if settings is None:
+        composed, _ = read_settings(compose([], repository / "conf"))
+        settings = composed.tracker if composed else None
+    found = settings and trackers.find_run(settings, repository=repository, text=name)
+    if not found or not found.run_dir or not (Path(found.run_dir) / RECORD).exists():
+        return None
+    run = read(Path(found.run_dir))
+    return run if run.id == found.run_id else None
 
 
-def _local(repository: Path) -> TrackerSettings | None:
-    composed, _ = read_settings(compose([], repository / "conf"))
-    return composed.tracker if composed else None
+def _title(run: Run) -> str:
+    return f"{run.id} ({run.record.get('name')})" if run.record.get("name") else run.id
