@@ -193,5 +193,5 @@ def test_sync_tells_that_somebody_removed_the_file(path: Path) -> None:
 def test_a_line_that_somebody_broke_is_named(path: Path, line: bytes) -> None:
     lines = filled(path, 3).splitlines()
     path.write_bytes(b"\n".join([lines[0], line, lines[2], b""]))
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is no JSON"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not JSON"):
         History(path)

@@ -1,7 +1,6 @@
-"""metrics.jsonl: the local truth of every value that a run logged, one JSON object a line.
+"""metrics.jsonl: every value that a run logged, one JSON object a line. Trackers mirror this file.
 
-A tracker is a view of this file. Non-finite values are the strings "nan", "inf" and "-inf", since JSON has no word for
-them; `float()` reads them back.
+JSON has no word for non-finite values: they are the strings "nan", "inf" and "-inf", which `float()` reads back.
 """
 
 import contextlib
@@ -19,37 +18,40 @@ from savepoint.errors import UserError
 
 
 class History:
-    """The file, open for appending. `lines` is how many it holds, or will: those that a full disk refused are kept."""
+    """The file, open for appending. `lines` counts its lines, including those that a full disk has not taken yet.
+
+    Raises: UserError if a line of the file is not JSON; OSError if the file cannot be opened.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines = len(read_history(path))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open for as long as the run is
         self._pending = b""
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def append(self, *, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Add one line. It is with the system at once, and on the disk after `sync`."""
+        """Add one line. Other processes can read it at once; it survives a power cut only after `sync`."""
         line: dict[str, object] = {"step": step, "epoch": epoch, "time": time.time()}
         for name, value in values.items():
             line[name] = value if math.isfinite(value) else str(float(value))
         text = json.dumps(line, allow_nan=False).encode() + b"\n"
-        with self._turn:
+        with self._lock:
             self._pending += text
             self.lines += 1
-            # A disk that refuses a line costs no training: it is written before the next one, and `sync` tells.
+            # A full disk must not stop training here. The line stays pending, and `sync` raises if it still does.
             with contextlib.suppress(OSError):
                 self._write()
 
     def sync(self) -> None:
-        """Wait until every line is on the disk. Before a manifest is written: it counts on them.
+        """Wait until every line is on the disk. A checkpoint calls this before it counts on the lines.
 
-        Raises: OSError if the disk refuses a line, or somebody removed the file.
+        Raises: OSError if the disk refuses a line, or if the file was removed.
         """
         try:
-            with self._turn:
+            with self._lock:
                 self._write()
-            # Not in turn: the next line of a training that goes on need not wait for the disk.
+            # Without the lock, so that training can append the next line meanwhile.
             os.fsync(self._file.fileno())
             if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -58,19 +60,20 @@ class History:
             raise
 
     def _write(self) -> None:
-        while self._pending:  # torn where the disk became full: what follows completes the line
+        # A disk that becomes full may take a part of a line. What remains is written after it, and completes it.
+        while self._pending:
             self._pending = self._pending[os.write(self._file.fileno(), self._pending) :]
 
     def close(self) -> None:
-        # It writes nothing that `append` has not tried to: on a full disk, that has already raised.
+        """Close the file. Pending lines were already tried: `sync` reports a disk that refuses them."""
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 def read_history(path: Path) -> list[dict[str, object]]:
-    """Every whole line. A last line that a kill tore is not one.
+    """Read every whole line; [] if there is no file. A last line without a newline was torn by a kill, and is left out.
 
-    Raises: UserError that names the line, where somebody has edited the file.
+    Raises: UserError that names the line, if one is not JSON.
     """
     if not path.exists():
         return []
@@ -81,15 +84,16 @@ def read_history(path: Path) -> list[dict[str, object]]:
                 lines.append(json.loads(line))
             except ValueError as error:
                 raise UserError(
-                    f"{path}: line {number} is no JSON ({error}). Mend it by hand, or take it from the tracker."
+                    f"{path}: line {number} is not JSON ({error}). Mend it by hand, or take it from the tracker."
                 ) from error
     return lines
 
 
 def cut_history(path: Path, *, lines: int) -> None:
-    """Keep the first `lines` lines: those that the checkpoint knows. The rest will be logged again, with equal values.
+    """Keep the first `lines` lines, which a checkpoint counts on. The resumed run logs the others again.
 
-    A new file takes the old one's name, since a tracker's process of a killed run may still be reading the old one.
+    The shorter file replaces the old one instead of truncating it: the tracker's process of a run that was killed may
+    still be reading the old one.
     """
     if not path.exists():
         return

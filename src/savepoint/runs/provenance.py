@@ -1,4 +1,4 @@
-"""Where a run comes from: the git commit, what was changed since, versions, hardware. Enough to make it again."""
+"""Record where a run comes from: git commit, uncommitted changes, versions, hardware. Enough to reproduce it."""
 
 import datetime
 import importlib.metadata
@@ -13,13 +13,16 @@ from typing import Any
 from savepoint.trust import redact, redact_arguments
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "mlflow", "scikit-learn")
-# Of files that git does not track yet, those that are part of an experiment: its code and its configs.
+# Files that git does not track yet belong to an experiment if they are code, configs or text.
 SOURCE_SUFFIXES = frozenset({".py", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".sh", ".md", ".txt"})
 MAX_UNTRACKED = 100_000  # bytes; a larger file is data
 
 
 def gather_provenance(repository: Path) -> dict[str, Any]:
-    """Everything about this process that could explain a difference between two runs."""
+    """Describe this process: git state, versions, hardware, threads, host, command, time.
+
+    docs/checkpoint-format.md has the keys. Values are None where they cannot be found out, for example without git.
+    """
     import torch
 
     commit = _git(repository, "rev-parse", "HEAD")
@@ -46,7 +49,10 @@ def gather_provenance(repository: Path) -> dict[str, Any]:
 
 
 def uncommitted_changes(repository: Path) -> str | None:
-    """What differs from the commit, for `git apply` on a clean checkout of it. None if nothing does."""
+    """Return the uncommitted changes as a patch for `git apply`, secrets redacted. None if there are none, or no git.
+
+    Untracked source files of at most 100,000 bytes are included as additions; files of runs are not.
+    """
     tracked = _git(repository, "diff", "--binary", "HEAD", strip=False)
     if tracked is None:
         return None
@@ -54,15 +60,15 @@ def uncommitted_changes(repository: Path) -> str | None:
     for name in (_git(repository, "ls-files", "--others", "--exclude-standard", "-z") or "").split("\0"):
         path = repository / name
         source = name and path.suffix in SOURCE_SUFFIXES and path.is_file() and path.stat().st_size <= MAX_UNTRACKED
-        if source and not _of_a_run(path):
-            # Exits with 1, as diff does where there is a difference.
+        if source and not _in_a_run(path):
+            # git diff --no-index exits with 1 when the two files differ.
             added = _git(repository, "diff", "--no-index", "--binary", "/dev/null", name, strip=False, ok=(1,))
             parts.append(added or "")
     return redact("".join(parts)) or None
 
 
 def provenance_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What may change bits between two records of provenance, in words, nothing if all of it is equal."""
+    """List what changed between two records and may change bits, as `name old → new`. [] if nothing did."""
     found = []
     if then["git"]["commit"] != now["git"]["commit"]:
         found.append(f"git commit {_short(then['git']['commit'])} → {_short(now['git']['commit'])}")
@@ -79,18 +85,21 @@ def provenance_differences(then: dict[str, Any], now: dict[str, Any]) -> list[st
 
 
 def now() -> str:
-    """The time as ISO 8601, in UTC, to the microsecond, so that runs sort by it."""
+    """Return the time as ISO 8601 in UTC, to the microsecond: runs are sorted by this text."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
 def _command() -> str:
-    """As typed, without secrets and without the run's directory: a run that is moved does not name where it was."""
+    """Return the command line without secrets, and without the run's directory, which may move."""
     kept = [each for each in sys.argv[1:] if not each.startswith(("hydra.run.dir=", "hydra.sweep.dir=", "run="))]
     return shlex.join([Path(sys.argv[0]).name, *redact_arguments(kept)])
 
 
 def _git(repository: Path, *arguments: str, strip: bool = True, ok: tuple[int, ...] = (0,)) -> str | None:
-    """What git prints; None where there is no git, no repository or no commit yet."""
+    """Return what git prints. None if there is no git, no repository or no commit yet.
+
+    ok: exit codes that are not failures.
+    """
     try:
         done = subprocess.run(["git", *arguments], cwd=repository, capture_output=True, stdin=subprocess.DEVNULL)
     except OSError:
@@ -101,8 +110,8 @@ def _git(repository: Path, *arguments: str, strip: bool = True, ok: tuple[int, .
     return text.strip() if strip else text
 
 
-def _of_a_run(path: Path) -> bool:
-    """A run that lies in the repository, where git does not ignore it, is what the code made, and no part of it."""
+def _in_a_run(path: Path) -> bool:
+    """Whether a file lies in a run's directory. It is then an output of the code, even where git does not ignore it."""
     return any((parent / "run.json").is_file() for parent in path.parents)
 
 
@@ -114,7 +123,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's model name, which decides which kernels a math library takes."""
+    """Return the processor's model name. Math libraries choose their kernels by it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,12 +1,13 @@
-"""System: the ground that everything stands on. Each of its four rooms is a small library, and the rooms are its face.
+"""System: files, signals, memory and random generators.
 
-Use them as `system.files.replace(path, data)`. `rng` imports torch, so it is loaded at its first use.
+Its face is its rooms, each a small library: `system.files.replace(path, data)`. `rng` needs torch, so it is imported at
+its first use.
 
 Rooms, in reading order:
-    files    write files that are on the disk whole or not at all; lock a file
-    rng      seed, capture and restore the random generators
-    memory   less work for the garbage collector
-    signals  Ctrl-C and SIGTERM as requests to stop
+    files    write and replace files atomically and durably; lock a file
+    rng      seed, capture and restore all random generators
+    memory   give the garbage collector less work
+    signals  turn Ctrl-C and SIGTERM into requests to stop
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Files that are on the disk whole or not at all.
 
-`flush` alone leaves bytes in the kernel, and a rename can reach the disk before the bytes it names: so every write here
-is followed by fsync of the file, and every rename by fsync of the directory that holds the name.
+A plain write leaves bytes in the kernel's memory, and a rename can reach the disk before the bytes do. So every write
+here is followed by an fsync of the file, and every rename by an fsync of the directory.
 """
 
 import contextlib
@@ -11,34 +11,42 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-_HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # what a lock that another process holds answers, by system
-_WINDOW = 8 * 2**20  # bytes that are written at a time, after which the disk is asked to begin
-_MOST_PARTS = 1024  # that one call may write: Linux's limit
-_BINARY = getattr(os, "O_BINARY", 0)  # Windows would turn line ends into its own
+# Error numbers that systems give for a lock that another process holds.
+_HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+# Bytes that one system call writes at most.
+_WINDOW = 8 * 2**20
+# Buffers that one system call writes at most: Linux's IOV_MAX.
+_MOST_PARTS = 1024
+# Without this flag, Windows would change line ends.
+_BINARY = getattr(os, "O_BINARY", 0)
 
 
 def write(path: Path, chunks: bytes | Iterable[bytes | memoryview]) -> int:
-    """Write a new file, wait until its bytes are on the disk, and return how many. Its mode follows the umask."""
-    size = begun = 0
+    """Write a new file and wait until it is on the disk. Returns: its size in bytes. The umask decides its mode.
+
+    Raises: FileExistsError if the file exists; OSError, with the path, if the disk refuses. A part may then be there.
+    """
+    size = started = 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
     try:
-        for parts in _gathered([chunks] if isinstance(chunks, bytes) else chunks):
+        for parts in _windows([chunks] if isinstance(chunks, bytes) else chunks):
             size += sum(map(len, parts))
             _write(descriptor, parts)
-            if size - begun >= _WINDOW:
-                _begin(descriptor, begun, size - begun)
-                begun = size
+            if size - started >= _WINDOW:
+                _start_writeback(descriptor, started, size - started)
+                started = size
         os.fsync(descriptor)
     except OSError as error:
-        error.filename = str(path)  # neither call names it
+        # os.writev and os.fsync do not know the path.
+        error.filename = str(path)
         raise
     finally:
         os.close(descriptor)
     return size
 
 
-def _gathered(chunks: Iterable[bytes | memoryview]) -> Iterator[list[memoryview]]:
-    """As much as one call writes: many small chunks, or a part of a large one. Nothing is copied."""
+def _windows(chunks: Iterable[bytes | memoryview]) -> Iterator[list[memoryview]]:
+    """Group small chunks, and split large ones, into lists for one system call each. Copies nothing."""
     parts: list[memoryview] = []
     room = _WINDOW
     for chunk in chunks:
@@ -55,7 +63,7 @@ def _gathered(chunks: Iterable[bytes | memoryview]) -> Iterator[list[memoryview]
 
 
 def _write(descriptor: int, parts: list[memoryview]) -> None:
-    """All parts in one call, where the system has one: with a call for each, threads would wait for each other."""
+    """Write all parts in one system call where it exists. With a call for each part, threads wait for each other."""
     while parts:
         count = os.writev(descriptor, parts) if hasattr(os, "writev") else os.write(descriptor, parts[0])
         done = 0
@@ -63,14 +71,15 @@ def _write(descriptor: int, parts: list[memoryview]) -> None:
             count -= len(parts[done])
             done += 1
         parts = parts[done:]
-        if count:  # the system may take less than it is given: a disk that is nearly full does
+        # A system call may write less than it is given. A disk that is nearly full does that.
+        if count:
             parts[0] = parts[0][count:]
 
 
-def _begin(descriptor: int, offset: int, count: int) -> None:
-    """Let the disk work while the rest is on its way: by itself, Linux leaves nearly all of it until fsync.
+def _start_writeback(descriptor: int, offset: int, count: int) -> None:
+    """Let the disk start now, in parallel with the next window. Linux would leave nearly all the work to fsync.
 
-    Linux begins to write what it is told that nobody will need again. Advice only: it makes nothing durable.
+    Linux starts to write pages that it is told nobody will read again. This makes nothing durable.
     """
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
@@ -78,27 +87,30 @@ def _begin(descriptor: int, offset: int, count: int) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Give `path` new contents atomically: a reader sees the old file or the new one, also after a power cut."""
+    """Give a file new contents atomically. A reader sees the old file or the new one, even after a power cut.
+
+    Raises: OSError if the disk refuses. The old file is then unchanged, unless only the last fsync failed.
+    """
     hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         hidden.unlink(missing_ok=True)
         write(hidden, data)
         os.replace(hidden, path)
     finally:
-        # Only still there if the write failed, and then the disk may be full: leave nothing behind.
+        # It exists only if the write failed. The disk may be full, so leave nothing behind.
         with contextlib.suppress(OSError):
             hidden.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a killed `replace` of this file left. Call it only where no other process can be replacing it."""
+    """Remove what killed processes left while replacing this file. Call it only while no process replaces it."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         remove(leftover)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a directory with all that is in it, as far as the disk lets it. Follows no link."""
+    """Remove a file, a link, or a directory with its contents. Follows no link, and ignores what the disk refuses."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -107,7 +119,8 @@ def remove(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Wait until the names in this directory are on the disk. Windows has no such call, and needs none."""
+    """Wait until the names in this directory are on the disk. Raises: OSError, with the path, if the disk refuses."""
+    # Windows has no such call, and needs none.
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -121,17 +134,17 @@ def sync_directory(path: Path) -> None:
 
 
 class Lock:
-    """An advisory lock on a file, freed by the system when the process ends, however it ends.
+    """An advisory lock on a file. The system frees it when the process ends, however it ends.
 
-    A POSIX lock and not flock's: a forked data loading worker would inherit that one, and outlive its killed parent by
-    the seconds in which the run should already be resumed.
+    It is a POSIX lock, not flock's: a forked data loading worker would inherit flock's, and hold it for seconds after
+    its parent was killed, when the run should already be resumed.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "a+b")  # noqa: SIM115 - held for as long as the lock is
 
     def acquire(self) -> bool:
-        """Take the lock; False if another process holds it. Raises: OSError where the file system has no locks."""
+        """Take the lock. Returns: False if another process has it. Raises: OSError if the file system has no locks."""
         try:
             if os.name == "nt":
                 import msvcrt
@@ -150,4 +163,5 @@ class Lock:
         return True
 
     def release(self) -> None:
+        """Free the lock and close its file."""
         self._file.close()

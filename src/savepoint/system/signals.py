@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM as a request: the loop finishes its step, saves, and says how to go on.
+"""Turn Ctrl-C and SIGTERM into requests: training finishes its step, saves, and says how to go on.
 
-Before the loop there is nothing to save: there Ctrl-C ends the process at once, in one line.
+Before training there is nothing to save. There, Ctrl-C ends the process at once, with one line.
 """
 
 import contextlib
@@ -13,20 +13,24 @@ from types import FrameType
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that was asked to stop, and did, with everything saved. It ends a sweep too, as Ctrl-C should."""
+    """End the process after a run that stopped as asked, with everything saved. A sweep ends with it.
+
+    number: the signal's. exit_code: what a shell reports for a process that this signal ended.
+    """
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
-        self.exit_code = 128 + number  # what a shell reports for a process that the signal ended
+        self.exit_code = 128 + number
 
 
+# The Ctrl-Cs that this process has received, as signal numbers.
 _PRESSED: list[int] = []
 
 
 def remember() -> None:
-    """From here on a Ctrl-C raises KeyboardInterrupt, as always, and `pressed` knows of it.
+    """Make every Ctrl-C from here on raise KeyboardInterrupt, as Python does, and let `pressed` report it.
 
-    Raised inside the import of a library, or while one tidies up, it can come out as that library's own error.
+    A library may catch KeyboardInterrupt and raise an error of its own. `pressed` tells the two apart.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _raise)
@@ -34,7 +38,10 @@ def remember() -> None:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Around the import of torch, whose C++ parts abort the process if an exception comes: Ctrl-C acts at its end."""
+    """Delay Ctrl-C until this block ends, for the import of torch: an exception in its C++ parts aborts the process.
+
+    Raises: KeyboardInterrupt at the end, if Ctrl-C was pressed.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -48,12 +55,12 @@ def held() -> Iterator[None]:
 
 
 def pressed() -> bool:
-    """Whether Ctrl-C has ended what this process was doing, whatever error came of it."""
+    """Whether Ctrl-C was pressed since `remember`, whatever error came of it."""
     return bool(_PRESSED)
 
 
 def say(interrupt: KeyboardInterrupt) -> int:
-    """The last words of a process that was stopped, and its exit code."""
+    """Print why the process stopped to stderr. Returns: its exit code."""
     print(f"\n{str(interrupt) or 'Stopped.'}", file=sys.stderr)
     return getattr(interrupt, "exit_code", 128 + signal.SIGINT)
 
@@ -65,16 +72,16 @@ def _raise(number: int, _frame: FrameType | None) -> None:
 
 @dataclass
 class Stop:
-    """Whether somebody asked the run to stop, and by which signal."""
+    """A request to stop: the number of the signal that made it, or None while there is none."""
 
     signal: int | None = None
 
 
 @contextlib.contextmanager
 def watch() -> Iterator[Stop]:
-    """The first SIGINT or SIGTERM is noted, the second of them acts at once, as if nobody watched.
+    """Turn the first SIGINT or SIGTERM inside this block into a request. A second one acts at once, as without it.
 
-    In a thread, where Python allows no handlers (some sweep launchers), signals are left as they are.
+    Outside the main thread, which some sweep launchers use, Python allows no handlers, and signals are left alone.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
