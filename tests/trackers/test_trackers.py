@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from savepoint import trackers
-from savepoint.config.settings import TrackerSettings as Settings
+from savepoint.config import TrackerSettings as Settings
 from savepoint.errors import ConfigError, UserError
 from savepoint.runs import history
 from savepoint.system import files
@@ -180,10 +180,11 @@ def test_run_arrives_with_points_params_tags_documents_and_plot(repository: Path
 def test_training_process_imports_neither_mlflow_nor_matplotlib(repository: Path) -> None:
     code = """if True:
         import sys, threading; from pathlib import Path
-        from savepoint import settings, trackers
+        from savepoint import trackers
+        from savepoint.config import TrackerSettings
         run_dir = Path(sys.argv[1])
         arguments = dict(run_dir=run_dir, run_id="ab12cd34", repository=run_dir.parents[1])
-        tracker = trackers.open(settings.Tracker(kind="mlflow"), **arguments)
+        tracker = trackers.open(TrackerSettings(kind="mlflow"), **arguments)
         tracker.start(name=None, params={}, tags={})
         tracker.wake()
         tracker.close("finished", 0)
