@@ -1,18 +1,14 @@
-"""Trackers: where a run can be watched. A tracker mirrors the run directory, and training never waits for it.
+"""Trackers: where people watch a run. A tracker mirrors the run directory, and training never waits for it.
 
 The local truth is `metrics.jsonl` and `checkpoints/`. A tracker follows those files, so no call logs a value. Importing
 this package is cheap: each tracker's module is imported when that tracker is opened.
 
 Rooms, in reading order:
-    protocol        what a tracker can do
-    none            the tracker that does nothing
-    points          metrics.jsonl as points: key, step, value, time
-    plot            the picture of losses and rates that a tracker shows
-    mlflow          MLflow, seen from the training process
-    mlflow_process  the process beside training that talks to MLflow, from outside
-    mlflow_worker   the same process, from inside
-    mlflow_mirror   one run's copy in MLflow
-    mlflow_store    the calls to MLflow itself
+    protocol  what a tracker can do
+    none      the tracker that does nothing
+    points    metrics.jsonl as points: key, step, value, time
+    plot      the picture of losses and rates that a tracker shows
+    mlflow    MLflow, in a process beside the training one
 """
 
 import sys
@@ -38,11 +34,11 @@ def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
     warn: Callable[[str], None] | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Tracker:
-    """Make ready to track a run; the tracker learns of it only by `start`. Call it early: it warms up on its own.
+    """Prepare a tracker. It warms up in the background, so call this early; only `start` creates a run in the tracker.
 
-    run_dir: exists. known_run_id: the tracker's id of this run, if it has been tracked before. upload: copy checkpoints
-    too. warn: takes one line when the tracker first fails, from inside a call to this tracker (default: to stderr).
-    announce: takes the tracker's run id, from inside the call in which it becomes known.
+    run_dir: an existing directory. known_run_id: the tracker's id of this run, if the run has been tracked before.
+    upload: copy checkpoints too. warn: called with one line when the tracker first fails (default: print to stderr).
+    announce: called with the tracker's run id once it is known. Both are called from inside the tracker's methods.
     Raises: ConfigError if the store's address cannot be used.
     """
     if settings.kind == "none":
@@ -57,7 +53,7 @@ def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
         sweep=sweep,
         known_run_id=known_run_id,
         upload=upload,
-        warn=warn or _to_stderr,
+        warn=warn or _print_to_stderr,
         announce=announce or (lambda _: None),
     )
 
@@ -73,7 +69,7 @@ def finish_sweep(
 ) -> str | None:
     """Store a sweep's table of results with its parent run, and set that run's status.
 
-    Returns: None, also where no run of the sweep was tracked, or one line that says what is not stored.
+    Returns: None on success and where no run of the sweep was tracked, else one line that says what is not stored.
     """
     if settings.kind == "none":
         return None
@@ -85,9 +81,9 @@ def finish_sweep(
 
 
 def find_run(settings: TrackerSettings, *, repository: Path, text: str, timeout_seconds: float = 30) -> Found | None:
-    """Look up a tracker's run id, or the unique beginning of one (6 characters or more).
+    """Look up a run by the tracker's run id, or by a unique prefix of 6 or more characters.
 
-    Raises: UserError if several runs begin so, or if the tracker does not answer.
+    Raises: UserError if several runs match, or if the tracker does not answer.
     """
     if settings.kind == "none":
         return None
@@ -96,5 +92,5 @@ def find_run(settings: TrackerSettings, *, repository: Path, text: str, timeout_
     return mlflow.find_run(settings, repository=repository, text=text, timeout_seconds=timeout_seconds)
 
 
-def _to_stderr(line: str) -> None:
+def _print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

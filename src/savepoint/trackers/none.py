@@ -1,12 +1,10 @@
-"""The tracker that tracks nothing, so that nobody has to ask whether there is one."""
+"""The tracker that does nothing, so that callers need not ask whether there is a tracker."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
 class NoTracker:
-    run_id: str | None = None
-
     def start(
         self,
         *,
@@ -17,9 +15,6 @@ class NoTracker:
         parents: Sequence[str] = (),
     ) -> None:
         pass
-
-    def ready(self, timeout_seconds: float) -> str | None:
-        return None
 
     def wake(self) -> None:
         pass

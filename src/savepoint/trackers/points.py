@@ -1,22 +1,25 @@
-"""The points in metrics.jsonl, as a tracker wants them: each value with its key, step and time."""
+"""The values in metrics.jsonl as points, the form in which a tracker stores them: key, step, value and time."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-_CHUNK = 4 * 2**20  # bytes; bounds what is held in memory while a tracker is down
+# Bytes read at a time. Bounds the memory that a long history takes while the tracker is down.
+_CHUNK = 4 * 2**20
 
 
 class Point(NamedTuple):
+    """One value of one metric. milliseconds: since 1970, UTC."""
+
     key: str
     step: int
     value: float
-    milliseconds: int  # since 1970
+    milliseconds: int
 
 
 def points(line: bytes) -> list[Point]:
-    """One line's points; a line that a damaged disk garbled has none.
+    """Return the points of one line. A line that a damaged disk has garbled has none.
 
     >>> points(b'{"step": 23, "time": 1.5, "val/loss": "nan"}')
     [Point(key='val/loss', step=23, value=nan, milliseconds=1500)]
@@ -30,7 +33,7 @@ def points(line: bytes) -> list[Point]:
 
 
 def count(path: Path) -> int:
-    """How many points the file holds."""
+    """Return the number of points in a metrics.jsonl, which may be absent."""
     if not path.exists():
         return 0
     with open(path, "rb") as file:
@@ -38,9 +41,9 @@ def count(path: Path) -> int:
 
 
 class Follower:
-    """Reads a growing file once, line by whole line.
+    """Read a growing file, each whole line once.
 
-    It holds on to the file that it opened first: when a killed run is resumed, another file takes its name.
+    The file that was opened first stays open: when a killed run is resumed, another file takes its name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,12 +52,12 @@ class Follower:
         self._offset = 0
 
     def open(self) -> None:
-        """Hold on to the file, if there is one yet."""
+        """Open the file, if it exists by now and is not open yet."""
         if self._file is None and self._path.exists():
-            self._file = open(self._path, "rb")  # noqa: SIM115 - followed for as long as the process lives
+            self._file = open(self._path, "rb")  # noqa: SIM115 - stays open for as long as the process lives
 
     def read(self) -> Iterator[list[Point]]:
-        """The points that were not read yet, in lists. A list counts as read once the next one is asked for."""
+        """Yield the points of new lines in lists. A list counts as read only when the next one is requested."""
         self.open()
         while self._file:
             self._file.seek(self._offset)
@@ -63,9 +66,10 @@ class Follower:
             if end == 0:
                 return
             yield [point for line in lines[:end].split(b"\n") for point in points(line)]
-            # Not before: if the tracker refused them, they are read and sent again.
+            # After the yield: points that the tracker refused are read and sent again.
             self._offset += end
 
     def close(self) -> None:
+        """Close the file."""
         if self._file:
             self._file.close()

@@ -1,8 +1,4 @@
-"""Where a run can be watched: a copy of what lies in the run directory, which training never waits for.
-
-The local truth is `metrics.jsonl` and `checkpoints/`; a tracker follows them, so there is no call that logs a value.
-Importing this package costs nothing: each tracker is imported when it is opened.
-"""
+"""What a tracker can do. It copies what lies in the run directory, so no call logs a value."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +8,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Sweep:
-    """The sweep that a run belongs to; in the tracker its runs have one parent, found by `id`."""
+    """A sweep that runs belong to. In the tracker these runs share one parent run, which is found by `id`."""
 
     id: str
     name: str
@@ -21,7 +17,10 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Found:
-    """A tracker's run, and which run of this repository it says it is. Believed only if that run.json agrees."""
+    """A run in the tracker, and the run of this repository that it claims to mirror.
+
+    The claim is only to be believed if the `run.json` in `run_dir` has the same `run_id`.
+    """
 
     tracker_run_id: str
     run_id: str | None
@@ -29,10 +28,6 @@ class Found:
 
 
 class Tracker(Protocol):
-    @property
-    def run_id(self) -> str | None:
-        """The tracker's own id of this run, once it is known."""
-
     def start(
         self,
         *,
@@ -42,23 +37,22 @@ class Tracker(Protocol):
         documents: Sequence[Path] = (),
         parents: Sequence[str] = (),
     ) -> None:
-        """Begin to follow the run. Call it once nothing can refuse the run any more, and after `metrics.jsonl` was cut.
+        """Begin to mirror the run. Returns at once and never raises.
 
-        params: the config, flattened. documents: files that are stored with the run; one that is missing is skipped.
-        parents: ids of the runs that this one was forked from. Returns at once and never raises.
+        Call it when nothing can refuse the run any more, and after `metrics.jsonl` was cut back to the checkpoint.
+        params: the config, flattened. documents: files to store with the run; missing ones are skipped.
+        parents: ids of the runs that this one was forked from.
         """
 
-    def ready(self, timeout_seconds: float) -> str | None:
-        """The tracker's run id, waiting this long for it, or None if it is not there (yet)."""
-
     def wake(self) -> None:
-        """Say that metrics.jsonl or checkpoints/ changed: returns at once, never raises, never blocks."""
+        """Tell the tracker that metrics.jsonl or checkpoints/ changed. Returns at once and never raises."""
 
     def close(self, status: str, timeout_seconds: float) -> str | None:
-        """Wait until all is stored and the status ("finished", "interrupted" or "failed") is set, and let go.
+        """Wait until everything is stored and the status is set, then end the tracker.
 
-        Returns: None if all is stored, else one line that says what is not and how that heals.
+        status: "finished", "interrupted" or "failed". The wait ends early if the tracker gives up.
+        Returns: None if everything is stored, else one line that says what is not, why, and how to store it later.
         """
 
     def abandon(self) -> None:
-        """Let go before `start`: nothing of this run is in the tracker. After `close` it does nothing."""
+        """End the tracker without storing anything, where `start` was never called. Does nothing after `close`."""

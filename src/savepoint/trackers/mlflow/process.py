@@ -1,4 +1,4 @@
-"""The process beside this one that talks to MLflow: orders in, answers out, and never a call that waits for it."""
+"""The training process's end of the worker: start the process, send orders, read answers, and never block."""
 
 import contextlib
 import json
@@ -6,32 +6,35 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-# Where MLflow gives up on a server that does not answer. Its own defaults block a call for minutes.
-_PATIENCE = {
+_ENVIRONMENT = {
+    # How long MLflow tries to reach a server. Its own defaults block a call for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
 Message = dict[str, Any]
 
 
 class Worker:
-    """Started at once; `end` has to be called. Its pipes never block, so no thread of ours has to wait at them."""
+    """A running worker process. Its pipes are non-blocking, so the training process needs no thread to serve them.
+
+    order: the first message that the worker gets. log: the file that its stderr is appended to.
+    Call `end` when done.
+    """
 
     def __init__(self, order: Message, *, log: Path | None) -> None:
         self._log = log
-        self._log_is_new = log is not None and not log.exists()
         self._outgoing = bytearray()
         self._incoming = b""
-        with _opened(log) as stderr:
+        with open(log or os.devnull, "ab") as stderr:
             self._process = subprocess.Popen(
-                # -P: a directory called mlflow in the current directory is not MLflow.
-                [sys.executable, "-P", "-m", "savepoint.trackers.mlflow_worker"],
+                # -P: do not import a directory called mlflow that lies in the current directory.
+                [sys.executable, "-P", "-m", "savepoint.trackers.mlflow.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -46,21 +49,23 @@ class Worker:
 
     @property
     def died(self) -> bool:
+        """Whether the process has ended."""
         return self._process.poll() is not None
 
     @property
     def idle(self) -> bool:
-        """Whether every order has left this process."""
+        """Whether the pipe has taken every order."""
         return not self._outgoing
 
     def send(self, order: Message) -> None:
+        """Queue an order, and write what the pipe takes now."""
         self._outgoing += json.dumps(order).encode() + b"\n"
         self._write()
 
     def exchange(self) -> list[Message]:
-        """Write what the pipe takes, and return the answers that it holds."""
+        """Write what the pipe takes now, and return the answers that have arrived."""
         self._write()
-        with contextlib.suppress(OSError):  # nothing there, or nobody: `died` tells them apart
+        with contextlib.suppress(OSError):  # a broken pipe: `died` tells
             while chunk := self._stdout.read(65536):
                 self._incoming += chunk
         *lines, self._incoming = self._incoming.split(b"\n")
@@ -75,11 +80,14 @@ class Worker:
                 del self._outgoing[:written]
 
     def ask(self, timeout_seconds: float) -> Message:
-        """Wait for the one answer to the first order. Raises: TimeoutError; RuntimeError if there will be none."""
+        """Wait for the answer to the first order, then end the process.
+
+        Raises: TimeoutError; RuntimeError if the process ends without an answer.
+        """
         deadline = time.monotonic() + timeout_seconds
         try:
             while time.monotonic() < deadline:
-                died = self.died
+                died = self.died  # before the pipe is read, which may hold the last words of a dead process
                 for message in self.exchange():
                     return message
                 if died:
@@ -90,7 +98,7 @@ class Worker:
         raise TimeoutError(f"not done within {timeout_seconds:g} s")
 
     def end(self) -> None:
-        """Stop it now. A kill harms nothing that is stored; `mlflow_store.connect` sees to what it could."""
+        """Kill the process, and remove its log if it is empty. A kill harms nothing that MLflow has stored."""
         self._process.kill()
         self._process.wait()
         self._stdin.close()
@@ -99,21 +107,9 @@ class Worker:
             if self._log and self._log.stat().st_size == 0:
                 self._log.unlink()
 
-    def remove_log(self) -> None:
-        if self._log and self._log_is_new:
-            self._log.unlink(missing_ok=True)
-
 
 def _environment() -> dict[str, str]:
-    here = str(Path(__file__).resolve().parents[2])  # the checkout that runs, whatever an editable install points at
-    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    return _PATIENCE | os.environ | {"PYTHONPATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
-
-
-@contextlib.contextmanager
-def _opened(log: Path | None) -> Iterator[IO[bytes] | int]:
-    if log is None:
-        yield subprocess.DEVNULL
-        return
-    with open(log, "ab") as file:
-        yield file
+    # This checkout's code comes first, whatever checkout an editable install points at.
+    source = str(Path(__file__).resolve().parents[3])
+    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    return _ENVIRONMENT | os.environ | {"PYTHONPATH": path}
