@@ -130,6 +130,8 @@ def test_other_arguments_are_left_alone() -> None:
         ("~foo", f"the config has no key foo. It has: {TOP}."),
         ("~trainer.foo", "trainer has no key foo. It has: max_epochs, max_steps, profile."),
         ("~optimizer=sgd", "that is not what is chosen."),
+        ("~name", "name is null already. Leave the override out."),
+        ("~scheduler._target_", "scheduler._target_ is null already. Leave the override out."),
         ("+trainer.max_epochs=5", "trainer.max_epochs is there already. Write trainer.max_epochs=5."),
         ("+optimizer=sgd", "optimizer is chosen already. Write optimizer=sgd."),
     ],

@@ -468,7 +468,6 @@ RPROP = {"_target_": "torch.optim.Rprop", "_partial_": True}
         ("Rprop", {"weight_decay_on": "matrices"}, "optimizer.weight_decay_on=matrices: Rprop has no weight_decay."),
         ("LBFGS", {"weight_decay_on": "matrices"}, "optimizer.weight_decay_on=matrices: LBFGS has no weight_decay."),
         ("AdamW", {"fallback": ADAMW}, "optimizer.fallback: AdamW takes every parameter, so none is left."),
-        ("Muon", {"fallback": "adamw"}, "optimizer.fallback: must be an optimizer, with _target_ and _partial_: true"),
         (
             "Muon",
             {"fallback": {**ADAMW, "lrr": 1}},

@@ -129,6 +129,8 @@ def _fault(text: str, override: Any, config: dict[str, Any] | None, conf_dir: Pa
     if config is None or kind == "FORCE_ADD":
         return None
     missing = _missing(config, key, conf_dir)
+    if kind == "DEL" and not missing and _value(config, key) is None:  # Hydra says of such a key that it does not exist
+        return f"{text}: {key} is null already. Leave the override out."
     if kind == "ADD":
         there_is_one = not missing and not isinstance(override.value(), dict | list)
         return f"{text}: {key} is there already. Write {text[1:]}." if there_is_one else None
@@ -165,6 +167,13 @@ def _missing(config: Any, key: str, conf_dir: Path) -> str | None:
             return f"{path or 'the config'} has no key {part}.{closest(part, known)} It has: {', '.join(known)}."
         node, path = node[part], f"{path}.{part}" if path else part
     return None
+
+
+def _value(config: Any, key: str) -> Any:
+    """Return the value at a path that is known to exist."""
+    for part in key.split("."):
+        config = config[int(part)] if isinstance(config, list) else config[part]
+    return config
 
 
 def _explain_conf(error: Exception, conf_dir: Path) -> str | None:

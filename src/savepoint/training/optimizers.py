@@ -1,7 +1,6 @@
 """The optimizer of a run: built from its config, and put back from a checkpoint to the last bit."""
 
 import copy
-import functools
 import inspect
 from collections import defaultdict
 from collections.abc import Callable
@@ -67,8 +66,6 @@ def build(node: dict[str, Any], model: nn.Module, *, make: Callable[..., Any]) -
     decay_on = node.get("weight_decay_on", "all")
     if decay_on not in ("all", "matrices"):
         raise ConfigError(f"optimizer.weight_decay_on={decay_on!r}: must be all or matrices.")
-    if rest is not None and not isinstance(rest, functools.partial):
-        raise ConfigError("optimizer.fallback: must be an optimizer, with _target_ and _partial_: true; or null.")
     kinds = [partial.func for partial in (main, rest) if partial is not None]
     if decay_on == "matrices" and not any(_decays(kind) for kind in kinds):
         names = " and ".join(kind.__name__ for kind in kinds)

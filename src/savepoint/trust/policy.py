@@ -85,7 +85,7 @@ class _Walk:
         if expected is None:
             self.fault(where, "is not allowed. Of Hydra's own words, _target_, _partial_ and _args_ are.")
         elif key != "_target_" and "_target_" not in node:
-            self.fault(where, "stands without a _target_ beside it.")
+            self.fault(where, "has no _target_ beside it. Set that to the class to build.")
         elif type(value) is not expected and not (key == "_target_" and value is None):
             self.fault(where, f"must be {_KINDS[expected]}, and is {_brief(value)}.")
         elif isinstance(value, str):

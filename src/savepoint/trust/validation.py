@@ -1,4 +1,4 @@
-"""Whether a config can be trained: every fault that shows without importing torch, reported together."""
+"""Check a whole config before torch is imported, and report all faults together."""
 
 from pathlib import Path
 from typing import Any
@@ -7,45 +7,68 @@ from savepoint.config import Settings, read_settings
 from savepoint.errors import ConfigError
 from savepoint.trust.policy import check_values
 
-# Where a config names the class that it is about; it may go without the second ones.
-CLASSES = ("model", "data.dataset", "task", "optimizer")
-OPTIONAL = ("data.sampler",)
-
-
-def check_config(config: dict[str, Any], *, source: Path) -> Settings:
-    """A fresh config and a loaded one alike: what could not be resumed cannot be started.
-
-    source: the directory that holds the `project` package. Raises: ConfigError with one line for each fault.
-    """
-    faults = check_values(config, source=source)
-    read, more = read_settings(config) if not faults else (None, [])
-    faults += more + ([] if faults else _missing_classes(config))
-    if read is None or faults:
-        raise ConfigError("\n".join(faults))
-    return read
-
-
-def _missing_classes(config: dict[str, Any]) -> list[str]:
-    faults = []
-    for path in (*CLASSES, *OPTIONAL):
-        node: Any = config
-        for key in path.split("."):
-            node = node.get(key) if isinstance(node, dict) else None
-        if node is None and path in OPTIONAL:
-            continue
-        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-            faults.append(f"{path}: needs a _target_, the class to build, for example {EXAMPLES[path]}.")
-    for path in ("optimizer", "scheduler"):
-        node = config.get(path)
-        if isinstance(node, dict) and node.get("_target_") is not None and node.get("_partial_") is not True:
-            faults.append(f"{path}._partial_: must be true: the engine adds what it is built on.")
-    return faults
-
-
-EXAMPLES = {
+# Every group of conf/ that a run is made of, each with an option to suggest where the group is missing.
+GROUPS = {
+    "model": "mlp",
+    "data": "digits",
+    "task": "classification",
+    "optimizer": "adamw",
+    "scheduler": "none",
+    "amp": "none",
+    "trainer": "default",
+    "checkpoint": "default",
+    "tracker": "none",
+}
+# Nodes that name a class, each with a class to suggest where the name is missing.
+CLASSES = {
     "model": "project.models.mlp.Mlp",
     "data.dataset": "project.data.digits.Digits",
     "data.sampler": "project.data.balanced.Balanced",
     "task": "project.tasks.classification.Classification",
     "optimizer": "torch.optim.AdamW",
+    "optimizer.fallback": "torch.optim.AdamW",
+    "scheduler": "torch.optim.lr_scheduler.StepLR",
 }
+
+
+def check_config(config: dict[str, Any], *, source: Path) -> Settings:
+    """Check values, groups, settings and classes of a config, and return its settings.
+
+    A fresh config and the config of a checkpoint are checked alike, so every run that starts can be resumed.
+
+    source: the directory that holds the `project` package.
+    Raises: ConfigError with one line for each fault.
+    """
+    faults = check_values(config, source=source) or _missing_groups(config)
+    if faults:
+        raise ConfigError("\n".join(faults))
+    settings, faults = read_settings(config)
+    faults += _missing_classes(config)
+    if settings is None or faults:
+        raise ConfigError("\n".join(faults))
+    return settings
+
+
+def _missing_groups(config: dict[str, Any]) -> list[str]:
+    return [
+        f"{group}: the config needs this group, and has {'none' if config.get(group) is None else 'a value instead'}. "
+        f"Choose one of its options, for example {group}={option}."
+        for group, option in GROUPS.items()
+        if not isinstance(config.get(group), dict)
+    ]
+
+
+def _missing_classes(config: dict[str, Any]) -> list[str]:
+    """Return a line for each node that must name a class and does not, or lacks the `_partial_` that it needs."""
+    faults = []
+    for path, example in CLASSES.items():
+        group, _, key = path.partition(".")
+        node = config[group].get(key) if key else config[group]
+        if node is None and path in ("data.sampler", "optimizer.fallback"):
+            continue
+        if not isinstance(node, dict) or "_target_" not in node or (node["_target_"] is None and path != "scheduler"):
+            none = ", or null for no schedule" if path == "scheduler" else ""
+            faults.append(f"{path}: needs a _target_, the class to build, for example {example}{none}.")
+        elif group in ("optimizer", "scheduler") and node["_target_"] is not None and node.get("_partial_") is not True:
+            faults.append(f"{path}._partial_: must be true, because the engine adds an argument when it builds it.")
+    return faults
