@@ -18,6 +18,7 @@ import pytest
 import torch
 from tools.processes import REPOSITORY
 from tools.workshop import copy_repository
+from torch._subclasses import FakeTensorMode
 
 from savepoint import __main__, runs
 from savepoint.commands import verify
@@ -25,6 +26,7 @@ from savepoint.config import composition
 from savepoint.errors import UserError
 from savepoint.exact import explain, outside, trace
 from savepoint.exact.explain import Trace
+from savepoint.exact.workplace import FailedError
 from savepoint.training.state import NoSchedule, TrainState
 from savepoint.trust import strict_yaml
 
@@ -197,10 +199,69 @@ def test_what_had_no_effect_is_told_and_no_fault(room: Room) -> None:
 def test_a_training_that_fails_is_shown(room: Room) -> None:
     proved = room.prove(own=data("Data") | {"model": made("Of", middle="Middle")})
     assert proved.code == 1
+    assert proved.text.startswith("The training ended with exit code 1. Its last lines:\n")
     assert "NotImplementedError" in proved.text and "inexact.py" in proved.text
     assert proved.lines[-1] == "This training fails by itself, so nothing could be compared."
     with pytest.raises(UserError, match=r"^data.batch_size=400 exceeds the training set \(40 samples\)"):
         room.prove("data.batch_size=400", own=data("Data"))
+
+
+def test_a_training_that_dies_is_told_by_its_signal_and_its_last_lines(room: Room) -> None:
+    proved = room.prove(own=middle("Dying"))
+    assert proved.code == 1
+    assert proved.lines[0].startswith("The training was killed by SIGABRT. Its last lines:\n")
+    assert "about to die" in proved.lines[0]
+
+
+@pytest.mark.parametrize(
+    "status, output, message",
+    [
+        (-9, "", "The training was killed by SIGKILL. It printed nothing."),
+        (1, "one\ntwo", "The training ended with exit code 1. Its last lines:\none\ntwo"),
+        (-200, "", "The training ended with exit code -200. It printed nothing."),
+    ],
+)
+def test_a_failed_training_is_described(status: int, output: str, message: str) -> None:
+    assert str(FailedError(status, output)) == message
+
+
+def nested(*values: float, layout: torch.layout = torch.strided) -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.tensor([value]) for value in values], layout=layout)
+
+
+def fake(size: int) -> Any:
+    with FakeTensorMode():
+        return torch.empty(size)
+
+
+DIGESTED = {
+    "meta": (lambda: torch.empty(3, device="meta"), lambda: torch.empty(4, device="meta")),
+    "fake": (lambda: fake(3), lambda: fake(4)),
+    "nested": (lambda: nested(1.0, 2.0), lambda: nested(1.0, 3.0)),
+    "jagged": (lambda: nested(1.0, 2.0, layout=torch.jagged), lambda: nested(1.0, 3.0, layout=torch.jagged)),
+    "quantised": (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8),
+                  lambda: torch.quantize_per_tensor(torch.ones(2) * 2, 0.2, 0, torch.quint8)),
+    "sparse": (lambda: torch.eye(2).to_sparse(), lambda: (2 * torch.eye(2)).to_sparse()),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("kind", DIGESTED)
+def test_no_kind_of_tensor_hides_a_difference(kind: str) -> None:
+    one, other = DIGESTED[kind]
+    assert trace.digest((one(),)) == trace.digest((one(),)) != trace.digest((other(),))
+
+
+def test_values_that_cannot_be_read_are_told() -> None:
+    class Unreadable(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+            if function is torch.Tensor.detach:
+                raise RuntimeError("the values are elsewhere")
+            return super().__torch_function__(function, types, arguments, keywords or {})
+
+    with pytest.raises(UserError, match=r"^A value of the class Unreadable cannot be compared: the values are elsewhere$"):
+        trace.digest(torch.ones(2).as_subclass(Unreadable))
 
 
 def test_a_config_that_may_not_be_built_is_refused_before_anything_runs(room: Room) -> None:

@@ -244,7 +244,7 @@ def digest(value: Any) -> str:
         return digest_of(outside.contents(value))[:16]
     except (RuntimeError, NotImplementedError) as error:
         # Skipping it would hide a difference.
-        raise UserError(f"A {type(value).__qualname__} cannot be compared: {error}") from error
+        raise UserError(f"A value of the class {type(value).__name__} cannot be compared: {error}") from error
 
 
 def main(arguments: list[str]) -> int:

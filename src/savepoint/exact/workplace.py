@@ -21,7 +21,7 @@ from savepoint import runs, system, trust
 from savepoint.exact import explain
 from savepoint.exact.explain import Trace
 
-LINES = 25  # of a failed run's output that are shown
+LINES = 40  # of a failed run's output that are shown
 
 
 @dataclass(frozen=True)
