@@ -20,8 +20,7 @@ from tools.processes import REPOSITORY
 from tools.workshop import copy_repository
 from torch._subclasses import FakeTensorMode
 
-from savepoint import __main__, runs
-from savepoint.commands import verify
+from savepoint import __main__, commands, runs
 from savepoint.config import composition
 from savepoint.errors import UserError
 from savepoint.exact import explain, outside, trace
@@ -58,7 +57,7 @@ class Room:
         directory = self.run(*overrides, own=own)
         before = sorted((path, path.read_bytes()) for path in directory.rglob("*") if path.is_file())
         lines: list[str] = []
-        code = verify.verify_exact(self.root, str(directory), say=lines.append)
+        code = commands.verify_exact(self.root, str(directory), say=lines.append)
         assert sorted((path, path.read_bytes()) for path in directory.rglob("*") if path.is_file()) == before
         return Proved(code, [line for line in lines if not line.endswith("…")])
 
@@ -260,7 +259,9 @@ def test_values_that_cannot_be_read_are_told() -> None:
                 raise RuntimeError("the values are elsewhere")
             return super().__torch_function__(function, types, arguments, keywords or {})
 
-    with pytest.raises(UserError, match=r"^A value of the class Unreadable cannot be compared: the values are elsewhere$"):
+    with pytest.raises(
+        UserError, match=r"^A value of the class Unreadable cannot be compared: the values are elsewhere$"
+    ):
         trace.digest(torch.ones(2).as_subclass(Unreadable))
 
 
@@ -269,7 +270,7 @@ def test_a_config_that_may_not_be_built_is_refused_before_anything_runs(room: Ro
     config = directory / runs.CONFIG
     config.write_text(config.read_text().replace("project.inexact.Model", "os.system"))
     with pytest.raises(UserError, match=r"model\._target_: "):
-        verify.verify_exact(room.root, str(directory))
+        commands.verify_exact(room.root, str(directory))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -1,12 +1,15 @@
 """Commands: look at runs and checkpoints. `python -m savepoint …` has one line for each.
 
-Each is imported at its first use: `ui` need not wait for torch.
+Each room is imported at its first use, so that `ui` need not wait for torch.
 
 Rooms, in reading order:
-    diff    compare two runs bit by bit
-    verify  check a run's checkpoints, and say from which one resume would begin
-    demo    train, kill, resume, compare
-    ui      the tracker's web page
+    places     find the checkpoints that a query names
+    soundness  judge one checkpoint
+    verify     report on a run's checkpoints, and from which one a resume would begin
+    exactness  verify --exact: prove that a resume of a run gives the same bits
+    diff       compare two runs bit by bit
+    demo       train, kill, resume, compare
+    ui         the tracker's web page
 """
 
 import importlib
@@ -15,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from savepoint.commands.demo import play_demo
     from savepoint.commands.diff import compare, diff_checkpoints, diff_runs
+    from savepoint.commands.exactness import verify_exact
     from savepoint.commands.ui import serve_ui
-    from savepoint.commands.verify import verify_exact, verify_run
+    from savepoint.commands.verify import verify_run
 
 __all__ = ["compare", "diff_checkpoints", "diff_runs", "play_demo", "serve_ui", "verify_exact", "verify_run"]
 
@@ -26,7 +30,7 @@ _ROOMS = {
     "diff_runs": "diff",
     "play_demo": "demo",
     "serve_ui": "ui",
-    "verify_exact": "verify",
+    "verify_exact": "exactness",
     "verify_run": "verify",
 }
 

@@ -1,0 +1,47 @@
+"""Prove on a run's own config that a resume gives the same bits: `python -m savepoint verify RUN --exact`."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from savepoint import exact, runs, trust
+from savepoint.commands import places
+from savepoint.errors import UserError
+
+
+def verify_exact(repository: Path, query: str, *, say: Callable[[str], None] | None = None) -> int:
+    """Train three short runs of the config of the run or checkpoint that `query` names, and say what differs.
+
+    say: takes each line as soon as it is known; print if left out.
+    Returns: the exit code; 0 if a resume gives the same bits.
+    """
+    config = _config(repository, query)
+    return exact.prove(config, repository, say=say or functools.partial(print, flush=True))
+
+
+def _config(repository: Path, query: str) -> dict[str, Any]:
+    """Return the checked config of a run, of its checkpoint after `@`, or of the newest checkpoint without a run.
+
+    It is not tracked, and keeps both checkpoints of a short run.
+    """
+    directory = _directory(repository, query)
+    try:
+        config = trust.parse_config((directory / runs.CONFIG).read_bytes())
+    except OSError as error:
+        raise UserError(f"{directory / runs.CONFIG} cannot be read: {error.strerror}.") from error
+    trust.check_config(config, source=repository / "src")
+    config |= {"tracker": {"kind": "none"}, "init_from": None}
+    config["checkpoint"] = config.get("checkpoint", {}) | {"keep_last": 9, "upload": False}
+    trust.check_config(config, source=repository / "src")
+    return config
+
+
+def _directory(repository: Path, query: str) -> Path:
+    """Return the run directory or the checkpoint directory whose config.yaml to read."""
+    path = Path(query)
+    without_run = path.is_dir() and not (path / runs.RECORD).exists()
+    if not without_run and runs.find(query, repository).checkpoint is None:
+        return runs.find(query, repository).run.directory
+    place = places.find(query, repository)
+    return place.run.directory if without_run and place.run else place.root / place.names[-1]

@@ -1,0 +1,71 @@
+"""Find the checkpoints that a query names. A directory that holds some needs no run around it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from savepoint import checkpoint, runs, trust
+from savepoint.errors import UserError, short_list
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory of checkpoints. names: those that were asked for, oldest first. run: None if there is none around."""
+
+    root: Path
+    names: list[str]
+    run: runs.Run | None
+
+
+def find(query: str, repository: Path) -> Place:
+    """Return the checkpoints that a query means: a run, a run's checkpoint after `@`, or a directory.
+
+    Raises: UserError if there is no such run or no such checkpoint.
+    """
+    path = Path(query)
+    if path.is_dir() and not (path / runs.RECORD).exists():
+        beside = path.resolve().parent
+        # A copy that lies elsewhere in a run is not the checkpoint of that name.
+        in_a_run = beside.name == runs.CHECKPOINTS and (beside.parent / runs.RECORD).exists()
+        if (path / checkpoint.MANIFEST).exists() and not in_a_run:
+            return Place(beside, [path.resolve().name], None)
+        inside = next((each for each in (path, path / runs.CHECKPOINTS) if checkpoint.names(each)), None)
+        if inside is not None:
+            around = inside.resolve().parent
+            run = runs.read(around) if (around / runs.RECORD).exists() else None
+            return Place(inside, checkpoint.names(inside), run)
+    found = runs.find(query, repository)
+    root = found.run.checkpoints
+    names = checkpoint.names(root) if found.checkpoint is None else [_choose(found.run, found.checkpoint)]
+    return Place(root, names, found.run)
+
+
+def read_config(run: runs.Run) -> dict[str, object]:
+    """Read a run's config.yaml. Raises: UserError if it cannot be read, ConfigError if it is no plain config."""
+    path = run.directory / runs.CONFIG
+    try:
+        return trust.parse_config(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _choose(run: runs.Run, choice: str) -> str:
+    """Return the name that `@best`, `@last`, `@<step>` or `@<name>` means, whether that checkpoint is sound or not."""
+    names = checkpoint.names(run.checkpoints)
+    if choice == "last":
+        found = names[-1:]
+    elif choice == "best":
+        found = _best(run)[:1]
+    elif choice.isdecimal():
+        found = [name for name in names if int(name.rpartition("_")[2]) == int(choice)][-1:]
+    else:  # also a checkpoint that was set aside, whose directory was given
+        found = [choice] if Path(choice).name == choice != ".." and (run.checkpoints / choice).is_dir() else []
+    if not found:
+        raise UserError(f"No checkpoint @{choice} in run {run.id}. There are: {short_list(names[::-1])}.")
+    return found[0]
+
+
+def _best(run: runs.Run) -> list[str]:
+    kept = read_config(run).get("checkpoint")
+    kept = kept if isinstance(kept, dict) else {}
+    monitor, mode = kept.get("monitor", "val/loss"), kept.get("mode", "min")
+    return checkpoint.best(run.checkpoints, monitor=monitor, mode=mode) if isinstance(monitor, str) else []
