@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,12 +56,19 @@ def repository(schema: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def opened(repository: Path) -> Iterator[Callable[..., MLflowTracker]]:
+def announced() -> list[str]:
+    """MLflow's run ids, in the order in which they become known."""
+    return []
+
+
+@pytest.fixture
+def opened(repository: Path, announced: list[str]) -> Iterator[Callable[..., MLflowTracker]]:
     """Opens trackers of the one run in `repository`, and leaves no process behind."""
     with contextlib.ExitStack() as stack:
 
         def open_one(**arguments: object) -> MLflowTracker:
-            given = {"run_dir": repository / "runs" / ID, "run_id": ID, "repository": repository, **arguments}
+            run = {"run_dir": repository / "runs" / ID, "run_id": ID, "repository": repository}
+            given = {**run, "announce": announced.append, **arguments}
             tracker = trackers.open(given.pop("settings", MLFLOW), **given)
             stack.callback(tracker.abandon)
             return tracker
@@ -73,6 +81,12 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+def ready(tracker: MLflowTracker, announced: list[str]) -> str:
+    """Wait until the tracker has opened its run, and return MLflow's id of the run."""
+    wait_for(lambda: tracker.wake() or announced)
+    return announced[-1]
 
 
 def query(repository: Path, text: str, *values: object) -> list[tuple]:
@@ -138,7 +152,7 @@ def orphan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, floa
         yield worker, time.monotonic()
 
 
-def test_run_arrives_with_points_params_tags_documents_and_plot(repository: Path, opened) -> None:
+def test_run_arrives_with_points_params_tags_documents_and_plot(repository: Path, opened, announced) -> None:
     run_dir = repository / "runs" / ID
     (run_dir / "config.yaml").write_text("seed: 1\n")
     params = {"optimizer.lr": "0.1", "model.a@b=c": "1", "model.a=b@c": "2", "long": "x" * 7000, "empty": ""}
@@ -146,7 +160,7 @@ def test_run_arrives_with_points_params_tags_documents_and_plot(repository: Path
     save_checkpoint(repository, "e1")
     tracker = opened(upload=False)  # so that the checkpoint stays here
     begin(tracker, name="first", params=params, tags={"git.commit": "abc"}, documents=documents, parents=["p1", "p2"])
-    run_id = tracker.ready(60)
+    run_id = ready(tracker, announced)
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(worker_pid(tracker), number)  # as Ctrl-C and schedulers do, to the whole process group
     log(repository, range(1, 4))
@@ -195,7 +209,7 @@ def test_training_process_imports_neither_mlflow_nor_matplotlib(repository: Path
     subprocess.run([sys.executable, "-c", code, str(repository / "runs" / ID)], env=environment, check=True)
 
 
-def test_continued_run_has_no_point_twice_and_regains_lost_ones(repository: Path, opened) -> None:
+def test_continued_run_has_no_point_twice_and_regains_lost_ones(repository: Path, opened, announced) -> None:
     log(repository, range(1, 7))
     first = opened()
     begin(first, name="kept", params={"lr": "0.1"})
@@ -204,9 +218,11 @@ def test_continued_run_has_no_point_twice_and_regains_lost_ones(repository: Path
     history.cut_history(repository / "runs" / ID / "metrics.jsonl", lines=4)
     log(repository, range(5, 9))  # 5 and 6 once more, at another time
 
-    second = opened(known_run_id=first.run_id)
+    [first_id] = announced
+    announced.clear()
+    second = opened(known_run_id=first_id)
     begin(second, params={"lr": "0.2", "new": "1"})
-    assert second.ready(60) == first.run_id
+    assert ready(second, announced) == first_id
     assert query(repository, "select status from runs") == [("RUNNING",)]
     assert second.close("finished", 60) is None
     assert losses(repository) == expected(range(1, 9))
@@ -223,15 +239,15 @@ def other_run(repository: Path, tracker_run_id: str) -> None:
     query(repository, "insert into tags (key, value, run_uuid) values ('savepoint.run_id', 'other', ?)", tracker_run_id)
 
 
-def test_strangers_tracker_run_is_not_written_to(repository: Path, opened) -> None:
+def test_strangers_tracker_run_is_not_written_to(repository: Path, opened, announced) -> None:
     other_run(repository, "f" * 32)
     log(repository, range(1, 3))
     tracker = opened(known_run_id="f" * 32)
     begin(tracker)
     assert tracker.close("failed", 60) is None
     assert query(repository, "select run_uuid, status from runs where experiment_id = 0") == [("f" * 32, "FINISHED")]
-    assert query(repository, "select distinct run_uuid from metrics") == [(tracker.run_id,)]
-    assert query(repository, "select status from runs where run_uuid = ?", tracker.run_id) == [("FAILED",)]
+    assert query(repository, "select distinct run_uuid from metrics") == [(announced[0],)]
+    assert query(repository, "select status from runs where run_uuid = ?", announced[0]) == [("FAILED",)]
 
 
 def killed_parent(repository: Path, *, stopped: bool = False) -> tuple[int, int]:
@@ -246,11 +262,12 @@ def killed_parent(repository: Path, *, stopped: bool = False) -> tuple[int, int]
         import test_trackers as here
         from savepoint import trackers
         root = Path(sys.argv[1])
-        tracker = trackers.open(here.MLFLOW, run_dir=root / "runs" / here.ID, run_id=here.ID, repository=root)
+        run, ids = dict(run_dir=root / "runs" / here.ID, run_id=here.ID, repository=root), []
+        tracker = trackers.open(here.MLFLOW, **run, announce=ids.append)
         (root / "runs" / here.ID / "metrics.jsonl").touch()
         here.begin(tracker)
         if len(sys.argv) > 3:
-            assert tracker.ready(60)
+            here.ready(tracker, ids)
             os.kill(here.worker_pid(tracker), here.signal.SIGSTOP)
         here.log(root, range(1, 5))
         tracker.wake()
@@ -276,14 +293,19 @@ def test_what_a_killed_run_logged_is_stored(repository: Path) -> None:
     assert query(repository, "select status from runs") == [("KILLED",)]
 
 
-def test_run_resumed_while_the_killed_ones_points_are_on_their_way_has_each_once(repository: Path, opened) -> None:
+def test_run_resumed_while_the_killed_ones_points_are_on_their_way_has_each_once(
+    repository: Path, opened, announced
+) -> None:
     worker, child = killed_parent(repository, stopped=True)
     os.kill(child, signal.SIGKILL)
     history.cut_history(repository / "runs" / ID / "metrics.jsonl", lines=2)
     log(repository, range(3, 8))
     tracker = opened()  # run.json never learned the tracker's id
     begin(tracker)
-    assert tracker.ready(4) is None  # it waits for its turn
+    for _ in range(200):
+        tracker.wake()
+        time.sleep(0.02)
+    assert announced == []  # it waits for its turn
     os.kill(worker, signal.SIGCONT)
     assert tracker.close("finished", 60) is None
     assert ended(worker)
@@ -322,6 +344,65 @@ def test_dead_server_delays_nothing_and_says_what_is_not_stored(repository: Path
     assert line == f"MLflow has not stored 12 of 12 points ({why}). {kept}"
     assert warnings == [f"MLflow: {why}. Training goes on; metrics.jsonl keeps every point."]
     assert "secret" not in (repository / "runs" / ID / "tracker.log").read_text()
+
+
+NEVER = {
+    "a directory": (Path.mkdir, "is a directory and not a database"),
+    "no database": (lambda path: path.write_text("no database " * 99), "cannot be used as a database (file is not a "),
+}
+
+
+@pytest.mark.parametrize("kind", NEVER)
+def test_store_that_can_never_work_is_reported_and_not_waited_for(kind: str, repository: Path, opened) -> None:
+    spoil, words = NEVER[kind]
+    store = repository / "mlflow.db"
+    store.unlink()
+    spoil(store)
+    warnings: list[str] = []
+    tracker = opened(warn=warnings.append)
+    begin(tracker)
+    log(repository, range(1, 4))
+    line = tracker.close("finished", 60)
+    assert line is not None and line.startswith(
+        f"MLflow has not stored 12 of 12 points (cannot connect: {store} {words}"
+    )
+    mend = "Move it away, or set tracker.uri to another store"
+    assert line.endswith(f". {mend}). They are kept in metrics.jsonl, and resuming the run sends them.")
+
+
+def test_store_that_is_mended_while_the_run_trains_gets_every_point(repository: Path, schema: Path, opened) -> None:
+    store = repository / "mlflow.db"
+    store.unlink()
+    store.mkdir()
+    warnings: list[str] = []
+    tracker = opened(warn=warnings.append)
+    begin(tracker)
+    log(repository, range(1, 4))
+    wait_for(lambda: tracker.wake() or warnings)
+    mend = "Move it away, or set tracker.uri to another store"
+    why = f"cannot connect: {store} is a directory and not a database. {mend}"
+    assert warnings == [f"MLflow: {why}. Training goes on; metrics.jsonl keeps every point."]
+    store.rmdir()
+    shutil.copy(schema, store)
+    assert tracker.close("finished", 60) is None
+    assert losses(repository) == expected(range(1, 4))
+
+
+def test_end_of_a_run_waits_for_a_locked_database(repository: Path, opened) -> None:
+    path, said = repository / "mlflow.db", repository / "runs" / ID / "tracker.log"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+
+        def unlock() -> None:
+            wait_for(lambda: "database is locked" in said.read_text())
+            other.execute("ROLLBACK")
+
+        tracker = opened()
+        begin(tracker)
+        log(repository, range(1, 4))
+        threading.Thread(target=unlock, daemon=True).start()
+        assert tracker.close("finished", 60) is None
+    assert losses(repository) == expected(range(1, 4))
 
 
 def test_hanging_server_holds_up_the_end_no_longer_than_its_timeout(repository: Path, opened, monkeypatch) -> None:
@@ -364,7 +445,7 @@ def test_worker_that_was_killed_is_reported_in_one_line(repository: Path, opened
     assert line is not None and line.startswith("MLflow has not stored 12 of 12 points (its process ended early")
 
 
-def test_stored_checkpoints_follow_those_on_the_disk(repository: Path, opened) -> None:
+def test_stored_checkpoints_follow_those_on_the_disk(repository: Path, opened, announced) -> None:
     def stored() -> set[str]:
         return {path.split("/")[1] for path in artifacts(repository) if path.endswith("/manifest.json")}
 
@@ -373,7 +454,7 @@ def test_stored_checkpoints_follow_those_on_the_disk(repository: Path, opened) -
     (save_checkpoint(repository, "unfinished") / "manifest.json").unlink()
     tracker = opened()
     begin(tracker)
-    assert tracker.ready(60)
+    ready(tracker, announced)
     wait_for(lambda: stored() == {"e1", "e2"})
     shutil.rmtree(save_checkpoint(repository, "e3").with_name("e1"))
     tracker.wake()
@@ -466,7 +547,7 @@ def test_run_is_found_by_the_beginning_of_the_trackers_id(repository: Path) -> N
         ("mlruns", "MLflow keeps no runs in plain directories any more."),
         ("https://me:secret@host", r"tracker.uri=https://me:\*\*\*@host: a config holds no password."),
         ("sqlite://", "a database in memory is gone with its process."),
-        ("http://[::1", "no address that can be read"),
+        ("http://[::1", "this is not a valid address"),
     ],
 )
 def test_address_that_cannot_work_is_refused_in_one_line(uri: str, words: str, tmp_path: Path) -> None:
@@ -482,7 +563,7 @@ def test_no_tracker_is_a_tracker_too(tmp_path: Path) -> None:
     begin(tracker)
     tracker.wake()
     tracker.abandon()
-    assert (tracker.run_id, tracker.ready(60), tracker.close("finished", 60)) == (None, None, None)
+    assert tracker.close("finished", 60) is None
     sweep = Sweep(id="s", name="s", dir=tmp_path)
     table = tmp_path / "results.csv"
     assert trackers.finish_sweep(settings, repository=tmp_path, sweep=sweep, table=table, status="finished") is None

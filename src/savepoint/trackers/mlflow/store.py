@@ -59,8 +59,8 @@ def connect(order: Message) -> MlflowClient:
         use = "Use sqlite:///<path>.db, or a server's http(s)://<host>:<port>"
         raise UserError(f"MLflow has no store at an address like {order['uri']}. {use}") from error
     except ImportError as error:
-        install = "Install the driver of that database, or set tracker.uri to another store"
-        raise UserError(f"{order['uri']} needs a package that is not installed ({error}). {install}") from error
+        install = "Install what that address needs, or set tracker.uri to another store"
+        raise UserError(f"the database at {order['uri']} has no driver here ({error}). {install}") from error
     except MlflowException as error:
         if error.error_code not in _REFUSALS:
             raise
