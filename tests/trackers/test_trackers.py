@@ -347,7 +347,7 @@ def test_dead_server_delays_nothing_and_says_what_is_not_stored(repository: Path
 
 
 NEVER = {
-    "a directory": (Path.mkdir, "is a directory and not a database"),
+    "a directory": (Path.mkdir, "is a directory, not a database"),
     "no database": (lambda path: path.write_text("no database " * 99), "cannot be used as a database (file is not a "),
 }
 
@@ -366,7 +366,7 @@ def test_store_that_can_never_work_is_reported_and_not_waited_for(kind: str, rep
     assert line is not None and line.startswith(
         f"MLflow has not stored 12 of 12 points (cannot connect: {store} {words}"
     )
-    mend = "Move it away, or set tracker.uri to another store"
+    mend = "Move it away, or set tracker.uri or MLFLOW_TRACKING_URI to another store"
     assert line.endswith(f". {mend}). They are kept in metrics.jsonl, and resuming the run sends them.")
 
 
@@ -379,8 +379,8 @@ def test_store_that_is_mended_while_the_run_trains_gets_every_point(repository: 
     begin(tracker)
     log(repository, range(1, 4))
     wait_for(lambda: tracker.wake() or warnings)
-    mend = "Move it away, or set tracker.uri to another store"
-    why = f"cannot connect: {store} is a directory and not a database. {mend}"
+    mend = "Move it away, or set tracker.uri or MLFLOW_TRACKING_URI to another store"
+    why = f"cannot connect: {store} is a directory, not a database. {mend}"
     assert warnings == [f"MLflow: {why}. Training goes on; metrics.jsonl keeps every point."]
     store.rmdir()
     shutil.copy(schema, store)

@@ -45,11 +45,11 @@ def below_a_file(path: Path) -> None:
 
 
 NEVER = {
-    "a directory": (Path.mkdir, "is a directory and not a database"),
+    "a directory": (Path.mkdir, "is a directory, not a database"),
     "no database": (lambda path: path.write_text("no database " * 99), "(file is not a database)"),
     "corrupt": (corrupt, "(database disk image is malformed)"),
     "read-only": (read_only, "(attempt to write a readonly database)"),
-    "below a file": (below_a_file, "cannot be created ([Errno "),
+    "below a file": (below_a_file, "cannot be used as a database ([Errno "),
 }
 
 
@@ -63,7 +63,7 @@ def test_database_that_can_never_work_is_refused(kind: str, tmp_path: Path) -> N
         check_database(path)
     text = str(refusal.value)
     assert text.startswith(str(path)) and words in text
-    assert text.endswith(". Move it away, or set tracker.uri to another store")
+    assert text.endswith(". Move it away, or set tracker.uri or MLFLOW_TRACKING_URI to another store")
 
 
 @contextlib.contextmanager

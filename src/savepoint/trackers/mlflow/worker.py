@@ -7,6 +7,7 @@ come late or get lost, and whatever was not stored can still be read from the fi
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 import queue
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from savepoint.trackers.mlflow.mirror import Mirror
 
 LAST_SECONDS = 20.0  # to store what a killed parent left behind
-POLL_SECONDS, WAKE_SECONDS, RETRY_SECONDS = 1.0, 0.2, 5.0
+POLL_SECONDS, WAKE_SECONDS, RETRY_SECONDS = 1.0, 0.2, 10.0
 
 Inbox = queue.SimpleQueue[Message]
 Say = Callable[..., None]
@@ -65,7 +66,7 @@ class Rounds:
             return
         if self._start is None:
             # A short run would have to wait for this import at its end.
-            self._done("draw", lambda: __import__("savepoint.trackers.plot"))
+            self._done("draw", lambda: importlib.import_module("savepoint.trackers.plot"))
             return
         if not self._done("open the run", self._open):
             return
@@ -117,15 +118,10 @@ class Rounds:
         return True
 
 
-# What SQLite answers where waiting does not help. A database that is locked or a disk that is full is not among them.
-HOPELESS = frozenset(
-    {
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_READONLY,
-    }
+# Names of errors, or their beginnings, that waiting does not cure, unlike a locked database or a full disk.
+HOPELESS = (
+    *("SQLITE_CANTOPEN", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_PERM", "SQLITE_READONLY"),
+    *("EACCES", "EEXIST", "EISDIR", "ENOTDIR", "EPERM", "EROFS"),
 )
 
 
@@ -134,10 +130,7 @@ def check_database(path: Path) -> None:
 
     Raises: UserError if only a person can mend the database, so that waiting for it is pointless.
     """
-    mend = "Move it away, or set tracker.uri to another store"
     try:
-        if path.is_dir():
-            raise UserError(f"{path} is a directory and not a database. {mend}")
         if path.exists():
             with contextlib.closing(sqlite3.connect(path, timeout=0)) as connection:
                 connection.execute("BEGIN IMMEDIATE")  # asks for the right to write, and writes nothing
@@ -145,12 +138,12 @@ def check_database(path: Path) -> None:
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=path.parent).close()
-    except sqlite3.Error as error:
-        if error.sqlite_errorcode & 0xFF in HOPELESS:
-            raise UserError(f"{path} cannot be used as a database ({error}). {mend}") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise UserError(f"{path} cannot be created ({error}). {mend}") from error
+    except (sqlite3.Error, OSError) as error:
+        name = error.sqlite_errorname if isinstance(error, sqlite3.Error) else errno.errorcode.get(error.errno or 0, "")
+        if name.startswith(HOPELESS):
+            found = "is a directory, not a database" if path.is_dir() else f"cannot be used as a database ({error})"
+            use = "Move it away, or set tracker.uri or MLFLOW_TRACKING_URI to another store"
+            raise UserError(f"{path} {found}. {use}") from error
 
 
 def describe(error: Exception, uri: str) -> str:
@@ -175,25 +168,19 @@ def follow(order: Message, inbox: Inbox, say: Say) -> None:
         rounds.run()
         ended = time.monotonic()
         due = ended + POLL_SECONDS
-        while time.monotonic() < due:
-            message = next_message(inbox, due - time.monotonic())
+        while (left := due - time.monotonic()) > 0:
+            try:
+                message = inbox.get(timeout=left)
+            except queue.Empty:
+                break
             if message["do"] in ("close", "gone"):
                 rounds.run(status=message.get("status", "interrupted"))
                 say("done", failed=rounds.failures)
                 return
             if message["do"] == "start":
                 rounds.start(message)
-            if message["do"] != "nothing":
-                # Not at once: the lines of many quick steps are stored in one transaction.
-                due = min(due, ended + WAKE_SECONDS)
-
-
-def next_message(inbox: Inbox, timeout_seconds: float) -> Message:
-    """Return the next order, or {"do": "nothing"} when the time is up."""
-    try:
-        return inbox.get(timeout=max(0.0, timeout_seconds))
-    except queue.Empty:
-        return {"do": "nothing"}
+            # Not at once: the lines of many quick steps are stored in one transaction.
+            due = ended + WAKE_SECONDS
 
 
 def answer(order: Message, say: Say) -> None:
