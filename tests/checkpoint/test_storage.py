@@ -314,7 +314,7 @@ def test_a_state_is_refused_for_what_alone_is_wrong_with_it(tmp_path: Path, more
 def test_a_state_that_does_not_say_where_it_stands_is_refused(tmp_path: Path, place: str) -> None:
     path = save(tmp_path)
     reseal(path, state=f'{{"format": 1, {place}}}'.encode())
-    with pytest.raises(CheckpointError, match="does not say of which epoch and step"):
+    with pytest.raises(CheckpointError, match="does not say its epoch and step"):
         checkpoint.load(path)
 
 

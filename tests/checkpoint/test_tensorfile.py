@@ -195,7 +195,7 @@ def test_a_large_tensor_that_lies_as_it_is_written_is_one_piece_of_its_own_memor
 
 def test_the_same_file_from_other_memory_leaves_the_first_one_alone() -> None:
     first = tensorfile.Plan({"a": numbers(3)}, {"b": "c"})
-    second = first.of([torch.tensor([7, 8, 9], dtype=torch.uint8)])
+    second = first.with_tensors([torch.tensor([7, 8, 9], dtype=torch.uint8)])
     assert (second.header, second.size) == (first.header, first.size)
     assert [bytes(b"".join(plan.chunks()))[-3:] for plan in (first, second)] == [b"\0\1\2", b"\7\x08\x09"]
 

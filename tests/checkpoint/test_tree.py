@@ -559,5 +559,5 @@ def test_an_integer_beyond_what_python_writes_out_is_refused_by_its_path() -> No
 
 
 def test_a_tag_has_no_other_key_beside_it() -> None:
-    with pytest.raises(TreeError, match=r"^a: a tag has no other key beside it"):
+    with pytest.raises(TreeError, match=r"^a: an object with a tag has no other key"):
         join({}, {"a": {"$int": "5", "b": 1}})

@@ -1,6 +1,7 @@
-"""Checkpoint: a training state as files that hold no code, written whole or not at all.
+"""Checkpoint: save a training state to files that hold no code, whole or not at all, and load it exactly.
 
 This wing sees tensors and nested values, never a model. docs/checkpoint-format.md describes the files.
+One checkpoint: `save` (or `draft`, then `publish`), `load`, `verify`. Many: `latest`, `best`, `select`, `prune`.
 
 Rooms, in reading order:
     storage     one checkpoint: save, load, verify
@@ -8,9 +9,9 @@ Rooms, in reading order:
     tree        nested values ⇄ (tensors, JSON), exactly
     encoding    one tensor of any kind ⇄ plain tensors and JSON
     tensorfile  tensors ⇄ the bytes of a safetensors file
-    snapshot    a copy of a state in host memory, so that training can go on while it is written
-    selection   a run's checkpoints: the newest, the best, one by name
-    retention   which checkpoints are kept, and how the others are deleted
+    snapshot    copy a state to host memory, so that training can go on while it is written
+    selection   many checkpoints: list them, find the newest, the best, or one by name
+    retention   many checkpoints: decide which are kept, and delete the others
 """
 
 from savepoint.checkpoint.layout import (

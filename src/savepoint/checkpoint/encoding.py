@@ -1,18 +1,17 @@
-"""One tensor of any kind as plain tensors and a JSON node, and back: what `tree` does with its leaves.
+"""Encode a tensor of any kind as plain tensors and a JSON node, and decode it again. `tree` uses this for its leaves.
 
-Plain is what a tensor file holds: contiguous numbers of its own dtypes, in memory of their own. All else is described:
+A plain tensor is one that a tensor file can hold: row-major, of one of the format's dtypes, in memory of its own.
 
     {"$tensor": name}                      a plain tensor
     {"$view": [name, dtype, shape, stride, offset]}
-                                           one that shares its memory, is not in row-major order, or is of a dtype that
-                                           the file has no word for; `name` holds the bytes; stride and offset count
-                                           elements
+                                           a tensor that shares its memory, is not row-major, or has a dtype that the
+                                           format lacks. `name` is the memory's bytes; stride and offset count elements
     {"$conj": node}  {"$neg": node}        a lazy conjugate, a lazy negation
     {"$sparse": {"layout", "shape", "coalesced", "indices": [nodes], "values": node}}
     {"$grad": node}                        a leaf that requires a gradient
     {"$parameter": [node, requires_grad]}  a torch.nn.Parameter
 
-The same description twice is the same tensor object twice.
+Equal nodes decode to one and the same tensor object.
 """
 
 import json
@@ -24,10 +23,12 @@ from torch import Tensor
 
 from savepoint.checkpoint import tensorfile
 
-MAX_DEPTH = 64  # of a tree, and of the nodes of one tensor
-ALIGNMENT = 64  # bytes: that of torch's CPU allocator
+# Levels of nesting, in a tree and in the node of one tensor.
+MAX_DEPTH = 64
+# Bytes: the alignment of torch's CPU allocator.
+ALIGNMENT = 64
 TAGS = frozenset({"$tensor", "$view", "$conj", "$neg", "$sparse", "$grad", "$parameter"})
-# Beside those of the file format, the dtypes that only a description names: their bytes are written as they lie.
+# The format's dtypes, and those that only a `$view` can name: their bytes are written as they lie in memory.
 DTYPES = tensorfile.DTYPES | {
     "C128": torch.complex128,
     "C32": torch.complex32,
@@ -45,7 +46,7 @@ _LAYOUTS = {layout: name for name, layout in _COMPRESSED.items()} | {torch.spars
 
 
 def parts(tensor: Tensor) -> Iterator[Tensor]:
-    """The dense tensors that a tensor consists of: itself, or a sparse one's indices and values."""
+    """Yield the dense tensors of which a tensor consists: itself, or the indices and values of a sparse one."""
     if tensor.layout in _LAYOUTS:
         indices, values = _sparse(tensor)
         yield from (*indices, values)
@@ -54,22 +55,27 @@ def parts(tensor: Tensor) -> Iterator[Tensor]:
 
 
 class Encoder:
-    """Gives each of these tensors, all different objects, its node. `tensors`: what the nodes name. Copies nothing."""
+    """Encodes a fixed list of tensor objects, all different. Copies nothing.
+
+    tensors: by name, the plain tensors that the nodes refer to.
+    """
 
     def __init__(self, leaves: list[Tensor]) -> None:
         self.tensors: dict[str, Tensor] = {}
-        self._names: dict[int, str] = {}  # address of the memory → its name
-        met: set[int] = set()
-        self._shared: set[int] = set()  # addresses of the memory that two or more of them look into
+        # The name of each memory that is already in `tensors`, by its address.
+        self._names: dict[int, str] = {}
+        # Addresses of memory that two or more of the leaves use.
+        self._shared: set[int] = set()
+        seen: set[int] = set()
         for tensor in leaves:
             for part in parts(tensor):
                 if _describable(part) and (address := _address(part)):
-                    (self._shared if address in met else met).add(address)
+                    (self._shared if address in seen else seen).add(address)
 
     def encode(self, tensor: Tensor, name: str) -> dict[str, Any]:
-        """The node. name: what to call the tensor in the file, if nothing is called so yet.
+        """Return the tensor's node. name: its name in the file, unless another tensor already has it.
 
-        Raises: ValueError that says what kind of tensor it is, if it could not come back as it was.
+        Raises: ValueError that says what kind of tensor it is, if `decode` could not give it back exactly.
         """
         if type(tensor) is torch.nn.Parameter:
             return {"$parameter": [self._detached(tensor.detach(), name), tensor.requires_grad]}
@@ -95,7 +101,10 @@ class Encoder:
         return {"$tensor": self._named(tensor, memory, name)}
 
     def _view(self, tensor: Tensor, name: str, shared: bool) -> dict[str, Any]:
-        """shared: the whole memory is written, once, for all that look into it. If not, the part that is looked at."""
+        """Describe a tensor by its memory's bytes.
+
+        shared: write the whole memory, once for all tensors that use it. Otherwise write only the part that is used.
+        """
         size, stride, offset = tensor.element_size(), tensor.stride(), tensor.storage_offset()
         span = sum((n - 1) * step for n, step in zip(tensor.shape, stride)) + 1 if tensor.numel() else 0
         memory = torch.empty(0, dtype=torch.uint8, device=tensor.device)
@@ -104,8 +113,7 @@ class Encoder:
         else:
             memory.set_(tensor.untyped_storage(), offset * size, (span * size,), (1,))
         named = self._named(memory, _address(tensor), f"{name}/(memory)")
-        place = [_NAMES[tensor.dtype], list(tensor.shape), list(stride), offset if shared else 0]
-        return {"$view": [named, *place]}
+        return {"$view": [named, _NAMES[tensor.dtype], list(tensor.shape), list(stride), offset if shared else 0]}
 
     def _sparse(self, tensor: Tensor, name: str) -> Any:
         indices, values = _sparse(tensor)
@@ -117,15 +125,15 @@ class Encoder:
             "values": self._detached(values, f"{name}/(values)"),
         }
 
-    def _named(self, tensor: Tensor, memory: int, wanted: str) -> str:
-        """Once for each memory. What has none, since it holds no numbers, shares with nothing."""
+    def _named(self, tensor: Tensor, memory: int, preferred: str) -> str:
+        """Name each memory once. Empty tensors own no memory (address 0), so each gets a name of its own."""
         if memory in self._names:
             return self._names[memory]
-        name, copy = wanted, 1
-        # The keys 1 and "1" of a tree have the same text, and one name is the file's own.
+        name, copy = preferred, 1
+        # The keys 1 and "1" of a tree give the same name, and the format reserves one name for itself.
         while name in self.tensors or name == tensorfile.METADATA:
             copy += 1
-            name = f"{wanted}~{copy}"
+            name = f"{preferred}~{copy}"
         self.tensors[name] = tensor
         if memory:
             self._names[memory] = name
@@ -133,7 +141,7 @@ class Encoder:
 
 
 class Decoder:
-    """Gives each node its tensor. Raises: KeyError, ValueError, TypeError or RuntimeError for what is no such node."""
+    """Decodes nodes into tensors. tensors: those of the file, by name. Equal nodes give the same tensor object."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._tensors = tensors
@@ -142,6 +150,10 @@ class Decoder:
         self._depth = 0
 
     def decode(self, tag: str, content: Any) -> Tensor:
+        """Return the tensor of the node `{tag: content}`.
+
+        Raises: KeyError, ValueError, TypeError or RuntimeError if it is not a node that `encode` writes.
+        """
         if tag == "$tensor":
             return self._tensors[content]
         description = json.dumps([tag, content])
@@ -169,7 +181,7 @@ class Decoder:
             case "$sparse":
                 return self._sparse(**content)
             case "$grad":
-                # A tensor object of its own: what else looks at the same memory requires none.
+                # Detached, so that other tensors of the same memory do not require a gradient.
                 return self._node(content).detach().requires_grad_()
             case "$parameter":
                 node, requires_grad = content
@@ -179,19 +191,19 @@ class Decoder:
     def _view(self, name: str, dtype: str, shape: list[int], stride: list[int], offset: int) -> Tensor:
         if name not in self._memories:
             memory = self._tensors[name]
-            # In a file, bytes follow upon bytes: those of wider numbers may lie at an address that is none of theirs.
+            # The file stores bytes, so they may start at an address that is not a multiple of the dtype's size.
             aligned = memory.data_ptr() % ALIGNMENT == 0 and memory.storage_offset() == 0
             self._memories[name] = (memory if aligned else memory.clone()).untyped_storage()
         storage = self._memories[name]
-        # Checked here: `set_` makes room for a view that does not fit, and what it finds there is nobody's.
+        # `set_` would enlarge the memory for a view that does not fit, and show whatever happens to lie there.
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if all(shape) else -1
         if min(0, *shape, *stride, offset) < 0 or (last + 1) * DTYPES[dtype].itemsize > self._tensors[name].nbytes:
-            raise ValueError("it looks beyond its memory")
+            raise ValueError("it reaches beyond its memory")
         return torch.empty(0, dtype=DTYPES[dtype]).set_(storage, offset, shape, stride)
 
     def _sparse(self, layout: str, shape: list[int], coalesced: bool | None, indices: list[Any], values: Any) -> Tensor:
         index, numbers = [self._node(each) for each in indices], self._node(values)
-        # The file may come from a stranger, and torch reads where the indices point.
+        # A stranger may have written the file, and torch would read wherever unchecked indices point.
         if layout == "coo":
             (where,) = index
             return torch.sparse_coo_tensor(where, numbers, shape, is_coalesced=coalesced, check_invariants=True)
@@ -202,12 +214,12 @@ class Decoder:
 
 
 def _address(tensor: Tensor) -> int:
-    """Where its memory begins: the same for tensors that share it; 0 where there is none to share."""
+    """Return the address of a tensor's memory. Tensors that share memory have the same one; empty tensors have 0."""
     return tensor.untyped_storage().data_ptr()
 
 
 def _sparse(tensor: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Indices and values as they lie there, uncoalesced where they are."""
+    """Return the indices and the values of a sparse tensor, without coalescing them."""
     if tensor.layout is torch.sparse_coo:
         return (tensor._indices(),), tensor._values()
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
@@ -216,7 +228,10 @@ def _sparse(tensor: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
 
 
 def _row_major(tensor: Tensor) -> bool:
-    """Whether its strides follow from its shape. A size of 1 may have any, and channels_last shows in them alone."""
+    """Whether the strides are exactly those of a new tensor of this shape.
+
+    `is_contiguous` ignores the strides of dimensions of size 1, and channels_last may show in those alone.
+    """
     step = 1
     for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride())):
         if stride != step:
@@ -226,6 +241,6 @@ def _row_major(tensor: Tensor) -> bool:
 
 
 def _describable(tensor: Tensor) -> bool:
-    """Whether a tensor is numbers in memory and no more than that."""
+    """Whether a tensor is dense numbers in memory: strided, not nested, not on the meta device, of a known dtype."""
     strided = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
     return strided and tensor.dtype in _NAMES

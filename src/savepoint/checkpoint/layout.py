@@ -1,4 +1,4 @@
-"""What a checkpoint's directory holds, and whether it holds what its manifest says (docs/checkpoint-format.md)."""
+"""Name the files of a checkpoint, write and check its manifest, and check its format (docs/checkpoint-format.md)."""
 
 import json
 import os
@@ -20,19 +20,20 @@ _DIGITS = re.compile(r"[0-9]{1,9}")
 
 
 class NewerFormatError(UserError):
-    """A sound checkpoint of a format that this version does not know. Not damage: never fallen back from."""
+    """A sound checkpoint of a newer format. It is not damaged, so resume must not fall back to an older one."""
 
 
 def manifest(written: Mapping[str, Written]) -> bytes:
-    """The manifest of these files: every file but itself."""
+    """Return the bytes of manifest.json. written: every other file, by name."""
     entries = {name: vars(entry) for name, entry in written.items()}
     return json.dumps({"format": FORMAT, "files": entries}, indent=1).encode()
 
 
 def read_manifest(path: Path) -> tuple[Any, dict[str, Written]]:
-    """The format that the manifest names, unchecked, and its entries: exactly the files that are there.
+    """Read manifest.json, and check that it lists exactly the files of the directory.
 
-    Raises: CheckpointError that names what is missing, extra or no manifest.
+    Returns: its format, which `check_format` has yet to check, and its entries by file name.
+    Raises: CheckpointError that names the files that are missing or extra, or says why the manifest cannot be read.
     """
     try:
         manifest = trust.parse_json(trust.read_file(path / MANIFEST, at_most=_MAX_MANIFEST), path / MANIFEST)
@@ -51,7 +52,7 @@ def read_manifest(path: Path) -> tuple[Any, dict[str, Written]]:
 
 
 def read(path: Path, entry: Written) -> trust.Memory:
-    """The bytes of a file, if they are those of its entry. Raises: CheckpointError if not."""
+    """Read a file. Raises: CheckpointError if its size or SHA-256 differs from its manifest entry."""
     data, digest = trust.read_digested(path, exactly=entry.size)
     if digest != entry.sha256:
         raise CheckpointError(f"{path}: its SHA-256 is not the manifest's.")
@@ -59,9 +60,10 @@ def read(path: Path, entry: Written) -> trust.Memory:
 
 
 def check_format(path: Path, stated: Any, values: dict[str, Any], metadata: list[dict[str, str]]) -> None:
-    """A format is believed only where every file that names one agrees: one flipped digit is damage, not the future.
+    """Check that every file names the same format, and that this version can read it. A flipped digit is damage.
 
-    stated: by the manifest. values: of state.json. metadata: of both files of tensors.
+    stated: the manifest's format. values: state.json. metadata: that of both tensor files.
+    Raises: CheckpointError if the files disagree; NewerFormatError if they agree on a newer format.
     """
     named: list[Any] = [stated, values.get("format")]
     for each in metadata:

@@ -1,4 +1,4 @@
-"""Which of a run's checkpoints are kept, and how the others are deleted."""
+"""Decide which of a run's checkpoints are kept, and delete the others."""
 
 import contextlib
 import errno
@@ -24,13 +24,17 @@ def prune(
     mode: str,
     protect: str | None,
 ) -> list[str]:
-    """Delete what retention does not keep, and return the names. Call it only once the newest one is durable.
+    """Delete the checkpoints that no rule keeps. Call it only when the newest one is durable.
 
-    A damaged one, as far as sizes tell, is never kept in place of a sound one. What the disk does not let itself be
-    read or deleted is kept, and the next call tries again.
+    keep_last: how many of the newest sound checkpoints stay, at least 1. keep_best: how many of the best by `monitor`
+    stay. keep_every_n_epochs: the first checkpoint of every n-th epoch stays. monitor: the metric's name, or None.
+    mode: `min` or `max`. protect: the name of one that stays in any case.
+    Returns: the names of the checkpoints that were deleted. One that the disk does not let us read or delete stays, and
+    the next call tries again.
     """
     there = names(root)
     damaged = {name: _damaged(root / name) for name in there}
+    # A damaged checkpoint never takes the place of a sound one.
     sound = [name for name in there if damaged[name] is False]
     kept = {protect, *(name for name in there if damaged[name] is None)}
     kept |= set(there[there.index(sound[-keep_last]) :] if len(sound) >= keep_last else there)
@@ -43,9 +47,9 @@ def prune(
 
 
 def _damaged(path: Path) -> bool | None:
-    """Whether a checkpoint is, as far as its sizes and its state.json tell; None if the disk does not say.
+    """Whether a checkpoint's files or state.json are damaged; None if the disk refuses to tell.
 
-    Retention hashes no gigabytes: that is what resume does.
+    Checks sizes, not digests: hashing gigabytes after each save is too slow, and resume does it.
     """
     try:
         for name, entry in layout.read_manifest(path)[1].items():
@@ -61,24 +65,29 @@ def _damaged(path: Path) -> bool | None:
 
 
 def _delete(root: Path, dropped: list[str]) -> list[str]:
-    """Delete those that are directories of this run, and no links to others'. Returns the names that are gone."""
+    """Delete these checkpoints, except links to other places. Returns: the names that are gone."""
     gone = []
     for name in dropped:
-        # Renamed first: a kill in the middle of deleting must not leave what looks like a damaged checkpoint.
+        # Renamed first, or a kill in the middle would leave what looks like a damaged checkpoint.
         if (root / name).is_dir() and not (root / name).is_symlink():
             with contextlib.suppress(OSError):
                 os.rename(root / name, root / f"{_PRUNED}{name}-{os.getpid()}")
                 gone.append(name)
     with contextlib.suppress(OSError):
         if gone:
-            system.files.sync_directory(root)  # or a power cut could bring a name back whose files are deleted
-        for hidden in root.glob(f"{_PRUNED}*"):  # also what an earlier call could not delete
+            # Without this, a power cut could bring back the name of a checkpoint whose files are deleted.
+            system.files.sync_directory(root)
+        # This includes what an earlier call could not delete.
+        for hidden in root.glob(f"{_PRUNED}*"):
             system.files.remove(hidden)
     return gone
 
 
 def clean(root: Path) -> None:
-    """Remove what a killed process left half written or half deleted. Call it while no other process uses the run."""
-    with contextlib.suppress(OSError):  # the next start tries again
+    """Remove what a killed process left half written or half deleted. Call it while no other process uses the run.
+
+    What the disk refuses to delete is left for the next start.
+    """
+    with contextlib.suppress(OSError):
         for entry in root.glob(".tmp-*"):
             system.files.remove(entry)

@@ -1,4 +1,4 @@
-"""The checkpoints of one run: list them, and choose the newest, the best or one by name."""
+"""List a run's checkpoints, and choose one: the newest, the best, or one by step or name."""
 
 import contextlib
 import functools
@@ -14,20 +14,25 @@ from savepoint.errors import CheckpointError, short_list
 
 
 def names(root: Path) -> list[str]:
-    """Names of the checkpoints under `root`, oldest first, sound or not."""
+    """List the names of the checkpoints under `root`, oldest first, sound or not. [] if there is no such directory."""
     if not root.is_dir():
         return []
     return sorted((entry.name for entry in os.scandir(root) if NAME.fullmatch(entry.name)), key=position)
 
 
 def position(name: str) -> tuple[int, int]:
+    """Return the step and the epoch in a checkpoint's name. Checkpoints are ordered by this pair."""
     match = NAME.fullmatch(name)
     assert match
     return int(match[2]), int(match[1])
 
 
 def latest(root: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
-    """The newest sound checkpoint, and each newer one that is damaged, with what is wrong with it."""
+    """Load the newest sound checkpoint under `root`.
+
+    Returns: the checkpoint, None if there is none; and the path and fault of each newer, damaged one, newest first.
+    Raises: NewerFormatError if a newer, sound checkpoint has a format that this version cannot read.
+    """
     damaged: list[tuple[Path, str]] = []
     for name in reversed(names(root)):
         try:
@@ -38,9 +43,12 @@ def latest(root: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
 
 
 def select(root: Path, choice: str, *, monitor: str | None, mode: str) -> Checkpoint:
-    """The checkpoint that `@best`, `@last`, `@<name>` or `@<step>` means, loaded.
+    """Load the checkpoint that was named after `@`.
 
-    Raises: CheckpointError that says which there are, if there is none such, or what is wrong with it.
+    choice: `last` (the newest sound one), `best` (by `monitor`), a step, or a checkpoint's name.
+    monitor: the metric's name, or None. mode: `min` or `max`.
+    Raises: CheckpointError if there is no such checkpoint, saying which there are, or if it is damaged;
+    NewerFormatError if its format is newer than this version.
     """
     there = names(root)
     if choice == "last":
@@ -60,13 +68,15 @@ def select(root: Path, choice: str, *, monitor: str | None, mode: str) -> Checkp
 
 
 def best(root: Path, *, monitor: str, mode: str) -> list[str]:
-    """Names of the checkpoints in which `monitor` was just measured, best first. NaN is never among them.
+    """List the names of the checkpoints at which `monitor` was measured, best first, without NaN.
 
-    A checkpoint from the middle of an epoch carries the value of the epoch before: it is not measured there.
+    A checkpoint in the middle of an epoch does not count: its metrics are those of the epoch before.
+    mode: `min` or `max`.
     """
     scores = []
     for name in names(root):
-        with contextlib.suppress(CheckpointError):  # it cannot be the best, and resume is where damage is reported
+        # A damaged checkpoint cannot be the best. Resume reports the damage.
+        with contextlib.suppress(CheckpointError):
             score = measured(root / name).get(monitor)
             if isinstance(score, int | float) and score == score:
                 scores.append((score if mode == "min" else -score, position(name), name))
@@ -74,7 +84,10 @@ def best(root: Path, *, monitor: str, mode: str) -> list[str]:
 
 
 def measured(path: Path) -> dict[str, Any]:
-    """The metrics that were measured at this very checkpoint."""
+    """Return the metrics that were measured at this checkpoint; {} in the middle of an epoch.
+
+    Raises: CheckpointError if its state.json cannot be read.
+    """
     try:
         found = (path / STATE).lstat()
     except OSError as error:
@@ -84,7 +97,7 @@ def measured(path: Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=10_000)
 def _metrics(path: Path, identity: tuple[int, int, int]) -> dict[str, Any]:
-    """Remembered by the file's identity, or each save of a long run would read what all checkpoints before it hold."""
+    """Cache metrics by inode, size and time of change. Otherwise every save would read all older state.json again."""
     values = trust.parse_json(trust.read_file(path, at_most=trust.MAX_JSON), path)
     try:
         metrics = tree.join({}, values.get("metrics"))

@@ -1,4 +1,4 @@
-"""One copy of a state in host memory, taken between two updates, so that it can be written while training goes on."""
+"""Copy a state to host memory between two updates, so that it can be written while training goes on."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from savepoint.checkpoint.tensorfile import Plan
 
 
 class Snapshot:
-    """Host memory that holds a planned file's tensors, and is used again by the next copy. Pinned if any is on CUDA."""
+    """Host memory for the tensors of a planned file, reused by each copy. It is pinned if any tensor is on CUDA."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
@@ -16,13 +16,15 @@ class Snapshot:
         self._copied: list[torch.cuda.Event] = []
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    @torch.no_grad()  # a module may give its parameters undetached: a graph would grow with each copy into these views
+    # A module may give tensors that require a gradient: without this, a graph would grow with each copy into the views.
+    @torch.no_grad()
     def copy(self, plan: Plan) -> Plan:
-        """The same file from memory of its own. On CUDA the copy may still be under way: `wait` before it is read.
+        """Return a plan of the same file whose bytes are in this memory. The plan of the last call becomes invalid.
 
-        The plan that the last call gave is no longer good.
+        On CUDA the copy may still be in progress: call `wait` before reading it.
         """
-        if plan.header != self._header:  # it says every dtype, shape and place: without a change the views still fit
+        # The header states every dtype, shape and offset. If it is the same, the views still fit.
+        if plan.header != self._header:
             self._make_room(plan)
         devices = {tensor.device for tensor in plan.tensors if tensor.is_cuda}
         self._copied = []
@@ -30,10 +32,10 @@ class Snapshot:
             self._copy_beside(devices.pop(), plan.tensors)
         elif plan.tensors:
             torch._foreach_copy_(self._views, plan.tensors)
-        return plan.of([self._memory[: plan.bytes]] if plan.bytes else [])
+        return plan.with_tensors([self._memory[: plan.bytes]] if plan.bytes else [])
 
     def wait(self) -> None:
-        """Wait until the copy is in host memory. From any thread."""
+        """Wait until the copy is in host memory. Any thread may call this."""
         for event in self._copied:
             event.synchronize()
 
@@ -41,7 +43,8 @@ class Snapshot:
         pinned = any(tensor.is_cuda for tensor in plan.tensors)
         if plan.bytes > len(self._memory) or pinned != self._memory.is_pinned():
             self._views = []
-            self._memory = torch.empty(0, dtype=torch.uint8)  # freed first: two of them would be twice the state
+            # Freed before the new memory is taken: both together would be twice the state.
+            self._memory = torch.empty(0, dtype=torch.uint8)
             self._memory = torch.empty(plan.bytes, dtype=torch.uint8, pin_memory=pinned)
         self._views, end = [], 0
         for tensor in plan.tensors:
@@ -50,7 +53,7 @@ class Snapshot:
         self._header = plan.header
 
     def _copy_beside(self, device: torch.device, tensors: list[Tensor]) -> None:
-        """On a stream of its own: this thread does not wait, and the next update does, on the device, for the copy."""
+        """Copy on a separate stream. The device runs the next update after the copy; this thread waits for neither."""
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side = self._streams[device]
@@ -58,8 +61,8 @@ class Snapshot:
         side.wait_stream(training)
         with torch.cuda.stream(side):
             for view, tensor in zip(self._views, tensors):
-                # Resolved on the device: `copy_` would do it on the host, before the bytes are there (pytorch#146286).
+                # Resolved on the device: `copy_` would resolve on the host, before the bytes arrive (pytorch#146286).
                 view.copy_(tensor.resolve_conj().resolve_neg(), non_blocking=True)
-            # Blocking: the thread that waits for it sleeps, rather than keeping a core busy.
+            # With a blocking event, the thread that waits sleeps instead of keeping a core busy.
             self._copied = [side.record_event(torch.cuda.Event(blocking=True))]  # type: ignore[no-untyped-call]
         training.wait_stream(side)

@@ -1,7 +1,6 @@
-"""One checkpoint on the disk: `save`, `load`, `verify`. A root of many: `names`, `latest`, `best`, `prune`.
+"""Save, load and verify one checkpoint: a directory that appears on the disk whole or not at all, and never changes.
 
-A checkpoint is a directory that appears whole or not at all (docs/checkpoint-format.md says what is in it). It is never
-rewritten. This module sees tensors and trees, never a model.
+docs/checkpoint-format.md describes its files.
 """
 
 import hashlib
@@ -37,7 +36,11 @@ NAME = re.compile(r"epoch_([0-9]{4,9})_step_([0-9]{8,15})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load` read and verified."""
+    """A checkpoint that was loaded and verified.
+
+    model: the tensors of model.safetensors. state: everything else that was saved, as it was. config: the text of
+    config.yaml. provenance: provenance.json.
+    """
 
     path: Path
     model: dict[str, Tensor]
@@ -48,7 +51,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Draft:
-    """A checkpoint that is not on the disk yet. values: of state.json. documents: name → text."""
+    """A checkpoint that is not on the disk yet. values: state.json. documents: the text files, by name."""
 
     name: str
     model: tensorfile.Plan
@@ -58,7 +61,11 @@ class Draft:
 
 
 def name_of(*, epoch: int, step: int) -> str:
-    """Epochs and optimizer updates completed, so that names sort in training order."""
+    """Return a checkpoint's name from the numbers of completed epochs and optimizer updates.
+
+    >>> name_of(epoch=3, step=70)
+    'epoch_0003_step_00000070'
+    """
     return f"epoch_{epoch:04d}_step_{step:08d}"
 
 
@@ -70,21 +77,25 @@ def save(
     documents: Mapping[str, str],
     metadata: Mapping[str, str],
 ) -> Path:
-    """Write a checkpoint under `root` and return its path once it is durable: see `draft` and `publish`."""
+    """Write a checkpoint under `root`, and return its path once it is durable.
+
+    The arguments and errors are those of `draft` and `publish`, which split this work between two threads.
+    """
     return publish(root, draft(model=model, state=state, documents=documents, metadata=metadata))
 
 
 def draft(
     *, model: Mapping[str, Tensor], state: Mapping[str, Any], documents: Mapping[str, str], metadata: Mapping[str, str]
 ) -> Draft:
-    """All that a checkpoint will hold. Tensors are referred to, everything else is copied.
+    """Prepare a checkpoint in memory. Tensors are referred to, not copied; everything else is copied.
 
-    model: what `model.safetensors` holds. state: every other value and tensor, as one tree with `epoch` and `step`.
-    documents: the text files (config.yaml, provenance.json, changes.patch). metadata: for the header of
-    model.safetensors, so that the file alone is traceable.
-    Raises: TreeError for state that cannot be saved exactly.
+    model: the tensors of model.safetensors, dense and of a dtype in `NAMES`, on any device.
+    state: a tree of all other values and tensors (see `split`), with integers `epoch` and `step`.
+    documents: config.yaml, provenance.json and perhaps changes.patch, by name.
+    metadata: text for the header of model.safetensors, so that this file alone can be traced to its run.
+    Raises: TreeError, with the value's path, for a state that could not be loaded exactly.
     """
-    assert REQUIRED - {MODEL, TRAINING, STATE} <= set(documents), "a checkpoint always says where it comes from"
+    assert REQUIRED - {MODEL, TRAINING, STATE} <= set(documents), "a checkpoint needs its config and its provenance"
     version = {"savepoint.format": str(FORMAT)}
     with system.memory.growing():
         tensors, values = tree.split({"format": FORMAT, **state})
@@ -98,25 +109,26 @@ def draft(
 
 
 def publish(root: Path, draft: Draft) -> Path:
-    """Write a checkpoint under `root` and return its path once it is durable.
+    """Write a prepared checkpoint under `root`, and return its path once it is durable.
 
-    Raises: OSError if the disk refuses, after what was written has been removed.
+    A sound checkpoint of the same name is kept: its bytes would be the same. A damaged one is set aside.
+    Raises: OSError if the disk refuses, after whatever was written has been removed.
     """
     final = root / draft.name
     if final.exists():
         if verify(final) is None:
-            return final  # sound, and of this very step: the same bytes would be written again
+            return final
         set_aside(final)
     hidden = root / f".tmp-{final.name}-{os.getpid()}"
     try:
         if not root.exists():
             root.mkdir(parents=True)
-            # Or a power cut could take the whole directory, sound as it is inside.
+            # Without this, a power cut could remove the directory together with its checkpoints.
             system.files.sync_directory(root.parent)
         hidden.mkdir()
         written = _write_files(hidden, draft)
         system.files.write(hidden / MANIFEST, layout.manifest(written))
-        # The names inside must be on the disk before the directory gets the name by which it counts as whole.
+        # The files' names must be on the disk before the directory gets the name that makes it a checkpoint.
         system.files.sync_directory(hidden)
         os.rename(hidden, final)
     except BaseException:
@@ -127,7 +139,7 @@ def publish(root: Path, draft: Draft) -> Path:
 
 
 def _write_files(directory: Path, draft: Draft) -> dict[str, tensorfile.Written]:
-    """All files but the manifest. Two threads work out digests meanwhile: that takes as long as writing does."""
+    """Write every file but the manifest. Two threads compute digests meanwhile, which takes as long as writing."""
     plans = {MODEL: draft.model, TRAINING: draft.training}
     written = {}
     with ThreadPoolExecutor(len(plans)) as hashers:
@@ -135,7 +147,7 @@ def _write_files(directory: Path, draft: Draft) -> dict[str, tensorfile.Written]
         sizes = {name: system.files.write(directory / name, plan.chunks()) for name, plan in plans.items()}
         texts = {STATE: json.dumps(draft.values, indent=1, allow_nan=False)} | draft.documents
         for name, text in texts.items():
-            # A patch holds whatever bytes the changed files do, read as surrogates where they are no UTF-8.
+            # A patch may hold bytes that are not UTF-8. They were decoded as surrogates, and are restored here.
             data = text.encode(errors="surrogateescape")
             size = system.files.write(directory / name, data)
             written[name] = tensorfile.Written(size=size, sha256=hashlib.sha256(data).hexdigest())
@@ -144,20 +156,22 @@ def _write_files(directory: Path, draft: Draft) -> dict[str, tensorfile.Written]
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint. Every byte that is used is one whose digest was checked: each file is read once.
+    """Read and verify a checkpoint. Each file is read once, so the bytes in use are the ones that were verified.
 
-    Raises: CheckpointError that names the file if anything is missing, extra or not as the manifest says;
-    NewerFormatError if the checkpoint is sound and of a later format.
+    Its tensors are on the CPU, in the memory into which the files were read.
+    Raises: CheckpointError that names the file, if one is missing, extra, malformed, or differs from the manifest;
+    NewerFormatError if the checkpoint is sound and its format is newer than this version.
     """
     stated, entries = layout.read_manifest(path)
-    with ThreadPoolExecutor(2) as readers:  # the two files of tensors side by side: digests take the time
+    # The two tensor files are read side by side: most of the time goes into their digests.
+    with ThreadPoolExecutor(2) as readers:
         contents = dict(zip(entries, readers.map(lambda name: layout.read(path / name, entries[name]), entries)))
     with system.memory.growing():
         return _parse(path, contents, stated)
 
 
 def _parse(path: Path, contents: dict[str, trust.Memory], stated: Any) -> Checkpoint:
-    """What the files say, their digests having been checked. stated: the format that the manifest names."""
+    """Build the checkpoint from its files' bytes, whose digests were checked. stated: the manifest's format."""
     values = trust.parse_json(contents[STATE], path / STATE)
     headers = {name: tensorfile.read_header(contents[name], name=str(path / name)) for name in (MODEL, TRAINING)}
     layout.check_format(path, stated, values, [header.metadata for header in headers.values()])
@@ -174,7 +188,7 @@ def _parse(path: Path, contents: dict[str, trust.Memory], stated: Any) -> Checkp
 
 
 def verify(path: Path) -> str | None:
-    """Why `load` would refuse the checkpoint, or None if it is sound: of a newer format too."""
+    """Return why a checkpoint is damaged, or None if it is sound, even if this version cannot read its format."""
     try:
         load(path)
     except CheckpointError as error:
@@ -185,17 +199,20 @@ def verify(path: Path) -> str | None:
 
 
 def _check_name(path: Path, state: Any) -> None:
-    """A directory that was renamed would count as of another step than its state is."""
+    """Check that a checkpoint's name agrees with its state. A renamed one would count as another step."""
     epoch, step = (state.get("epoch"), state.get("step")) if isinstance(state, dict) else (None, None)
     if type(epoch) is not int or type(step) is not int or min(epoch, step) < 0:
-        raise CheckpointError(f"{path / STATE}: it does not say of which epoch and step it is.")
+        raise CheckpointError(f"{path / STATE}: it does not say its epoch and step.")
     own = name_of(epoch=epoch, step=step)
     if NAME.fullmatch(path.name) and path.name != own:
         raise CheckpointError(f"{path}: its state is that of {own}, so it was renamed.")
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint out of the way, keeping it for whoever wants to look at it."""
+    """Rename a damaged checkpoint to `.damaged-<name>`, so that it is ignored but can still be examined.
+
+    Returns: its new path. Raises: OSError if the disk refuses.
+    """
     target, copy = path.with_name(f".damaged-{path.name}"), 1
     while target.exists():
         copy += 1

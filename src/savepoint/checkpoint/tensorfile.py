@@ -1,11 +1,11 @@
-"""Tensors in one file, in the safetensors format, written and read byte by byte here.
+"""Write and read tensors in one file, in the safetensors format. Any safetensors reader opens it.
 
-The file: 8 bytes with the header's length (little-endian), the header (JSON: name → dtype, shape, data_offsets, and
-`__metadata__`, text to text), then the tensors' bytes without holes. Any safetensors reader opens it.
-Source: the format's own description, https://github.com/huggingface/safetensors#format.
+A file is 8 bytes with the header's length (little-endian), the header (JSON: name → dtype, shape, data_offsets, and
+`__metadata__`, text to text), then the tensors' bytes without holes.
+Source: https://github.com/huggingface/safetensors#format.
 
-Why not the library's `save_file`: it leaves the file unsynced, with mode 0600 whatever the umask, and orders metadata
-at random, so that equal contents have unequal digests; and the digest of what is written is best taken while writing.
+The library's `save_file` would not do: it does not sync the file, ignores the umask, and orders metadata at random, so
+that equal contents have different digests.
 """
 
 import functools
@@ -47,15 +47,19 @@ DTYPES = {
     "C64": torch.complex64,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MAX_HEADER = 100_000_000  # the format's own limit, in bytes
-MAX_DIMENSIONS = 64  # torch's own limit; a longer shape would cost minutes to multiply out
-PIECE = 8 * 2**20  # bytes that are copied at a time where a tensor does not lie in memory as it does in the file
-METADATA = "__metadata__"  # the one name in a header that no tensor can have
+# Bytes, the format's own limit.
+MAX_HEADER = 100_000_000
+# torch's own limit. Multiplying out a much longer shape, from a stranger's file, would take minutes.
+MAX_DIMENSIONS = 64
+# Bytes that are copied at a time if a tensor's memory differs from its bytes in the file.
+PIECE = 8 * 2**20
+# The one name in a header that no tensor can have.
+METADATA = "__metadata__"
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a file on the disk must be: its size in bytes and the SHA-256 of its bytes."""
+    """A file's entry in the manifest: its size in bytes, and its SHA-256 in hexadecimal."""
 
     size: int
     sha256: str
@@ -63,7 +67,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the tensors' bytes. start: where those begin. entries: name → as the file describes it."""
+    """A file's header. entries: each tensor's dtype, shape and offsets, unchecked. start: its size in bytes."""
 
     entries: dict[str, Any]
     metadata: dict[str, str]
@@ -71,47 +75,49 @@ class Header:
 
 
 class Plan:
-    """A file that is not written yet: its header, and the tensors whose bytes follow it.
+    """A file that is not written yet.
 
-    header: the bytes before the tensors'. tensors: in the order of the file; referred to, not copied.
+    header: the file's first bytes. tensors: those whose bytes follow, in order; referred to, not copied.
+    bytes: how many follow the header.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        # Widest first keeps every tensor aligned to its element size.
+        # Wide elements first: every tensor then begins at a multiple of its element size.
         names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
         described = tuple((name, tensors[name].dtype, tensors[name].shape) for name in names)
         self.header, self.bytes = _header(described, tuple(sorted(metadata.items())))
         self.tensors = [tensors[name] for name in names]
 
-    def of(self, tensors: list[Tensor]) -> "Plan":
-        """The same file from other memory: tensors whose bytes, one after the other, are those of these."""
+    def with_tensors(self, tensors: list[Tensor]) -> "Plan":
+        """Return a plan of the same file whose bytes come from other memory: the bytes of `tensors`, in order."""
         other = copy(self)
         other.tensors = tensors
         return other
 
     @property
     def size(self) -> int:
-        """Of the whole file, in bytes."""
+        """Return the whole file's size in bytes."""
         return len(self.header) + self.bytes
 
     def chunks(self) -> Iterator[memoryview]:
-        """The file's bytes. Tensors on the CPU are not copied, others in pieces: see PIECE."""
+        """Yield the file's bytes. Contiguous tensors on the CPU are not copied, others in pieces of `PIECE` bytes."""
         yield memoryview(self.header)
         yield from _pieces(self.tensors)
 
     def sha256(self) -> str:
-        """Of the whole file. hashlib lets other threads run meanwhile."""
+        """Return the whole file's SHA-256 in hexadecimal. Other threads run meanwhile."""
         digest = hashlib.sha256()
         for chunk in self.chunks():
             digest.update(chunk)
         return digest.hexdigest()
 
 
-@functools.lru_cache(maxsize=4)  # a run's checkpoints have the same two headers again and again
+# Cached because all checkpoints of a run have the same two headers.
+@functools.lru_cache(maxsize=4)
 def _header(
     described: tuple[tuple[str, torch.dtype, torch.Size], ...], metadata: tuple[tuple[str, str], ...]
 ) -> tuple[bytes, int]:
-    """The bytes before the tensors', and how many bytes those are."""
+    """Return the header's bytes, its length included, and the number of bytes that follow it."""
     entries: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     end = 0
     for name, dtype, shape in described:
@@ -124,16 +130,17 @@ def _header(
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Written:
-    """Write a new file, fsynced. Equal tensors and metadata give equal bytes, in every process.
+    """Write a new file and wait until it is on the disk. Equal tensors and metadata give equal bytes in every process.
 
-    tensors: any device, any strides, of the dtypes above; written contiguous, in row-major order.
+    tensors: dense tensors of a dtype in `DTYPES`, on any device, with any strides. They are written row-major.
+    Raises: OSError if the disk refuses.
     """
     plan = Plan(tensors, metadata)
     return Written(size=system.files.write(path, plan.chunks()), sha256=plan.sha256())
 
 
 def nameable(name: str) -> bool:
-    """Whether a tensor may be called so: a reader that makes a file of each tensor must not be led elsewhere."""
+    """Whether a tensor may have this name. A reader that makes a file of each tensor must stay inside its folder."""
     return (
         name != METADATA
         and not name.startswith(("/", "\\"))
@@ -159,23 +166,24 @@ def _pieces(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
 
 def _bytes(tensor: Tensor) -> memoryview:
     assert sys.byteorder == "little", "the format is little-endian"
-    # A lazy conjugate or negation is only a flag: written as it lies in memory, it would save other numbers.
+    # A lazy conjugate or negation is only a flag. Its memory holds other numbers.
     tensor = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    # Not reshape: where every size is 1, contiguous says nothing of the strides.
+    # Not `reshape`: a contiguous tensor may have any stride in dimensions of size 1, which `view` then refuses.
     array: Any = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
     return memoryview(array)
 
 
 def read(data: trust.Memory, *, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata from a whole file's bytes: see `read_header` and `read_tensors`."""
+    """Read tensors and metadata from a whole file's bytes. The errors are those of `read_header` and `read_tensors`."""
     header = read_header(data, name=name)
     return read_tensors(data, header, name=name), header.metadata
 
 
 def read_header(data: bytes | trust.Memory, *, name: str) -> Header:
-    """What stands before the tensors' bytes: its metadata checked, its entries not yet.
+    """Read a file's header and check its metadata. `read_tensors` checks its entries.
 
-    Raises: CheckpointError, with `name`, if it is none.
+    data: at least the header's bytes. name: what errors call the file.
+    Raises: CheckpointError if it is not a header.
     """
     length = int.from_bytes(data[:8], "little")
     if length >= MAX_HEADER or 8 + length > len(data):
@@ -193,10 +201,10 @@ def read_header(data: bytes | trust.Memory, *, name: str) -> Header:
 
 
 def read_tensors(data: trust.Memory, header: Header, *, name: str) -> dict[str, Tensor]:
-    """The tensors that a header describes. They lie in `data`, the whole file's bytes; nothing is copied.
+    """Return the tensors that a header describes, as views into `data`, the whole file's bytes.
 
-    Everything is checked before it is used, since the file may come from a stranger.
-    Raises: CheckpointError, with `name`, for whatever is not exactly what `write` could have written.
+    A stranger may have written the file, so everything is checked before it is used. name: what errors call the file.
+    Raises: CheckpointError if an entry is malformed, or if the tensors do not fill the file without holes.
     """
     tensors, spans = {}, [(0, 0)]
     for key, entry in header.entries.items():
@@ -225,14 +233,13 @@ def _tensor(data: trust.Memory, start: int, key: str, entry: Any, name: str) -> 
             raise ValueError("it ends beyond the file")
         if count == 0:
             return torch.empty(shape, dtype=dtype), (begin, end)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: sizes that torch cannot multiply
+    # torch raises RuntimeError for sizes whose product does not fit 64 bits.
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{name}: tensor {key!r} is described wrongly ({error}).") from error
     if dtype is torch.bool and data[start + begin : start + end].strip(b"\x00\x01"):
         raise CheckpointError(f"{name}: tensor {key!r} holds booleans that are neither 0 nor 1.")
     if (start + begin) % dtype.itemsize:
-        data, start = (
-            bytearray(data[start + begin : start + end]),
-            -begin,
-        )  # not aligned: another writer's file, so copy
+        # Another program wrote this file, and left the tensor unaligned.
+        data, start = bytearray(data[start + begin : start + end]), -begin
     tensor = torch.frombuffer(data, dtype=dtype, count=count, offset=start + begin)
     return tensor.reshape(shape), (begin, end)

@@ -1,18 +1,19 @@
-"""Nested state into (tensors, JSON) and back, exactly.
+"""Split nested state into (tensors, JSON), and join it again, exactly.
 
-`split` takes a tree of what optimizers, schedulers and generators keep in their state, and gives named tensors for a
-tensor file and a value that strict JSON holds. `join` is its inverse: types, key types, order, shared tensors, the sign
-of a zero, the bits of a NaN in a tensor. What JSON has no word for is an object with one key that begins with "$":
+A tree is nested lists, tuples and dicts of the values that optimizers, schedulers and generators keep in their state.
+`split` returns named tensors for a tensor file, and a value that strict JSON can hold. `join` is its inverse: types,
+types of keys, order, shared tensors, the sign of a zero and the bits of a NaN in a tensor come back. A value that JSON
+has no word for becomes an object with one key that begins with "$":
 
     {"$tensor": name}  {"$view": …}  …              tensors: see `encoding`
-    {"$array": node}  {"$scalar": node}             a NumPy array, a NumPy number; node: its tensor's
+    {"$array": node}  {"$scalar": node}             a NumPy array, a NumPy number; node: that of its tensor
     {"$tuple": [...]}  {"$bytes": "hex"}  {"$int": "decimal"}  {"$float": "nan" | "inf" | "-inf"}
     {"$complex": [real, imaginary]}
-    {"$dict": [[key, value], ...]}                 keys that are not all strings, or one that begins with "$"
+    {"$dict": [[key, value], ...]}                 a dict with a key that is not a string, or begins with "$"
     {"$ordered": [[key, value], ...]}  {"$counter": [[key, value], ...]}
 
-Not kept: which lists and dicts are one object in two places, and gradients (`.grad`), which are never state. Two
-tensors that look into the same memory in the same way become one object.
+Two things are not kept: that two places hold the same list or dict object, and gradients (`.grad`), which are never
+state. Two tensor objects with the same memory, shape and strides become one object.
 """
 
 import functools
@@ -28,21 +29,22 @@ from torch import Tensor
 from savepoint.checkpoint import encoding
 
 MAX_DEPTH = encoding.MAX_DEPTH
-# Integers beyond it lose digits in readers that hold every number as a double.
+# Larger integers lose digits in readers that hold every number as a double.
 MAX_EXACT = 2**53
-# In a tensor's name; the rest becomes %XX, so that a key is never taken for more than one part of a path.
+# Characters that stay as they are in a tensor's name. Others become %XX, so that each key is one part of the path.
 _NAMEABLE = "".join(chr(code) for code in range(32, 127) if chr(code) not in "/\\%")
 _KEYS = (str, int, float, bool, bytes, type(None))
 
 
 class TreeError(TypeError):
-    """A value that could not come back as it was. Its text begins with the value's path."""
+    """A value that cannot be saved or loaded exactly. The message begins with the value's path."""
 
 
 def split(tree: Any) -> tuple[dict[str, Tensor], Any]:
-    """Take a tree apart. The tensors are the tree's own memory, not copies, except for NumPy's.
+    """Split a tree into named tensors and a value that strict JSON can hold.
 
-    Raises: TreeError, naming the path, for a type that `join` could not give back.
+    The tensors are the tree's own, not copies, except those made from NumPy arrays.
+    Raises: TreeError for a value that `join` could not give back exactly, or nested more than 64 deep.
     """
     splitter = _Splitter()
     values = splitter.encode(tree, ())
@@ -50,21 +52,22 @@ def split(tree: Any) -> tuple[dict[str, Tensor], Any]:
 
 
 def join(tensors: dict[str, Tensor], values: Any) -> Any:
-    """Put a tree together from what `split` gave.
+    """Join the results of `split` into a tree that equals the original.
 
-    Raises: TreeError if a tensor is missing, or an object is not one that `split` writes.
+    Raises: TreeError if a tensor is missing, or if `values` holds an object that `split` does not write.
     """
     return _Joiner(tensors).decode(values, ())
 
 
 class _Splitter:
     def __init__(self) -> None:
-        self._met: dict[int, tuple[Tensor, tuple[str, ...], dict[str, Any]]] = {}  # id → itself, its path, its node
+        # By its id: each tensor, the path where it was found first, and its node, which `tensors` fills in.
+        self._leaves: dict[int, tuple[Tensor, tuple[str, ...], dict[str, Any]]] = {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those of the tree that was encoded. Their nodes are filled only now: what shares memory has to be known."""
-        encoder = encoding.Encoder([tensor for tensor, _, _ in self._met.values()])
-        for tensor, path, node in self._met.values():
+        """Encode the tensors that `encode` found. It comes last: it has to know which of them share memory."""
+        encoder = encoding.Encoder([tensor for tensor, _, _ in self._leaves.values()])
+        for tensor, path, node in self._leaves.values():
             try:
                 node.update(encoder.encode(tensor, _name(path)))
             except ValueError as error:
@@ -105,11 +108,13 @@ class _Splitter:
     def _decimal(self, value: int, path: tuple[str, ...]) -> str:
         try:
             return str(value)
-        except ValueError:  # Python's own limit, and that of whoever reads it
+        except ValueError:
+            # Python refuses to convert more than 4,300 digits, here and when the file is read.
             raise TreeError(f"{_text(path)}: cannot save an integer of {value.bit_length()} bits.") from None
 
     def _items(self, value: list[Any] | tuple[Any, ...], path: tuple[str, ...]) -> list[Any]:
-        if all(type(item) is int and abs(item) < MAX_EXACT for item in value):  # a generator's state: no path for each
+        # A generator's state is hundreds of integers. Building a path for each would take most of the time.
+        if all(type(item) is int and abs(item) < MAX_EXACT for item in value):
             return list(value)
         return [self.encode(item, (*path, str(i))) for i, item in enumerate(value)]
 
@@ -124,13 +129,14 @@ class _Splitter:
         return {tag: pairs}
 
     def _tensor(self, tensor: Tensor, path: tuple[str, ...]) -> Any:
-        return self._met.setdefault(id(tensor), (tensor, path, {}))[2]
+        return self._leaves.setdefault(id(tensor), (tensor, path, {}))[2]
 
     def _array(self, array: Any, path: tuple[str, ...]) -> Any:
         try:
-            # Copied, in the order in which it lies: torch warns of arrays that are read-only.
+            # A copy with the same strides, because torch warns about read-only arrays.
             tensor = torch.from_numpy(np.array(array, order="K"))
-        except (TypeError, ValueError):  # objects, text, another byte order
+        except (TypeError, ValueError):
+            # torch has no tensors of objects, of text, or of another byte order.
             raise TreeError(f"{_text(path)}: cannot save a NumPy array of {array.dtype!r}.") from None
         return self._tensor(tensor, path)
 
@@ -151,7 +157,7 @@ class _Joiner:
             if tag.startswith("$"):
                 return self._tagged(tag, content, path)
         if any(key.startswith("$") for key in value):
-            raise TreeError(f"{_text(path)}: a tag has no other key beside it.")
+            raise TreeError(f"{_text(path)}: an object with a tag has no other key.")
         return {key: self.decode(item, (*path, key)) for key, item in value.items()}
 
     def _tagged(self, tag: str, content: Any, path: tuple[str, ...]) -> Any:
@@ -177,7 +183,7 @@ class _Joiner:
                 case "$dict" | "$ordered" | "$counter":
                     pairs = [(self.decode(k, (*path, "(key)")), self.decode(v, (*path, str(k)))) for k, v in content]
                     if len(dict(pairs)) != len(pairs):
-                        raise ValueError("a key stands twice")
+                        raise ValueError("a key appears twice")
                     if tag == "$counter":
                         return Counter(dict(pairs))
                     return dict(pairs) if tag == "$dict" else OrderedDict(pairs)
@@ -186,7 +192,8 @@ class _Joiner:
         raise TreeError(f"{_text(path)}: unknown tag {tag!r}.")
 
     def _array(self, node: Any) -> Any:
-        if isinstance(node, str):  # as the first checkpoints had it
+        # The first checkpoints hold the tensor's name instead of a node.
+        if isinstance(node, str):
             node = {"$tensor": node}
         ((tag, content),) = node.items()
         return self._decoder.decode(tag, content).numpy()
@@ -205,11 +212,12 @@ def _text(path: tuple[str, ...]) -> str:
 
 
 def _name(path: tuple[str, ...]) -> str:
-    """The path as the name of a tensor. No part of it is empty or `..`: no reader that makes files is led astray."""
+    """Return a tensor's name for a path. No part is empty or `..`, so a reader that makes files stays in its folder."""
     return "/".join(map(_quoted, path)) or "(root)"
 
 
-@functools.lru_cache(maxsize=2**14)  # the same few words in each save, and quoting them took most of its time
+# Cached because quoting took most of the time of a split, and every save has the same keys.
+@functools.lru_cache(maxsize=2**14)
 def _quoted(part: str) -> str:
     quoted = quote(part, safe=_NAMEABLE, errors="surrogatepass") or "%"
     return quoted.replace(".", "%2E") if quoted in (".", "..") else quoted
