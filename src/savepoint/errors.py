@@ -15,6 +15,13 @@ class NonFiniteError(UserError):
     """A logged value that is NaN or infinite ended the run. The run has failed, and its directory is kept."""
 
 
+class BuildError(ConfigError):
+    """A class that the config names failed while it was built, so a value or the class's own code is wrong.
+
+    `__cause__` is the error that the class raised. Its traceback belongs in train.log.
+    """
+
+
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or does not fit. Resume falls back to the one before a damaged one."""
 

@@ -474,15 +474,15 @@ RPROP = {"_target_": "torch.optim.Rprop", "_partial_": True}
             "optimizer.fallback.lrr: AdamW has no argument 'lrr'. Did you mean lr",
         ),
         ("Muon", {"fallback": {"_target_": "os.system"}}, "optimizer.fallback._target_: 'os.system' is not allowed."),
-        ("Muon", {}, "optimizer: Muon only supports 2D parameters"),
+        ("Muon", {}, "optimizer: Muon: Muon only supports 2D parameters"),
         (
             "SparseAdam",
             {"fallback": ADAMW},
             "optimizer: SparseAdam trains sparse gradients, and Net has none. A model with nn.Embedding or nn.EmbeddingBag(…, sparse=True) has some: model=embedding.",
         ),
         ("AdamW", {"lrr": 1}, "optimizer.lrr: AdamW has no argument 'lrr'."),
-        ("Muon", {"lr": -1.0, "fallback": ADAMW}, "optimizer: "),
-        ("Muon", {"fallback": {**ADAMW, "lr": -1.0}}, "optimizer.fallback: Invalid learning rate"),
+        ("Muon", {"lr": -1.0, "fallback": ADAMW}, "optimizer.lr=-1.0: "),
+        ("Muon", {"fallback": {**ADAMW, "lr": -1.0}}, "optimizer.fallback.lr=-1.0: AdamW: Invalid learning rate"),
         (
             "SparseAdam",
             {"weight_decay_on": "matrices", "fallback": RPROP},

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from savepoint.errors import ConfigError
+from savepoint.errors import BuildError, ConfigError
 from savepoint.trust import policy
 from savepoint.trust.instantiate import call, make
 from savepoint.trust.policy import MAX_FAULTS, check_values
@@ -200,7 +200,7 @@ def test_partial_gives_a_partial_that_is_called_once_with_what_config_cannot_kno
                                                             "takes: in_features, out_features, bias, device, dtype."),
         ({**LINEAR, "_args_": [1]}, "model: Linear: multiple values for argument 'in_features'. It takes: in_features, "
                                     "out_features, bias, device, dtype."),
-        ({"_target_": "torch.nn.Tanh", "_args_": [1]}, "model: Tanh.__init__() takes 1 positional argument but 2 were given"),
+        ({"_target_": "torch.nn.Tanh", "_args_": [1]}, "model: Tanh: Tanh.__init__() takes 1 positional argument but 2 were given"),
         ({**LINEAR, "a": 1, "b": 2}, "model.a: Linear has no argument 'a'. It takes: in_features, out_features, bias, device, "
                                      "dtype.\nmodel.b: Linear has no argument 'b'. It takes: in_features, out_features, bias, "
                                      "device, dtype."),
@@ -209,10 +209,10 @@ def test_partial_gives_a_partial_that_is_called_once_with_what_config_cannot_kno
         ([{"x": {**LINEAR, "biass": 1}}], "model[0].x.biass: Linear has no argument 'biass'. Did you mean bias? It takes: "
                                           "in_features, out_features, bias, device, dtype."),
         ({"_target_": "torch.nn.LSTM", "_args_": [1, 1], "biass": 1},
-         "model: RNNBase.__init__() got an unexpected keyword argument 'biass'"),
-        ({"_target_": "torch.nn.Dropout", "p": 2}, "model: dropout probability has to be between 0 and 1, but got 2"),
+         "model.biass=1: LSTM: RNNBase.__init__() got an unexpected keyword argument 'biass'"),
+        ({"_target_": "torch.nn.Dropout", "p": 2}, "model.p=2: Dropout: dropout probability has to be between 0 and 1, but got 2"),
         ({"_target_": "torch.nn.MultiheadAttention", "embed_dim": 5, "num_heads": 2},
-         "model: embed_dim must be divisible by num_heads"),
+         "model (embed_dim=5, num_heads=2): MultiheadAttention: embed_dim must be divisible by num_heads"),
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_fit_are_named_by_their_path(node: Any, message: str) -> None:
@@ -225,19 +225,18 @@ def test_a_value_that_torch_refuses_is_named_by_its_path_also_when_called_later(
     import torch
 
     partial = make({"_target_": "torch.optim.SGD", "_partial_": True, "lr": -1}, path="optimizer", source=SOURCE)
-    with pytest.raises(ConfigError, match=r"^optimizer: Invalid learning rate: -1$"):
+    with pytest.raises(ConfigError, match=r"^optimizer\.lr=-1: SGD: Invalid learning rate: -1$"):
         call(partial, [torch.nn.Parameter(torch.zeros(1))], path="optimizer")
 
 
-def test_an_error_inside_a_constructor_keeps_its_traceback(project: Path) -> None:
-    with pytest.raises(TypeError, match="inside"):
+def test_an_error_inside_a_constructor_is_named_and_kept_as_the_cause(project: Path) -> None:
+    with pytest.raises(BuildError, match=r"^model: TypeRaiser: TypeError: inside \(project\.net, line 2\)$") as raised:
         make({"_target_": "project.net.TypeRaiser"}, path="model", source=project)
-    with pytest.raises(TypeError):
-        make({**LINEAR, "in_features": "2"}, path="model", source=project)
+    assert type(raised.value.__cause__) is TypeError and raised.value.__cause__.__traceback__ is not None
 
 
 def test_a_wrong_value_for_a_project_class_is_named_by_path_and_line(project: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^model: .*inside.* \(project\.net, line \d+\)$"):
+    with pytest.raises(ConfigError, match=r"^model: ValueRaiser: inside \(project\.net, line \d+\)$"):
         make({"_target_": "project.net.ValueRaiser"}, path="model", source=project)
 
 

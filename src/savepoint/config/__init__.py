@@ -3,11 +3,13 @@
 Importing this package imports neither torch nor Hydra.
 
 Rooms, in reading order:
+    annotations  compare a value with a type annotation, in words
     settings     the closed groups as frozen dataclasses: keys, types and ranges
     composition  compose conf/ with Hydra; the text of --help
     overrides    overrides as people type them: quoting, errors in plain words, changes to a stored config
 """
 
+from savepoint.config.annotations import hints, misfit
 from savepoint.config.composition import compose, help_text, resolve
 from savepoint.config.overrides import apply_overrides, explain, quote_raw
 from savepoint.config.settings import (
@@ -35,6 +37,8 @@ __all__ = [
     "compose",
     "explain",
     "help_text",
+    "hints",
+    "misfit",
     "quote_raw",
     "read_settings",
     "resolve",

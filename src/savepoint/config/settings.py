@@ -7,10 +7,11 @@ import dataclasses
 import difflib
 import math
 import re
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+
+from savepoint.config.annotations import misfit
 
 SEEDS = 2**64  # what torch.manual_seed takes, without the negative ones
 
@@ -204,23 +205,14 @@ def _read_fields(prefix: str, cls: type, node: Mapping[str, object], faults: lis
 
 
 def _read_value(value: object, annotation: object, check: Check | None) -> tuple[object, str | None]:
-    allowed = typing.get_args(annotation) or (annotation,)
-    if type(value) is int and float in allowed:
+    if fault := misfit(value, annotation):
+        return value, fault
+    if type(value) is int and float in (annotation, *typing.get_args(annotation)):
         # An int too large for a float becomes infinity here and is refused as such below.
         value = float(value) if abs(value) < 2**1023 else math.inf
-    if type(value) not in allowed:
-        words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
-        expected = " or ".join(words[kind] for kind in allowed)
-        return value, f"must be {expected}, and is {_kind(value)}"
     if isinstance(value, float) and not math.isfinite(value):
         return value, "must be finite"
     return value, check(value) if check and value is not None else None
-
-
-def _kind(value: object) -> str:
-    words = {bool: "a boolean", int: "a whole number", float: "a number with a fraction", str: "text",
-             types.NoneType: "null", dict: "a group", list: "a list"}  # fmt: skip
-    return words.get(type(value), type(value).__name__)
 
 
 def _unknown(prefix: str, key: object, owner: str, known: set[str]) -> str:

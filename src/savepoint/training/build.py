@@ -105,8 +105,8 @@ def _compare(node: Any, checkpoint: Checkpoint, source: Path) -> None:
     try:
         with system.rng.isolated(), registry.collecting(), torch.device("meta"):
             model = trust.make(node, path="model", source=source)
-    except RuntimeError:
-        return  # a model that reads values while it is built: it is compared once it is
+    except ConfigError:
+        return  # a model that reads values while it is built is compared after that
     fits(model, checkpoint)
 
 
@@ -145,6 +145,8 @@ def _check_sizes(settings: Settings, train: Batches | Stream, val: Batches | Str
 
 
 def _check_monitors(settings: Settings, task: Any) -> None:
+    if not callable(task) or not isinstance(getattr(task, "metrics", None), tuple | list):
+        raise ConfigError(f"task: {type(task).__name__} is no task. It needs __call__, compute and metrics: see docs/.")
     splits = ("train/", "val/", "val/ema_") if settings.trainer.ema_decay is not None else ("train/", "val/")
     names = [f"{split}{name}" for split in splits for name in ("loss", *task.metrics)]
     monitors = {"checkpoint.monitor": settings.checkpoint.monitor, "scheduler.monitor": settings.scheduler.monitor}

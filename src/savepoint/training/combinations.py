@@ -104,7 +104,8 @@ def _one_rate_for_groups_of_several(setup: Setup) -> Iterator[str]:
         for key in _RATES:
             value = node.get(key)
             if len(set(rates)) > 1 and isinstance(value, int | float):
-                one_each = ",".join(f"{value * rate / rates[0]:.6g}" for rate in rates)
+                first = rates[0] or max(rates)
+                one_each = ",".join(f"{value * rate / first:.6g}" for rate in rates)
                 yield (
                     f"{path}.{key}={value}: it would be the learning rate of every group, and theirs are {rates}. "
                     f"Give one for each: {path}.{key}=[{one_each}]."
@@ -171,6 +172,26 @@ def _made_for_other_loops(setup: Setup) -> Iterator[str]:
             yield f"optimizer.capturable=true: {name} can be captured on a GPU only. Set it to false."
 
 
+def _limits_unchecked_by_torch(setup: Setup) -> Iterator[str]:
+    """Values with which a step of the optimizer raises an exception, or would after many steps."""
+    for part in setup.parts:
+        for group in part.param_groups:
+            for key, (allowed, expected) in LIMITS.get(type(part), {}).items():
+                if not allowed(group[key]):
+                    yield f"optimizer.{key}={group[key]}: {type(part).__name__} needs {expected}."
+
+
+LIMITS: dict[type, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    torch.optim.LBFGS: {
+        "lr": (lambda value: value > 0, "a rate greater than 0"),
+        "max_eval": (lambda value: value >= 1, "at least 1 evaluation"),
+        "history_size": (lambda value: value >= 1, "a history of at least 1 update"),
+        "line_search_fn": (lambda value: value in (None, "strong_wolfe"), "strong_wolfe, or null for no line search"),
+    },
+    torch.optim.ASGD: {"alpha": (lambda value: abs(value) <= 100, "a power between -100 and 100")},
+}
+
+
 RULES: tuple[Callable[[Setup], Iterator[str]], ...] = (
     _closure_with_scaler,
     _closure_as_a_part,
@@ -183,4 +204,5 @@ RULES: tuple[Callable[[Setup], Iterator[str]], ...] = (
     _sparse_gradients,
     _clipped_sparse_gradients,
     _made_for_other_loops,
+    _limits_unchecked_by_torch,
 )

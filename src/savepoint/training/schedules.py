@@ -38,6 +38,8 @@ def build(
     # Or torch warns where SequentialLR, as it is built, takes the first step of a ChainedScheduler.
     optimizer._opt_called = True  # type: ignore[attr-defined]
     scheduler = _bound(make(_planned(own, 0, end), path="scheduler"), optimizer, path="scheduler")
+    if missing := [name for name in ("step", "state_dict", "load_state_dict") if not hasattr(scheduler, name)]:
+        raise ConfigError(f"scheduler: {own['_target_']} is no scheduler: it has no {' and no '.join(missing)}.")
     plateau = isinstance(scheduler, ReduceLROnPlateau)
     if plateau and (settings.scheduler.interval == "step" or settings.scheduler.monitor is None):
         raise ConfigError(
@@ -128,6 +130,8 @@ def _check_lengths(node: dict[str, Any], end: int, interval: str) -> None:
         for key in PERIODS:
             if isinstance(each.get(key), int | float) and each[key] <= 0:
                 raise ConfigError(f"{path}.{key}={each[key]}: must be above 0, counted in {interval}s.")
+        if isinstance(power := each.get("power"), int | float) and power < 0:
+            raise ConfigError(f"{path}.power={power}: must be at least 0, or the last rate would be infinite.")
         inner, milestones = _inner(each), each.get("milestones")
         rising = isinstance(milestones, list) and all(type(m) is int for m in milestones)
         if (
@@ -140,10 +144,10 @@ def _check_lengths(node: dict[str, Any], end: int, interval: str) -> None:
                 f"{interval}s: {len(inner) - 1} whole numbers above 0, rising."
             )
     for path, each, length in _lasting(node, "scheduler", end):
-        total = each.get("total_steps")
-        if total is None and each.get("epochs") and each.get("steps_per_epoch"):
-            total = each["epochs"] * each["steps_per_epoch"]
-        if total is not None and total < length:
+        total, epochs, steps = (each.get(key) for key in ("total_steps", "epochs", "steps_per_epoch"))
+        if total is None and isinstance(epochs, int) and isinstance(steps, int):
+            total = epochs * steps or None
+        if isinstance(total, int | float) and total < length:
             raise ConfigError(
                 f"{path}.total_steps={total} ends before training does ({length} {interval}s). "
                 "Raise it, or set it to null to have it planned."

@@ -4,19 +4,28 @@ A config may come from a stranger's checkpoint. Whatever has a `_target_` is imp
 to run someone's code (CVE-2025-23304, CVE-2026-22584): so `make` checks a node and builds from that very object.
 """
 
+import contextlib
 import functools
 import inspect
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+import types
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from savepoint.config import closest
-from savepoint.errors import ConfigError
+from savepoint.config import closest, hints, misfit
+from savepoint.errors import BuildError, ConfigError, UserError
 from savepoint.trust.policy import SPECIAL, check_values
 from savepoint.trust.targets import resolve
 from savepoint.trust.text import join_path, shown
+
+# Arguments that torch annotates as one number and that may as well be a list, a number for each parameter group.
+PER_GROUP = {"CyclicLR": ("base_momentum", "max_momentum"), "SWALR": ("swa_lr",)}
+
+_WRONG_VALUE = (ValueError, AssertionError, TypeError, RuntimeError)  # what torch raises for a wrong value
+_PLAIN = (types.NoneType, bool, int, float, str, list)
 
 
 def make(node: object, *, path: str, source: Path) -> Any:
@@ -33,8 +42,53 @@ def make(node: object, *, path: str, source: Path) -> Any:
 
 
 def call(function: Callable[..., Any], *arguments: Any, path: str, **keywords: Any) -> Any:
-    """Call what `make` gave for a `_partial_`, with the wording of `make` for arguments that do not fit."""
+    """Call what `make` returned for a node with `_partial_`. Faults are worded like those of `make`."""
     return _call(function, arguments, keywords, path)
+
+
+@contextlib.contextmanager
+def naming(path: str, function: Any, keywords: dict[str, Any] | None = None) -> Iterator[None]:
+    """Name the config's key and class in whatever is raised while `function` builds something.
+
+    keywords: the arguments that the config gives.
+    Raises: ConfigError for a value that torch or the fork's own code refuses, BuildError for any other exception, which
+    may be a bug in the class as well as a wrong value. Both have the exception as their `__cause__`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever a class may raise: the line names it, and __cause__ keeps it
+        of_torch = function.__module__.partition(".")[0] == "torch"
+        refused = of_torch or type(error) is ValueError
+        words = " ".join(str(error).split())
+        if not isinstance(error, _WRONG_VALUE if of_torch else ValueError):
+            words = f"{type(error).__name__}: {words}"
+        if not of_torch:
+            words += f" ({_raised_at(error, function)})"
+        where = _blamed(path, keywords or {}, str(error))
+        raise (ConfigError if refused else BuildError)(f"{where}: {function.__qualname__}: {words}") from error
+
+
+def _blamed(path: str, keywords: dict[str, Any], words: str) -> str:
+    """Return "path.key=value" if an error's words point at one argument, or else "path (key=value, …)" of all."""
+    given = {key: value for key, value in keywords.items() if isinstance(value, _PLAIN)}
+    named = {key for key in given if _mentions(words, key)}
+    valued = {key for key, value in given.items() if any(_mentions(words, str(each)) for each in _flat(value))}
+    for found in (named & valued, named, valued):
+        if len(found) == 1:
+            (key,) = found
+            return f"{join_path(path, key)}={shown(given[key])}"
+    listed = ", ".join(f"{key}={shown(value)}" for key, value in given.items())
+    return f"{path} ({listed})" if listed else path
+
+
+def _mentions(words: str, text: str) -> bool:
+    return re.search(rf"(?<![\w.-]){re.escape(text)}(?!\w|\.\d)", words) is not None
+
+
+def _flat(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _build(node: Any, path: str, source: Path) -> Any:
@@ -50,8 +104,10 @@ def _build(node: Any, path: str, source: Path) -> Any:
         return None
     target = resolve(node["_target_"], path=join_path(path, "_target_"), source=source)
     arguments = _build(node.get("_args_", []), join_path(path, "_args_"), source)
+    bound = _bind(target, arguments, keywords, path, partly=bool(node.get("_partial_")))
+    if bound is not None:
+        _check_types(target, bound, path)
     if node.get("_partial_"):
-        _bind(target, arguments, keywords, path, partly=True)
         return functools.partial(target, *arguments, **keywords)
     return _call(target, arguments, keywords, path)
 
@@ -61,39 +117,64 @@ def _call(function: Any, arguments: Iterable[Any], keywords: dict[str, Any], pat
         return _call(function.func, [*function.args, *arguments], {**function.keywords, **keywords}, path)
     arguments = list(arguments)
     _bind(function, arguments, keywords, path, partly=False)
-    try:
+    with naming(path, function, keywords):
         return function(*arguments, **keywords)
-    except (ValueError, AssertionError, TypeError) as error:
-        # torch's classes check their arguments so; a TypeError says it for those (LSTM, Tanh) whose signature does not.
-        of_arguments = not isinstance(error, TypeError) or _takes_any(inspect.signature(function))
-        if function.__module__.partition(".")[0] == "torch" and of_arguments:
-            raise ConfigError(f"{path}: {error}") from error
-        # The fork's own code: a ValueError is how Python says a wrong value. Any other may be a bug, and keeps its
-        # traceback; this one keeps its line.
-        if type(error) is ValueError:
-            raise ConfigError(f"{path}: {error} ({_raised_at(error, function)})") from error
-        raise
-    except RuntimeError as error:  # of options that exclude each other; a model's may be the machine's: no memory
-        if type(error) is RuntimeError and function.__module__.startswith("torch.optim"):
-            raise ConfigError(f"{path}: {error}") from error
-        raise
 
 
 def _raised_at(error: Exception, function: Any) -> str:
-    """The line of the function's own file that an error came through last."""
+    """Return the module and the last line of it that an error passed through."""
     file = getattr(sys.modules.get(function.__module__), "__file__", None)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f"{function.__module__}, line {lines[-1]}" if lines else str(function.__module__)
 
 
-def _bind(function: Any, arguments: list[Any], keywords: dict[str, Any], path: str, *, partly: bool) -> None:
-    """Compare arguments and signature before the call, so that a TypeError inside it stays what it is: a bug."""
+def _check_types(function: Any, bound: inspect.BoundArguments, path: str) -> None:
+    """Compare the arguments that a config gives with the annotations of the signature. Nothing is converted."""
+    annotations, parameters = hints(function), bound.signature.parameters
+    faults = []
+    for name, key, value in _spread(bound):
+        unset = value is None and parameters[name].default is None
+        if name in annotations and not unset and name not in PER_GROUP.get(function.__name__, ()):
+            fault = misfit(value, annotations[name])
+            faults += [f"{join_path(path, key)}={shown(value)}: {fault}.{_decoding(value)}"] if fault else []
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _spread(bound: inspect.BoundArguments) -> Iterator[tuple[str, str, Any]]:
+    """Yield each argument: the parameter that takes it, its key in the config, its value."""
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            yield from ((name, "_args_", each) for each in value)
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            yield from ((name, key, each) for key, each in value.items())
+        else:
+            yield name, name, value
+
+
+def _decoding(value: object) -> str:
+    """Say how an environment variable becomes a number, if `value` is a number in a text."""
+    try:
+        float(value if isinstance(value, str) else "")
+    except ValueError:
+        return ""
+    return " A variable of the environment is text: ${oc.decode:${oc.env:NAME}} makes it a number."
+
+
+def _bind(
+    function: Any, arguments: list[Any], keywords: dict[str, Any], path: str, *, partly: bool
+) -> inspect.BoundArguments | None:
+    """Compare arguments and signature before the call. Returns None for compiled code, which has no signature.
+
+    Raises: ConfigError for an argument that is missing, unknown or given twice.
+    """
     try:
         signature = inspect.signature(function)
     except ValueError:
-        return  # compiled code without a signature: the call itself will tell
+        return None
     try:
-        signature.bind_partial(*arguments, **keywords) if partly else signature.bind(*arguments, **keywords)
+        return (signature.bind_partial if partly else signature.bind)(*arguments, **keywords)
     except TypeError as error:
         raise ConfigError("\n".join(_misfits(function.__qualname__, signature, keywords, path, str(error)))) from None
 
