@@ -33,6 +33,8 @@ def assemble(
     if checkpoint is not None:
         _compare(config["model"], checkpoint, source)
     device = pick_device(settings.trainer.device)
+    # Puts the device in use. CUDA makes a device's generator then, with a seed at random: one set before would be lost.
+    torch.empty(0, device=device)
     system.rng.seed(settings.seed)
     with registry.collecting() as registered:
         model = make(config["model"], path="model")
