@@ -5,7 +5,7 @@ ARGS ?=
 MINUTES ?= 5
 
 help:  ## show this
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 setup: .venv/ready  ## make .venv and install the tested versions
 
@@ -40,6 +40,9 @@ test-node: setup  ## read a checkpoint with JavaScript; needs npm
 	npm ci --prefix tests/node --silent
 	.venv/bin/python -m pytest tests/node
 
+test-accelerator:  ## what only a GPU can show, in 8 minutes; needs torch, numpy and pyyaml alone
+	$(PYTHON) tests/accelerator/run.py $(ARGS)
+
 check: setup  ## lint, types and tests
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
@@ -50,5 +53,5 @@ bench: setup  ## what the README says about speed
 	.venv/bin/python benchmarks/step.py
 	.venv/bin/python benchmarks/checkpoint.py
 
-.PHONY: help setup train resume demo ui test test-all chaos test-node check bench
+.PHONY: help setup train resume demo ui test test-all chaos test-node test-accelerator check bench
 .DEFAULT_GOAL := help

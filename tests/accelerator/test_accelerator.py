@@ -1,0 +1,56 @@
+"""The accelerator program runs: on the CPU, which every machine has. What a GPU does, only a GPU shows."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from killed import make_config
+from tools.processes import REPOSITORY, command
+
+from savepoint import system, training, trust
+
+PROGRAM = "tests/accelerator/run.py"
+
+
+def test_quick_checks_pass_on_the_cpu_and_make_a_table(tmp_path: Path) -> None:
+    ended = command(PROGRAM, "--device=cpu", "--quick", OUT=str(tmp_path))
+    assert ended.status == 0, ended.output
+    table = (tmp_path / "accelerator.md").read_text()
+    assert ended.output.endswith(table + "\n")
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert [name for name, _ in rows[1:]] == [
+        "same bits after SIGKILL: bf16, 2 workers",
+        "generators restored",
+        "snapshot while the device goes on",
+        "asynchronous save",
+        "training step",
+    ]
+    assert "failed" not in table
+
+
+def test_without_an_accelerator_the_program_says_in_one_line_that_nothing_was_tested() -> None:
+    ended = command(PROGRAM, CUDA_VISIBLE_DEVICES="")
+    assert ended.status == 0
+    assert ended.output == "no accelerator: torch.cuda.is_available() is False; nothing was tested\n"
+
+
+def test_a_device_is_in_use_before_its_generators_are_seeded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """CUDA seeds a generator at random when the device is first used, so a seed set before that would be lost."""
+    config = make_config("mlp", "cpu", tmp_path, {})
+    settings = trust.check_config(config, source=REPOSITORY / "src")
+    order: list[Any] = []
+    seed, empty = system.rng.seed, torch.empty
+
+    def noting_seed(value: int) -> None:
+        order.append("seed")
+        seed(value)
+
+    def noting_empty(*size: Any, **options: Any) -> torch.Tensor:
+        order.append(options.get("device"))
+        return empty(*size, **options)
+
+    monkeypatch.setattr(system.rng, "seed", noting_seed)
+    monkeypatch.setattr(torch, "empty", noting_empty)
+    training.assemble(config, settings, source=REPOSITORY / "src")
+    assert order[:2] == [torch.device("cpu"), "seed"]
