@@ -439,3 +439,13 @@ def test_a_run_goes_on_when_nobody_reads_its_output_any_more(tmp_path: Path) -> 
     process.stderr.close()
     assert (process.wait(), errors) == (0, "")
     assert runs.read(directory).record["status"] == "finished"
+
+
+def test_a_class_that_fails_while_it_is_built_is_one_line_and_a_traceback_in_train_log(workshop: Workshop) -> None:
+    ended = workshop.run("train.py", "model=broken", "tracker=none")
+    assert ended.status == 2 and "Traceback" not in ended.output
+    (log,) = workshop.root.glob("runs/*/*/train.log")
+    assert ended.output.startswith("error: model") and "ZeroDivisionError" in ended.output
+    assert ended.output.endswith(f"The traceback is in {log}.\n")
+    assert "Traceback" in log.read_text() and "in __init__" in log.read_text()
+    assert [path.name for path in log.parent.iterdir()] == ["train.log"]

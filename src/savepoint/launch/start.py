@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from savepoint import runs, system, trackers, trust
 from savepoint.config import Settings, TrackerSettings, resolve
-from savepoint.errors import UserError
+from savepoint.errors import BuildError, UserError
 
 log = logging.getLogger("savepoint")
 
@@ -59,7 +59,7 @@ def open_run(
 ) -> Iterator[tuple[runs.Run, trackers.Tracker]]:
     """Make the run's directory, hold its lock and start its tracker while the body trains the run.
 
-    A run that is refused before it logs anything leaves no run behind.
+    A run that is refused before it logs anything leaves no run behind, at most a train.log with a traceback.
     Raises: UserError if the directory already holds a run, cannot be written, or is in use by another process.
     """
     directory = invocation.directory
@@ -76,9 +76,9 @@ def open_run(
         try:
             with runs.explaining_disk_errors(directory), _tracked(invocation, run, settings) as tracker:
                 yield run, tracker
-        except UserError:
+        except UserError as error:
             if not run.metrics.exists():
-                runs.discard(run)
+                runs.discard(run, keep_log=isinstance(error, BuildError))
             raise
     finally:
         lock.release()

@@ -175,9 +175,12 @@ def create(
     return run
 
 
-def discard(run: Run) -> None:
-    """Remove the files of a run that was refused at its start. Files that Savepoint did not write are kept."""
-    for name in (RECORD, CONFIG, METRICS, LOG, LOCK, "tracker.log", ".tracker.lock"):
+def discard(run: Run, *, keep_log: bool = False) -> None:
+    """Remove the files of a run that was refused at its start. Files that Savepoint did not write are kept.
+
+    keep_log: leave train.log, which holds a traceback. The directory is no run without its run.json.
+    """
+    for name in (RECORD, CONFIG, METRICS, LOCK, "tracker.log", ".tracker.lock", *(() if keep_log else (LOG,))):
         system.files.remove(run.directory / name)
     shutil.rmtree(run.directory / ".hydra", ignore_errors=True)
     remove_empty(run.directory)

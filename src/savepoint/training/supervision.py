@@ -14,7 +14,7 @@ import torch._dynamo  # every optimizer imports it at its first call; here `memo
 
 from savepoint import checkpoint, runs, system, trust
 from savepoint.data import end_workers, worker_death
-from savepoint.errors import UserError
+from savepoint.errors import BuildError, UserError
 from savepoint.training import progress, report
 from savepoint.training.job import Job
 from savepoint.training.loop import finished
@@ -47,6 +47,9 @@ def session(job: Job) -> Iterator[None]:
 def _explaining_failures(job: Job) -> Iterator[None]:
     try:
         yield
+    except BuildError as error:
+        log.exception("The run could not be built.")  # to train.log
+        raise BuildError(f"{error} The traceback is in {job.run.directory / runs.LOG}.") from error.__cause__
     except (UserError, system.signals.Interrupted):
         raise
     except BaseException as error:
