@@ -152,14 +152,14 @@ def test_momentum_is_cycled_where_every_group_has_one(optimizer: str, scheduler:
         ({"scheduler": chain("ChainedScheduler", PLATEAU)}, "scheduler.schedulers[0]: ReduceLROnPlateau follows a metric"),
         ({"scheduler": {**PLATEAU, "interval": "step", "monitor": "val/loss"}}, "scheduler: ReduceLROnPlateau follows"),
         ({"scheduler": chain("SequentialLR", SLOW, chain("ChainedScheduler", FALL), milestones=[2])},
-         "scheduler.schedulers[1]: SequentialLR can begin with a ChainedScheduler, and not go over to one."),
+         "scheduler.schedulers[1]: SequentialLR can begin with a ChainedScheduler, but not switch to one."),
         ({"scheduler": chain("SequentialLR", SLOW, chain("SequentialLR", FALL, milestones=[]), milestones=[2])},
-         "scheduler.schedulers[1]: SequentialLR can begin with a SequentialLR, and not go over to one."),
+         "scheduler.schedulers[1]: SequentialLR can begin with a SequentialLR, but not switch to one."),
         ({"scheduler": chain("ChainedScheduler", FALL, step("SequentialLR", schedulers=[SLOW, step("ChainedScheduler", schedulers=[FALL])], milestones=[2]))},
-         "scheduler.schedulers[1].schedulers[1]: SequentialLR can begin with a ChainedScheduler, and not go over to one."),
+         "scheduler.schedulers[1].schedulers[1]: SequentialLR can begin with a ChainedScheduler, but not switch to one."),
         ({"scheduler": {**chain("SequentialLR", milestones=[2]), "schedulers": [SLOW, 3]}}, "scheduler.schedulers[1]._partial_: must be"),
         ({"optimizer": {"capturable": True}, "trainer": {"device": "cpu"}}, "optimizer.capturable=true: AdamW can be captured"),
-        ({"optimizer": {"differentiable": True}}, "optimizer.differentiable=true: AdamW would keep each step's graph."),
+        ({"optimizer": {"differentiable": True}}, "optimizer.differentiable=true: AdamW would keep the graph of every step."),
         ({"optimizer": {"fused": True, "foreach": True}}, "optimizer: `fused` and `foreach` cannot be `True` together."),
     ],
 )  # fmt: skip
@@ -278,7 +278,7 @@ def test_each_fault_is_a_line_with_the_path_of_its_schedule(rate: float, each: s
     at = "scheduler.schedulers[0]"
     assert str(error.value).splitlines() == [
         f"{at}.cycle_momentum=true: Muon with AdamW has nothing to cycle in every group. Set it to false.",
-        f"{at}.max_lr={rate}: it would be the learning rate of every group, and theirs are [0.02, 0.005]. "
+        f"{at}.max_lr={rate}: this would become the learning rate of every group; now they have [0.02, 0.005]. "
         f"Give one for each: {at}.max_lr=[{each}].",
     ]
     first = node["schedulers"][0] | {"cycle_momentum": False, "max_lr": [0.1, 0.2]}
@@ -296,5 +296,5 @@ def test_capturable_is_refused_where_nothing_captures(device: str, faults: int) 
 def test_lbfgs_is_no_fallback() -> None:
     full = made(optimizer="muon")
     full["optimizer"]["fallback"] = {"_target_": "torch.optim.LBFGS", "_partial_": True, "lr": 0.02}
-    with pytest.raises(ConfigError, match=r"^optimizer\.fallback: LBFGS needs all parameters to itself\."):
+    with pytest.raises(ConfigError, match=r"^optimizer\.fallback: LBFGS has to train all parameters\."):
         assembled(full)

@@ -292,14 +292,14 @@ def named(*names: str, kind: Any = optim.SGD, **options: Any) -> optim.Optimizer
     [
         ("ab", "ba", "in another place: b, a."),
         ("abcd", "abdc", "in another place: d, c."),
-        ("axc", "abc", "only there: b; only here: x."),
-        ("ab", "abc", "only there: c."),
-        ("abc", "ab", "only here: c."),
-        ("abc", "bc", "only here: a."),
-        ("bac", "abcd", "only there: d; in another place: a, b."),
-        ("bacd", "abc", "only here: d; in another place: a, b."),
-        ("g", "abcdef", "only there: a, b, c, d, e, f; only here: g."),
-        ("", "abcdefghij", "only there: a, b, c, d, e, f and 4 more; only here: z."),
+        ("axc", "abc", "only in the checkpoint: b; only in the config: x."),
+        ("ab", "abc", "only in the checkpoint: c."),
+        ("abc", "ab", "only in the config: c."),
+        ("abc", "bc", "only in the config: a."),
+        ("bac", "abcd", "only in the checkpoint: d; in another place: a, b."),
+        ("bacd", "abc", "only in the config: d; in another place: a, b."),
+        ("g", "abcdef", "only in the checkpoint: a, b, c, d, e, f; only in the config: g."),
+        ("", "abcdefghij", "only in the checkpoint: a, b, c, d, e, f and 4 more; only in the config: z."),
     ],
 )
 def test_parameters_are_matched_by_name(here: str, there: str, told: str) -> None:
@@ -328,10 +328,10 @@ def grouped(*groups: str) -> optim.Optimizer:
 @pytest.mark.parametrize(
     ("here", "there", "told"),
     [
-        ([".."], ["."], "groups of [1] parameters there, of [2] here."),
-        ([".."], [".", "."], "groups of [1, 1] parameters there, of [2] here."),
-        (["a"], ["."], "only here: a."),
-        (["."], ["a"], "only there: a."),
+        ([".."], ["."], "groups of [1] parameters in the checkpoint, of [2] in the config."),
+        ([".."], [".", "."], "groups of [1, 1] parameters in the checkpoint, of [2] in the config."),
+        (["a"], ["."], "only in the config: a."),
+        (["."], ["a"], "only in the checkpoint: a."),
         (["ab", "cd"], ["cb", "ad"], "in another place: c, a."),
     ],
 )
@@ -467,7 +467,11 @@ RPROP = {"_target_": "torch.optim.Rprop", "_partial_": True}
         ("AdamW", {"weight_decay_on": "weights"}, "optimizer.weight_decay_on='weights': must be all or matrices."),
         ("Rprop", {"weight_decay_on": "matrices"}, "optimizer.weight_decay_on=matrices: Rprop has no weight_decay."),
         ("LBFGS", {"weight_decay_on": "matrices"}, "optimizer.weight_decay_on=matrices: LBFGS has no weight_decay."),
-        ("AdamW", {"fallback": ADAMW}, "optimizer.fallback: AdamW takes every parameter, so none is left."),
+        (
+            "AdamW",
+            {"fallback": ADAMW},
+            "optimizer.fallback: AdamW takes every parameter, so none is left for a fallback.",
+        ),
         (
             "Muon",
             {"fallback": {**ADAMW, "lrr": 1}},

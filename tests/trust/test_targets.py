@@ -144,7 +144,7 @@ def test_a_class_defined_in_project_is_allowed_without_registration(source: Path
 
 
 def test_a_class_that_its_module_swaps_for_another_is_refused(source: Path) -> None:
-    with pytest.raises(ConfigError, match="what is there calls itself subprocess:Popen"):
+    with pytest.raises(ConfigError, match="the object there is defined as subprocess:Popen"):
         resolve("project.models.mlp.Swapped", path="model._target_", source=source)
 
 
@@ -152,7 +152,7 @@ def test_a_name_of_the_forks_table_is_allowed_and_must_be_named_by_its_home(sour
     assert resolve("tools.build", path="model._target_", source=source).__name__ == "build"
     (source / "project" / "targets.py").write_text('TARGETS: dict[str, str] = {"Path.home": "os.path:join"}')
     with pytest.raises(
-        ConfigError, match=r"model: Path\.home leads to os\.path:join, and what is there calls itself posixpath"
+        ConfigError, match=r"model: Path\.home leads to os\.path:join, and the object there is defined as posixpath"
     ):
         resolve("Path.home", path="model", source=source)
 

@@ -1,11 +1,14 @@
-"""From conf/ to a plain config: composed by Hydra, every interpolation resolved, nothing left of OmegaConf."""
+"""Compose conf/ and overrides with Hydra into a plain config, with every interpolation resolved."""
 
 from pathlib import Path
 from typing import Any
 
 
 def resolve(composed: Any) -> dict[str, Any]:
-    """A composed DictConfig as plain data. Raises: OmegaConf's errors for what cannot be resolved or is missing."""
+    """Convert a composed DictConfig to plain data.
+
+    Raises: OmegaConf's errors for a missing value and for an interpolation that cannot be resolved.
+    """
     from omegaconf import OmegaConf
 
     config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
@@ -19,7 +22,7 @@ Train a model. Everything is a config: choose an option of a group, or change a 
   python train.py optimizer=adam model=cnn trainer.max_epochs=20 data.batch_size=128 seed=1
   python train.py experiment=digits_cnn            a preset
   python train.py -m optimizer=adam,sgd seed=1,2   a sweep
-  python resume.py run=latest                      go on where a run stopped
+  python resume.py run=latest                      continue where a run stopped
 
 Groups and their options (group=option):
 
@@ -32,7 +35,7 @@ Config (key=value):
 
 
 def help_text(overrides: list[str], conf_dir: Path) -> str:
-    """What `--help` prints. Not Hydra's own: that takes a second, most of it to list its plugins' groups twice."""
+    """Return the text of `--help`. Hydra's own takes a second, most of it to list its plugins' groups twice."""
     import yaml
 
     options: dict[str, list[str]] = {}
@@ -43,7 +46,7 @@ def help_text(overrides: list[str], conf_dir: Path) -> str:
 
 
 def compose(overrides: list[str], conf_dir: Path) -> dict[str, Any]:
-    """The config that these overrides give, without a run. Raises: Hydra's errors."""
+    """Compose the config that these overrides give, without a run. Raises: Hydra's errors."""
     import hydra
 
     with hydra.initialize_config_dir(str(conf_dir), version_base="1.3"):

@@ -1,4 +1,4 @@
-"""Overrides as people type them: raw text past Hydra's parser, its errors in our words, changes to a stored config.
+"""Handle overrides as people type them: quote raw text, explain errors of Hydra, change a stored config.
 
 Hydra is imported inside the functions: most commands never need it.
 """
@@ -17,10 +17,10 @@ _KEY = re.compile(r"[~+]*[A-Za-z_$][\w$/-]*([.:@][\w$/-]+)*", re.ASCII)
 
 
 def quote_raw(argv: list[str], keys: tuple[str, ...]) -> list[str]:
-    """The command line with `key=RAW` quoted for each of `keys`, so that Hydra takes RAW as text, whatever it holds.
+    """Quote `key=RAW` on the command line for each of `keys`, so that Hydra takes RAW as text, whatever it holds.
 
     Unquoted, the run id 123e4567 would arrive as infinity, 12345678 as an integer, and abc=def as an error.
-    Raises: UserError for the two texts that no quoting protects, since OmegaConf acts on them.
+    Raises: UserError for `${` and `???`, which OmegaConf interprets even inside quotes.
 
     >>> quote_raw(["init_from=123e4567", "seed=1"], ("init_from",))
     ["init_from='123e4567'", 'seed=1']
@@ -40,9 +40,9 @@ def quote_raw(argv: list[str], keys: tuple[str, ...]) -> list[str]:
 
 
 def explain(error: Exception, overrides: list[str], conf_dir: Path) -> str | None:
-    """An error of Hydra or OmegaConf in one line for each override that is wrong, or None for what is not known here.
+    """Explain an error of Hydra or OmegaConf, one line for each wrong override. None for any other error.
 
-    Looks at the overrides again rather than at the error's text, which names one of them at best.
+    The overrides are examined again, since the error's own text names one of them at best.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -56,9 +56,9 @@ def explain(error: Exception, overrides: list[str], conf_dir: Path) -> str | Non
 
 
 def apply_overrides(config: dict[str, Any], overrides: list[str], conf_dir: Path) -> dict[str, Any]:
-    """A stored config with overrides, as a new one: `a.b=c` sets a value, `group=option` takes that option of conf_dir.
+    """Return a stored config with overrides applied: `a.b=c` sets a value, `group=option` takes an option of conf_dir.
 
-    As in Hydra, options are taken first, and what they interpolate is read from the whole result.
+    Like in Hydra, options are applied first, and their interpolations are resolved in the whole result.
     Raises: ConfigError with one line for each override that does not fit. The result is not checked yet.
     """
     from omegaconf import OmegaConf
@@ -86,7 +86,7 @@ def apply_overrides(config: dict[str, Any], overrides: list[str], conf_dir: Path
 
 
 def _parse(text: str) -> tuple[Any, str | None]:
-    """Hydra's Override, or the line that says why there is none."""
+    """Parse an override. Returns: Hydra's Override and None, or None and what is wrong."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -105,7 +105,7 @@ def _parse(text: str) -> tuple[Any, str | None]:
 
 
 def _faults(overrides: list[str], conf_dir: Path, *, alone: bool) -> list[str]:
-    """What is wrong with each override, given the options that the others choose. alone: one run, and no sweep."""
+    """List what is wrong with the overrides, given the options that they choose. alone: one run, not a sweep."""
     parsed = [(text, *_parse(text)) for text in overrides]
     chosen = [text for text, override, _ in parsed if override and _is_choice(override, conf_dir)]
     config = _composed(chosen, conf_dir)
@@ -122,7 +122,7 @@ def _fault(text: str, override: Any, config: dict[str, Any] | None, conf_dir: Pa
         return f"{text}: several values make a sweep: add -m.{listed}"
     if options := _options(key, conf_dir):
         if kind == "DEL":
-            return f"{text}: that is not what is chosen." if override.value() is not None else None
+            return f"{text}: another option is chosen." if override.value() is not None else None
         if kind == "ADD" and config is not None and key in config:
             return f"{text}: {key} is chosen already. Write {text[1:]}."
         return _not_an_option(text, override, options)
@@ -152,7 +152,7 @@ def _not_an_option(text: str, override: Any, options: list[str]) -> str | None:
 
 
 def _missing(config: Any, key: str, conf_dir: Path) -> str | None:
-    """Where the way down to `key` ends too early, and what there is instead; None if it leads to something."""
+    """Return where the path `key` ends in the config and what exists there, or None if the key exists."""
     node, path = config, ""
     for part in key.split("."):
         if isinstance(node, list) and part.isdigit() and int(part) < len(node):
@@ -177,7 +177,7 @@ def _value(config: Any, key: str) -> Any:
 
 
 def _explain_conf(error: Exception, conf_dir: Path) -> str | None:
-    """What is wrong inside conf/ itself."""
+    """Explain what is wrong inside conf/ itself."""
     from hydra.errors import ConfigCompositionException, MissingConfigException
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -200,11 +200,11 @@ def _explain_conf(error: Exception, conf_dir: Path) -> str | None:
 
 def _refused_on_resume(text: str, override: Any) -> str | None:
     if override.type.name != "CHANGE":
-        return f"{text}: resume changes what is there, and adds or takes out nothing. Write key=value."
+        return f"{text}: resume changes existing values, and neither adds nor removes any. Write key=value."
     if override.is_sweep_override():
         return f"{text}: resume continues one run. For several, start a sweep: python train.py -m …"
     if override.is_hydra_override() or override.package is not None:
-        return f"{text}: that is settled when a run starts."
+        return f"{text}: this is fixed when a run starts."
     if "${" in text:
         return f"{text}: interpolations are resolved when a run starts. Write the value itself."
     return None
@@ -238,7 +238,7 @@ def _set_value(changed: Any, text: str, override: Any, conf_dir: Path) -> str | 
 
 
 def _is_newer(stored: Any, key: str, conf_dir: Path) -> bool:
-    """Whether conf/ has got that key since the run was started. Arguments of a class are that class's own affair."""
+    """Whether conf/ has gained that key since the run was started. Arguments of a class do not count."""
     node = stored
     for part in key.split(".")[:-1]:
         node = node.get(part) if isinstance(node, dict) else None
@@ -254,7 +254,7 @@ def _is_choice(override: Any, conf_dir: Path) -> bool:
 
 
 def _options(group: str, conf_dir: Path) -> list[str]:
-    """The options of a group, or none if there is no such group."""
+    """List the options of a group; [] if there is no such group."""
     return sorted(file.stem for file in (conf_dir / group).glob("*.yaml")) if group and group != "." else []
 
 
@@ -277,7 +277,7 @@ def _compose(overrides: list[str], conf_dir: Path) -> Any:
 
 
 def _composed(overrides: list[str], conf_dir: Path) -> dict[str, Any] | None:
-    """The composed config, unresolved, or None where conf/ itself is broken."""
+    """Compose the config without resolving it. None if conf/ itself is broken."""
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

@@ -1,6 +1,6 @@
-"""What torch refuses, or takes and then gets wrong, when an optimizer, a schedule and a precision meet.
+"""Refuse combinations of optimizer, schedule and precision that torch refuses, or accepts and gets wrong.
 
-Each is refused at the start by name, with what to do: torch says it steps or epochs later, or never.
+Each is refused at the start, by name and with what to do. torch would say so steps or epochs later, or never.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,13 +17,13 @@ from savepoint.training import optimizers, schedules
 
 _SCHEDULERS = "torch.optim.lr_scheduler."
 _CHAINS = (f"{_SCHEDULERS}SequentialLR", f"{_SCHEDULERS}ChainedScheduler")
-# Arguments that set the rate of every group outright, whatever its own is.
+# Arguments that replace the rate of every group, whatever its own is.
 _RATES = ("max_lr", "base_lr", "swa_lr")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What meets. node: the scheduler's config, before it is built: torch refuses some while it builds."""
+    """The combination to check. node: the scheduler's config, since torch refuses some schedulers as it builds them."""
 
     node: dict[str, Any]
     settings: Settings
@@ -33,18 +33,18 @@ class Setup:
 
     @property
     def parts(self) -> list[Optimizer]:
-        """The optimizer, or the two that it consists of."""
+        """The optimizer, or the two optimizers that it consists of."""
         both = self.optimizer
         return [both.main, both.fallback] if isinstance(both, optimizers.Both) else [both]
 
     @property
     def groups(self) -> list[tuple[str, dict[str, Any]]]:
-        """The parameter groups, each with the name of the optimizer that it belongs to."""
+        """The parameter groups, each with the name of its optimizer."""
         return [(type(part).__name__, group) for part in self.parts for group in part.param_groups]
 
     @property
     def schedules(self) -> list[tuple[str, dict[str, Any], str]]:
-        """Each scheduler of the config: its path, its node, its class."""
+        """The schedulers of the config, each with its path, its node and its class."""
         walked = schedules.walk(self.node)
         return [(path, node, str(node.get("_target_"))) for path, node in walked if node.get("_target_") is not None]
 
@@ -52,7 +52,7 @@ class Setup:
 def check(
     node: dict[str, Any], settings: Settings, *, model: nn.Module, optimizer: Optimizer, device: torch.device
 ) -> None:
-    """Raises: ConfigError with one line for each of RULES that the setup breaks."""
+    """Check every rule. Raises: ConfigError with one line for each rule that is broken."""
     setup = Setup(node, settings, model, optimizer, device)
     faults = [fault for rule in RULES for fault in rule(setup)]
     if faults:
@@ -63,18 +63,18 @@ def _closure_with_scaler(setup: Setup) -> Iterator[str]:
     for part in setup.parts:
         if optimizers.searches(part) and setup.settings.amp.dtype == "float16":
             name = type(part).__name__
-            yield f"amp.dtype=float16: a GradScaler cannot serve {name}, which evaluates anew. Use amp=bf16 or none."
+            yield f"amp.dtype=float16: GradScaler cannot serve {name}, which steps by a closure. Use amp=bf16 or none."
 
 
 def _closure_as_a_part(setup: Setup) -> Iterator[str]:
     for part in setup.parts:
         if optimizers.searches(part) and len(setup.parts) > 1:
             name = type(part).__name__
-            yield f"optimizer.fallback: {name} needs all parameters to itself. Take adamw, or optimizer=lbfgs alone."
+            yield f"optimizer.fallback: {name} has to train all parameters. Use adamw, or optimizer=lbfgs alone."
 
 
 def _closure_with_strides(setup: Setup) -> Iterator[str]:
-    """LBFGS looks at each gradient as one line of numbers, which torch does not give of channels_last."""
+    """LBFGS flattens each gradient with `view`, which fails for channels_last."""
     if any(isinstance(part, torch.optim.LBFGS) for part in setup.parts):
         names = [name for name, parameter in setup.model.named_parameters() if not parameter.is_contiguous()]
         if names:
@@ -93,7 +93,7 @@ def _cycled_momentum(setup: Setup) -> Iterator[str]:
         return
     names = " with ".join(type(part).__name__ for part in setup.parts)
     for path, node, target in setup.schedules:
-        # Both cycle it unless told not to.
+        # Both cycle the momentum by default.
         if target in (f"{_SCHEDULERS}OneCycleLR", f"{_SCHEDULERS}CyclicLR") and node.get("cycle_momentum", True):
             yield f"{path}.cycle_momentum=true: {names} has nothing to cycle in every group. Set it to false."
 
@@ -107,7 +107,7 @@ def _one_rate_for_groups_of_several(setup: Setup) -> Iterator[str]:
                 first = rates[0] or max(rates)
                 one_each = ",".join(f"{value * rate / first:.6g}" for rate in rates)
                 yield (
-                    f"{path}.{key}={value}: it would be the learning rate of every group, and theirs are {rates}. "
+                    f"{path}.{key}={value}: this would become the learning rate of every group; now they have {rates}. "
                     f"Give one for each: {path}.{key}=[{one_each}]."
                 )
 
@@ -115,18 +115,18 @@ def _one_rate_for_groups_of_several(setup: Setup) -> Iterator[str]:
 def _plateau_inside(setup: Setup) -> Iterator[str]:
     for path, _, target in setup.schedules[1:]:
         if target == f"{_SCHEDULERS}ReduceLROnPlateau":
-            yield f"{path}: ReduceLROnPlateau follows a metric, and what is around it does not. Use scheduler=plateau."
+            yield f"{path}: ReduceLROnPlateau follows a metric, and its outer schedule does not. Use scheduler=plateau."
 
 
 def _chain_that_begins_later(setup: Setup) -> Iterator[str]:
-    """SequentialLR starts what comes second by a method that these two lack."""
+    """SequentialLR starts its second schedule by a method that these two lack."""
     for path, node, target in setup.schedules:
         inner = node.get("schedulers") if target == _CHAINS[0] else None
         for index, each in enumerate(inner if isinstance(inner, list) else []):
             if index and isinstance(each, dict) and each.get("_target_") in _CHAINS:
                 name = each["_target_"].removeprefix(_SCHEDULERS)
                 yield (
-                    f"{path}.schedulers[{index}]: SequentialLR can begin with a {name}, and not go over to one. "
+                    f"{path}.schedulers[{index}]: SequentialLR can begin with a {name}, but not switch to one. "
                     "Write its schedulers and milestones into the outer one."
                 )
 
@@ -150,7 +150,7 @@ def _sparse_gradients(setup: Setup) -> Iterator[str]:
 
 
 def _refuses_sparse(part: Optimizer, group: dict[str, Any]) -> str | None:
-    """With which option of its own an optimizer takes no sparse gradients: "" for any, None if it takes them."""
+    """Return the option that rules out sparse gradients; "" for an optimizer that never takes them, None if it does."""
     if isinstance(part, torch.optim.SGD | torch.optim.Adagrad):
         options = [key for key in ("weight_decay", "fused") if group.get(key)]
         return f" with {options[0]}" if options else None
@@ -167,13 +167,13 @@ def _clipped_sparse_gradients(setup: Setup) -> Iterator[str]:
 def _made_for_other_loops(setup: Setup) -> Iterator[str]:
     for name, group in setup.groups:
         if group.get("differentiable"):
-            yield f"optimizer.differentiable=true: {name} would keep each step's graph. Set it to false."
+            yield f"optimizer.differentiable=true: {name} would keep the graph of every step. Set it to false."
         if group.get("capturable") and setup.device.type == "cpu":
             yield f"optimizer.capturable=true: {name} can be captured on a GPU only. Set it to false."
 
 
 def _limits_unchecked_by_torch(setup: Setup) -> Iterator[str]:
-    """Values with which a step of the optimizer raises an exception, or would after many steps."""
+    """Values with which a step of the optimizer raises an exception, at once or after many steps."""
     for part in setup.parts:
         for group in part.param_groups:
             for key, (allowed, expected) in LIMITS.get(type(part), {}).items():

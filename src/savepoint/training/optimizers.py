@@ -1,4 +1,4 @@
-"""The optimizer of a run: built from its config, and put back from a checkpoint to the last bit."""
+"""Build the optimizer of a run from its config, and restore it from a checkpoint to the last bit."""
 
 import copy
 import inspect
@@ -13,21 +13,22 @@ from torch.optim import Optimizer
 from savepoint import trust
 from savepoint.errors import CheckpointError, ConfigError
 
-# Keys of conf/optimizer/ that belong to the engine. Every other is an argument of the class.
+# Keys of conf/optimizer/ that belong to the engine. All others are arguments of the class.
 OWN = ("fallback", "weight_decay_on")
 
 Named = list[tuple[str, nn.Parameter]]
 
 
 class Both(Optimizer):
-    """Two optimizers as one: `main` for the parameters that it takes, `fallback` for all others.
+    """Two optimizers that act as one: `main` for the parameters that it takes, `fallback` for all others.
 
-    They share one `state` and this lists the groups of both, so schedules, a GradScaler and a state_dict see one.
+    Both share one `state`, and `param_groups` lists the groups of both, so schedules, a GradScaler and a state_dict see
+    one optimizer.
     """
 
     def __init__(self, main: Optimizer, fallback: Optimizer) -> None:
         self.main, self.fallback = main, fallback
-        # What both have by default: schedules look here for what they may change in every group.
+        # The defaults that both have: schedules look here for what they may change in every group.
         common = {key: value for key, value in main.defaults.items() if key in fallback.defaults}
         super().__init__([*main.param_groups, *fallback.param_groups], common)
         self._link()
@@ -42,24 +43,24 @@ class Both(Optimizer):
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """What load_state_dict ends in: it has made another `state` and other groups."""
+        """Link both optimizers to the new `state` and groups. load_state_dict ends with this call."""
         super().__setstate__(state)
         self._link()
 
     def _link(self) -> None:
         cut = len(self.main.param_groups)
         for part, groups in ((self.main, self.param_groups[:cut]), (self.fallback, self.param_groups[cut:])):
-            # Each is shown its own state alone: Adagrad takes the first entry for an example of all.
+            # Each one sees its own state alone: Adagrad takes the first entry as an example of all.
             own = {p: self.state[p] for group in groups for p in group["params"] if p in self.state}
             part.__setstate__({"state": defaultdict(dict, own), "param_groups": groups})
             part.state = self.state
 
 
 def build(node: dict[str, Any], model: nn.Module, *, make: Callable[..., Any]) -> Optimizer:
-    """The optimizer that `node`, the config's group, describes, with the model's parameters.
+    """Build the optimizer that the config's group `node` describes, over the model's parameters.
 
-    make: `trust.make`. Parameters go by their names, so that a checkpoint can tell two of one shape apart.
-    Raises: ConfigError.
+    Parameters are passed with their names, so that a checkpoint can tell two of the same shape apart.
+    make: `trust.make`. Raises: ConfigError that names the key.
     """
     main = make({key: value for key, value in node.items() if key not in OWN}, path="optimizer")
     rest = make(node.get("fallback"), path="optimizer.fallback")
@@ -72,7 +73,7 @@ def build(node: dict[str, Any], model: nn.Module, *, make: Callable[..., Any]) -
         raise ConfigError(f"optimizer.weight_decay_on=matrices: {names} has no weight_decay. Leave it at all.")
     checks: Any = torch.sparse.check_sparse_tensor_invariants
     if sparse(model) and not checks.is_enabled():
-        checks.disable()  # said aloud, or torch warns of its own optimizers
+        checks.disable()  # explicitly, because otherwise torch warns about its own optimizers
     parameters = list(model.named_parameters())
     if rest is None:
         return _one(main, parameters, decay_on, path="optimizer")
@@ -84,14 +85,14 @@ def build(node: dict[str, Any], model: nn.Module, *, make: Callable[..., Any]) -
 
 
 def searches(optimizer: Optimizer) -> bool:
-    """Whether its step needs a closure that evaluates the model anew, as LBFGS does."""
+    """Whether the optimizer's step needs a closure that evaluates the model again, as LBFGS's does."""
     _, *parameters = inspect.signature(type(optimizer).step).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return bool(parameters) and parameters[0].kind in kinds and parameters[0].default is inspect.Parameter.empty
 
 
 def sparse(model: nn.Module) -> list[str]:
-    """Names of the parameters whose gradients are sparse: weights of embeddings, where nothing else uses them too."""
+    """List the parameters with sparse gradients: weights of sparse embeddings that no other module uses."""
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
     own = {id(module.weight) for module in embeddings}
     others = [module for module in model.modules() if not any(module is each for each in embeddings)]
@@ -100,33 +101,33 @@ def sparse(model: nn.Module) -> list[str]:
 
 
 def restore(optimizer: Optimizer, saved: dict[str, Any], *, where: str) -> None:
-    """Make a freshly built optimizer the saved one: each value with its type, dtype, strides and sharing.
+    """Restore a freshly built optimizer: every value with its type, dtype, strides and sharing.
 
-    saved: its state_dict, as loaded. where: the checkpoint, for the error.
-    Raises: CheckpointError that lists the parameters that are not the same here and there.
+    saved: the state_dict, as loaded. where: the checkpoint, for the error.
+    Raises: CheckpointError that lists the parameters in which the two differ.
     """
     _check_names(optimizer, saved, where)
     before = [dict(group) for group in optimizer.param_groups]
-    # A copy: training must not write into the checkpoint, and a tensor that lies in a file's bytes is aligned otherwise
-    # than one of torch's own, so that kernels may differ. A deep one keeps strides, and what is shared.
+    # Copied, because training must not write into the checkpoint, and because tensors inside a file's bytes are aligned
+    # differently from torch's own, so that kernels may differ. A deep copy keeps strides and sharing.
     exact = copy.deepcopy(saved)
     optimizer.load_state_dict(exact)
     moved: dict[tuple[int, torch.device], Tensor] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, entry in exact["state"].items():
         if index not in range(len(parameters)):
-            continue  # what belongs to no parameter: torch has taken it as it is
+            continue  # an entry of no parameter, which torch has taken as it is
         parameter = parameters[index]
-        # torch casts floating state to the parameter's dtype (NAdam's mu_product, ASGD's eta): take that back.
+        # torch casts floating state to the parameter's dtype (NAdam's mu_product, ASGD's eta): undo that.
         optimizer.state[parameter] = _uncast(entry, optimizer.state[parameter], moved)
     for group, fresh in zip(optimizer.param_groups, before, strict=True):
-        for key, value in group.items():  # a rate that is a tensor goes where this run's is
+        for key, value in group.items():  # a rate that is a tensor moves to the device of this run's
             if isinstance(value, Tensor) and isinstance(fresh.get(key), Tensor):
                 group[key] = _moved(value, fresh[key].device, moved)
 
 
 def _uncast(exact: Any, loaded: Any, moved: dict[tuple[int, torch.device], Tensor]) -> Any:
-    """What was saved, on the device where torch put it. A number that torch has since made a tensor is one."""
+    """Return the saved value on the device where torch put it. A number that torch turned into a tensor stays one."""
     if isinstance(exact, Tensor):
         return _moved(exact, loaded.device, moved)
     if isinstance(exact, dict):
@@ -138,7 +139,7 @@ def _uncast(exact: Any, loaded: Any, moved: dict[tuple[int, torch.device], Tenso
 
 
 def _moved(tensor: Tensor, device: torch.device, moved: dict[tuple[int, torch.device], Tensor]) -> Tensor:
-    """One tensor that stands in two places stays one. moved: what has been moved, by its id."""
+    """Move a tensor, once even if it occurs in two places. moved: the tensors moved so far, by identity."""
     return moved.setdefault((id(tensor), device), tensor.to(device))
 
 
@@ -151,14 +152,14 @@ def _check_names(optimizer: Optimizer, saved: dict[str, Any], where: str) -> Non
     # torch matches by position: two parameters of one shape that swapped places would swap their moments.
     places_here, places_there = _places(here), _places(there)
     kinds = {
-        "only there": [name for name in places_there if name not in places_here],
-        "only here": [name for name in places_here if name not in places_there],
+        "only in the checkpoint": [name for name in places_there if name not in places_here],
+        "only in the config": [name for name in places_here if name not in places_there],
         "in another place": [n for n in places_there if n in places_here and places_here[n] != places_there[n]],
     }
-    if kinds["only there"] or kinds["only here"]:
+    if kinds["only in the checkpoint"] or kinds["only in the config"]:
         kinds["in another place"] = _displaced(here, there)
     faults = [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]
-    told = "; ".join(faults or [f"groups of {sizes[1]} parameters there, of {sizes[0]} here"])
+    told = "; ".join(faults or [f"groups of {sizes[1]} parameters in the checkpoint, of {sizes[0]} in the config"])
     raise CheckpointError(f"{where}: its optimizer does not have the parameters that the config builds; {told}.")
 
 
@@ -167,7 +168,7 @@ def _places(groups: list[list[str] | None]) -> dict[str, tuple[int, int]]:
 
 
 def _displaced(here: list[list[str] | None], there: list[list[str] | None]) -> list[str]:
-    """Names that both have, in another group or order even when those that only one has are left out."""
+    """List names that both have, but in another group or order, names that only one has left out."""
     both = set(_places(here)) & set(_places(there))
     one, other = (_places([[n for n in names or [] if n in both] for names in groups]) for groups in (here, there))
     return [name for name in other if one[name] != other[name]]
@@ -186,7 +187,7 @@ def _one(partial: Any, parameters: Named, decay_on: str, *, path: str) -> Optimi
         groups = [{"params": matrices}] if matrices else []
         groups += [{"params": others, "weight_decay": 0.0}] if others else []
     kind = partial.func
-    # A class is known before it is called with what may mean nothing to it; a function may make an optimizer too.
+    # Do not call a class that is no optimizer. A function may return one, so it has to be called.
     known = not isinstance(kind, type) or issubclass(kind, Optimizer)
     made = trust.call(partial, groups, path=path) if known else None
     if not isinstance(made, Optimizer):
@@ -199,7 +200,7 @@ def _decays(kind: Any) -> bool:
 
 
 def _taken(kind: Any, model: nn.Module) -> set[str]:
-    """Names of the parameters that an optimizer with a fallback takes itself."""
+    """Return the names of the parameters that an optimizer with a fallback takes itself."""
     name = kind.__name__
     if issubclass(kind, torch.optim.Muon):
         taken, what = [each for each, p in model.named_parameters() if p.dim() == 2], "matrices"
@@ -208,7 +209,9 @@ def _taken(kind: Any, model: nn.Module) -> set[str]:
         taken, what = sparse(model), "sparse gradients"
         advice = "A model with nn.Embedding or nn.EmbeddingBag(…, sparse=True) has some: model=embedding."
     else:
-        raise ConfigError(f"optimizer.fallback: {name} takes every parameter, so none is left. Set it to null.")
+        raise ConfigError(
+            f"optimizer.fallback: {name} takes every parameter, so none is left for a fallback. Set it to null."
+        )
     if not taken:
         raise ConfigError(f"optimizer: {name} trains {what}, and {type(model).__name__} has none. {advice}")
     return set(taken)

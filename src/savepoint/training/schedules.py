@@ -1,4 +1,4 @@
-"""The learning-rate schedule of a run: planned to the end of training, and built from the inside out."""
+"""Build the learning-rate schedule of a run, planned to the end of training, from the inside out."""
 
 import copy
 import functools
@@ -15,27 +15,29 @@ from savepoint.config import Settings
 from savepoint.errors import ConfigError
 from savepoint.trust import join_path
 
-# What a schedule calls its own length. Where the config leaves it null, it is planned from the end of training.
+# Names of a schedule's own length. If the config leaves it null, it is planned from the end of training.
 LENGTHS = ("T_max", "total_steps", "total_iters")
-# What a schedule divides by, steps later, unchecked.
+# torch divides by these, steps later, without checking them.
 PERIODS = ("T_max", "step_size", "step_size_up", "step_size_down")
-# Keys of conf/scheduler/ that belong to the engine. Every other is an argument of the class.
+# Keys of conf/scheduler/ that belong to the engine. All others are arguments of the class.
 OWN = ("interval", "monitor")
 
 
 def build(
     node: dict[str, Any], settings: Settings, optimizer: Optimizer, *, batches: int, make: Callable[..., Any]
 ) -> tuple[Any, int | None]:
-    """The schedule that `node`, the config's group, describes, and the planned end if its length follows from that.
+    """Build the schedule that the config's group `node` describes.
 
-    batches: in one epoch. make: `trust.make`. (None, None) if there is none. Raises: ConfigError.
+    batches: how many one epoch has. make: `trust.make`.
+    Returns: the schedule, and the planned end if its length depends on that; (None, None) without a schedule.
+    Raises: ConfigError that names the key.
     """
     own = {key: value for key, value in node.items() if key not in OWN}
     if own.get("_target_") is None:
         return None, None
     end = planned_end(settings, batches)
     _check_lengths(own, end, settings.scheduler.interval)
-    # Or torch warns where SequentialLR, as it is built, takes the first step of a ChainedScheduler.
+    # Otherwise torch warns when the constructor of SequentialLR takes the first step of a ChainedScheduler.
     optimizer._opt_called = True  # type: ignore[attr-defined]
     scheduler = _bound(make(_planned(own, 0, end), path="scheduler"), optimizer, path="scheduler")
     if missing := [name for name in ("step", "state_dict", "load_state_dict") if not hasattr(scheduler, name)]:
@@ -54,22 +56,22 @@ def build(
 
 
 def restore(scheduler: Any, saved: dict[str, Any]) -> None:
-    """Make a freshly built schedule the saved one. Call it after the optimizer's state is back.
+    """Restore a freshly built schedule. Call it after the optimizer is restored.
 
-    A copy: torch takes the lists and tensors of a state_dict as its own, and takes out what it has read.
+    The state is copied, because torch keeps its lists and tensors and removes entries that it has read.
     """
     scheduler.load_state_dict(copy.deepcopy(saved))
 
 
 def walk(node: dict[str, Any], path: str = "scheduler") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The schedule and all inside it, each with the path where the config has it."""
+    """Yield a schedule and all schedules inside it, each with its path in the config."""
     yield path, node
     for index, inner in enumerate(_inner(node)):
         yield from walk(inner, join_path(join_path(path, "schedulers"), index))
 
 
 def planned_end(settings: Settings, batches: int) -> int:
-    """The planned end of training, counted in what the schedule counts."""
+    """Return the planned end of training, in epochs or steps, whichever the schedule counts."""
     trainer, by_epoch = settings.trainer, settings.scheduler.interval == "epoch"
     updates_per_epoch = math.ceil(batches / trainer.accumulate)
     ends = []
@@ -81,9 +83,9 @@ def planned_end(settings: Settings, batches: int) -> int:
 
 
 def planned_key(node: dict[str, Any], end: int) -> tuple[str, int] | None:
-    """Which length of a schedule follows from the planned end of training, as an override names it, and what it is.
+    """Return the key and the value of the length that depends on the planned end of training.
 
-    None if none does: what is null up to the next milestone does not depend on that end.
+    None if none does. A length that is null up to the next milestone does not depend on that end.
     """
     key = _null_length(node)
     if key is not None:
@@ -95,10 +97,10 @@ def planned_key(node: dict[str, Any], end: int) -> tuple[str, int] | None:
 
 
 def _planned(node: dict[str, Any], begins: int, ends: int) -> dict[str, Any]:
-    """The same with each length that is null: from where that schedule begins to where the next takes over."""
+    """Fill in each length that is null: from where that schedule begins to where the next one takes over."""
     planned = dict(node)
     if key := _null_length(node):
-        planned[key] = max(1, ends - begins)  # 1: it begins after the end of training, and so never
+        planned[key] = max(1, ends - begins)  # 1 for a schedule that begins after the end of training
     if _inner(node):
         planned["schedulers"] = [_planned(*window) for window in _windows(node, begins, ends)]
     return planned
@@ -114,7 +116,7 @@ def _inner(node: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _windows(node: dict[str, Any], begins: int, ends: int) -> list[tuple[dict[str, Any], int, int]]:
-    """Each inner schedule with where it begins and ends: one after the other with milestones, all at once without."""
+    """Return each inner schedule with its begin and end: one after the other with milestones, all at once without."""
     inner, milestones = _inner(node), node.get("milestones")
     if not inner or milestones is None:
         return [(each, begins, ends) for each in inner]
@@ -155,14 +157,14 @@ def _check_lengths(node: dict[str, Any], end: int, interval: str) -> None:
 
 
 def _lasting(node: dict[str, Any], path: str, length: int) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """Each schedule with how long it is in use."""
+    """Yield each schedule with its path and how long it is in use."""
     yield path, node, length
     for index, (inner, begins, ends) in enumerate(_windows(node, 0, length)):
         yield from _lasting(inner, join_path(join_path(path, "schedulers"), index), ends - begins)
 
 
 def _bound(partial: Any, optimizer: Optimizer, *, path: str) -> Any:
-    """Call what the config describes with the optimizer, inner schedules first: the outer one takes theirs over."""
+    """Build a schedule over the optimizer, inner schedules first, because the outer one takes over their rates."""
     if not isinstance(partial, functools.partial):
         raise ConfigError(f"{path}._partial_: must be true: the engine adds the optimizer.")
     inner = partial.keywords.get("schedulers")

@@ -1,4 +1,4 @@
-"""What a config may hold: plain values within limits, no secrets, and only allowed `_target_` names."""
+"""Check what a config holds: plain values within limits, no secrets, and only allowed `_target_` names."""
 
 import math
 import re
@@ -12,30 +12,28 @@ from savepoint.trust.redaction import SECRET_KEYS, has_uri_password
 from savepoint.trust.targets import refusal
 from savepoint.trust.text import join_path, shown
 
-MAX_FAULTS = 20  # a config of a hundred thousand wrong values is refused as well by the first few
-
-
+# A config with a hundred thousand wrong values is refused for the first few.
+MAX_FAULTS = 20
 MAX_INTEGER_BITS = 64
-
-
-SPECIAL = re.compile(r"_[^_].*_|__.*", re.DOTALL)  # what looks like a word to Hydra rather than an argument
+# Keys that Hydra takes for words of its own, not for arguments.
+SPECIAL = re.compile(r"_[^_].*_|__.*", re.DOTALL)
 
 
 def check_values(config: object, *, source: Path, path: str = "") -> list[str]:
-    """What forbids building from `config`, one line for each fault. Nothing is imported.
+    """List what forbids building from `config`, one line for each fault. Nothing is imported.
 
-    source: the directory that holds the `project` package. path: where `config` lies in the whole config.
+    source: the directory that holds the `project` package. path: the place of `config` in the whole config.
     """
     walk = _Walk(source)
     try:
         walk.node(config, path, depth=1)
     except _EnoughError:
-        walk.faults.append("The rest was not looked at.")
+        walk.faults.append("The rest was not checked.")
     return walk.faults
 
 
 class _EnoughError(Exception):
-    """There are so many faults, or values, that the rest is not worth looking at."""
+    """Ends a walk that has found so many faults, or values, that the rest is not worth checking."""
 
 
 @dataclass
@@ -83,13 +81,13 @@ class _Walk:
     def _special(self, key: str, value: object, where: str, node: dict[Any, Any]) -> None:
         expected = {"_target_": str, "_partial_": bool, "_args_": list}.get(key)
         if expected is None:
-            self.fault(where, "is not allowed. Of Hydra's own words, _target_, _partial_ and _args_ are.")
+            self.fault(where, "is not allowed. Only _target_, _partial_ and _args_ of Hydra's own words are.")
         elif key != "_target_" and "_target_" not in node:
             self.fault(where, "has no _target_ beside it. Set that to the class to build.")
         elif type(value) is not expected and not (key == "_target_" and value is None):
             self.fault(where, f"must be {_KINDS[expected]}, and is {_brief(value)}.")
         elif isinstance(value, str):
-            if value not in self.refusals:  # a target may be there ten thousand times
+            if value not in self.refusals:  # one target may occur ten thousand times
                 self.refusals[value] = refusal(value, self.source)
             if found := self.refusals[value]:
                 self.fault(where, found)
@@ -124,5 +122,5 @@ _KINDS = {str: "text", bool: "true or false", list: "a list"}
 
 
 def _brief(value: object) -> str:
-    # By type alone where the value is a stranger's object: its repr could be anything.
+    # A stranger's object is described by its type alone, since its repr could be anything.
     return shown(value) if type(value) in (str, bool, float, types.NoneType) else f"a {type(value).__name__}"

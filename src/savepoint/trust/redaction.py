@@ -1,4 +1,4 @@
-"""Secrets: where a config must not hold one, and how command lines, patches and logs lose theirs."""
+"""Keep secrets out of configs, and redact them in command lines, patches and logs."""
 
 import re
 
@@ -9,7 +9,7 @@ _URI_PASSWORD = re.compile(r"(?<=[A-Za-z0-9+.-]://)([^\s/?#:@\"']*:)([^\s/?#\"']
 
 _KEY = rf"(?<![A-Za-z0-9_])(?:{'|'.join(SECRET_KEYS)})(?![A-Za-z0-9_])"
 _ANNOTATION = r"(?:[A-Za-z_][\w.\[\] |]{0,60}?[ \t]*=[ \t]*)?"  # password: str = "…"
-# Code that reads a secret from elsewhere holds none, and a patch has to stay code: password = os.environ["PASSWORD"]
+# Code that reads a secret from elsewhere holds none and is kept, as in a patch: password = os.environ["PASSWORD"]
 _CODE = r"""[A-Za-z_][\w.]*(?:\(["'\w., ]*\)|\[["'\w., ]*\])"""
 _QUOTED = r"""
     (?P<t>"{3}|'{3})(?P<triple>[\s\S]{1,2000}?)(?P=t)
@@ -38,11 +38,12 @@ REDACTED = "[redacted]"
 
 
 def has_uri_password(text: str) -> bool:
+    """Whether a text contains an address with a password in it, such as ftp://me:pw@host."""
     return _URI_PASSWORD.search(text) is not None
 
 
 def redact(text: str) -> str:
-    """`text` with [redacted] for what stands after a secret key or as the password of a URI; all else is untouched.
+    """Replace each value after a secret key, and each password in a URI, by [redacted]. All else is kept.
 
     >>> redact("train.py model.password=hunter2 data.uri=ftp://me:pw@host seed=1")
     'train.py model.password=[redacted] data.uri=ftp://me:[redacted]@host seed=1'
@@ -51,7 +52,7 @@ def redact(text: str) -> str:
 
 
 def redact_arguments(arguments: list[str]) -> list[str]:
-    """A command line, one argument at a time: a secret that holds spaces or quotes is hidden whole."""
+    """Redact a command line. Taken argument by argument, a secret that holds spaces or quotes is hidden whole."""
     hidden = []
     for argument in arguments:
         key, equals, value = argument.partition("=")

@@ -1,4 +1,4 @@
-"""Files that a stranger may have written: what is odd about them is an error before any of it is used."""
+"""Read files that a stranger may have written. Anything odd about them is an error before any of it is used."""
 
 import errno
 import hashlib
@@ -19,15 +19,17 @@ MAX_JSON = 256 * 2**20  # bytes; a state.json beyond it is refused before it is 
 
 
 def read_file(path: Path, *, exactly: int | None = None, at_most: int | None = None) -> Memory:
-    """A file's bytes. Its size is checked before memory is taken. A link, a pipe or a device is no part of this.
+    """Read a plain file. Its size is checked before memory is taken.
 
-    Raises: CheckpointError that names the file, also if it changes while it is read.
+    exactly, at_most: the allowed size in bytes.
+    Raises: CheckpointError that names the file if it is missing, a link, a pipe or a device, has another size, or
+    changes while it is read.
     """
     return _read(path, exactly, at_most, None)
 
 
 def read_digested(path: Path, *, exactly: int) -> tuple[Memory, str]:
-    """A file's bytes and their SHA-256, which another thread works out while the rest is being read."""
+    """Read a plain file and digest it with SHA-256 in another thread at the same time. Raises: as `read_file`."""
     digest = hashlib.sha256()
     with ThreadPoolExecutor(1) as hasher:
         data = _read(path, exactly, None, lambda chunk: hasher.submit(digest.update, chunk))
@@ -37,7 +39,7 @@ def read_digested(path: Path, *, exactly: int) -> tuple[Memory, str]:
 def _read(path: Path, exactly: int | None, at_most: int | None, each: Callable[[memoryview], object] | None) -> Memory:
     descriptor = None
     try:
-        # Not blocking: opening a pipe would wait for somebody who writes into it.
+        # Non-blocking: opening a pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | _PLAIN)
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
@@ -68,17 +70,20 @@ def _read(path: Path, exactly: int | None, at_most: int | None, each: Callable[[
 
 
 def _memory(size: int) -> Memory:
-    """Room for a file's bytes. Where it is large, from the system: a bytearray would be filled with zeros first."""
+    """Allocate memory for a file. A large one is mapped: a bytearray would be filled with zeros first."""
     if size < CHUNK:
         return bytearray(size)
     if os.name == "nt":
         return mmap.mmap(-1, size)
-    # Private: shared is what Python would make it, which is slower to take, and a forked process would write into it.
+    # Private. Python's default is shared, which is slower to allocate, and a forked process would write into it.
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def parse_json(data: Memory, path: Path) -> dict[str, Any]:
-    """An object in strict JSON: no NaN, no key twice. path: for the error."""
+    """Parse an object in strict JSON: no NaN, no duplicate keys.
+
+    path: the file, for the error. Raises: CheckpointError for anything else.
+    """
     if len(data) > MAX_JSON:
         raise CheckpointError(f"{path}: {len(data)} bytes, more than such a file ever has.")
     try:
@@ -98,7 +103,7 @@ def _refuse_constant(constant: str) -> None:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads(object_pairs_hook=…)`: a key that stands twice is an error, not the last one's victory."""
+    """Refuse duplicate keys. Pass it to `json.loads(object_pairs_hook=…)`, which would let the last one win."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a key stands twice in one object")

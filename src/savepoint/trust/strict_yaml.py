@@ -1,4 +1,4 @@
-"""Plain data as YAML: what `dump` writes, `parse` gives back, values and types alike, and `parse` takes nothing else.
+"""Read and write configs as strict YAML: parse_config(dump_config(config)) equals config, types included.
 
 A config.yaml may come from a stranger. Anchors, aliases, tags, merges, duplicate keys and interpolations have no use in
 a resolved config, and each is a known way to run code, to exhaust memory, or to show two readers two different things.
@@ -23,7 +23,7 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def parse_config(text: bytes | str) -> dict[str, Any]:
-    """A resolved config from a file that anyone may have written.
+    """Parse a resolved config from a file that a stranger may have written.
 
     Raises: HostileError for what a resolved config never holds, ConfigError for what is no YAML. Both name the place.
     """
@@ -38,14 +38,14 @@ def parse_config(text: bytes | str) -> dict[str, Any]:
 
 
 def dump_config(config: dict[str, Any]) -> str:
-    """A checked config as YAML, in its own order, such that parse_config(dump_config(config)) == config."""
+    """Write a checked config as YAML, in its own order, so that parse_config(dump_config(config)) == config."""
     text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
     assert isinstance(text, str)
     return text
 
 
 class _Reader:
-    """Plain values from a stream of YAML events. No node graph is ever built, so nothing can be shared or expanded."""
+    """Builds plain values from a stream of YAML events. Without a node graph, nothing can be shared or expanded."""
 
     def __init__(self, text: str) -> None:
         self._events: Iterator[Any] = iter(yaml.parse(text, Loader=_Loader))
@@ -89,7 +89,7 @@ class _Reader:
             if type(key) is not str:
                 raise ConfigError(f"{path or 'config.yaml'}: the key {shown(key)} must be text. Quote it.")
             if key in values:
-                _refuse(join_path(path, key), "a key that is there twice")
+                _refuse(join_path(path, key), "a duplicate key")
             values[key] = self._value(next(self._events), join_path(path, key), depth=depth + 1)
         return values
 
@@ -118,7 +118,7 @@ class _Reader:
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:
-        return True  # a value that is there twice is written twice: parse refuses aliases
+        return True  # parse_config refuses aliases, so a value that occurs twice is written twice
 
 
 def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
@@ -134,4 +134,4 @@ _Dumper.add_representer(str, _represent_text)
 
 def _refuse(path: str, what: str) -> NoReturn:
     place = f"config.yaml: {path}" if path else "config.yaml"
-    raise HostileError(f"{place}: {what}. No config that this repository wrote holds that: it is refused.")
+    raise HostileError(f"{place}: {what}. Savepoint writes no config that holds that, so it is refused.")

@@ -1,4 +1,4 @@
-"""Which objects a config may name: torch classes known to savepoint, classes of src/project, names in its targets.py.
+"""Resolve `_target_` names: torch classes known to savepoint, classes of src/project, names in its targets.py.
 
 A name is looked up in a table or in a file of this repository, never searched for, and nothing is imported before it is
 allowed. A prefix proves nothing: `torch.nn.modules.module.torch.utils.collect_env.run` is a shell.
@@ -25,7 +25,7 @@ _HOME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", re.ASCII)
 
 
 def refusal(target: str, source: Path) -> str | None:
-    """Why a target is not allowed and what to do, or None if it is. Imports nothing."""
+    """Return why a target is not allowed and what to do, or None if it is allowed. Imports nothing."""
     if len(target) > 200 or not target.isascii() or not _NAME.fullmatch(target):
         return f"{shown(target)} is not the dotted name of a class, such as torch.optim.Adam or project.models.mlp.MLP."
     fork = fork_targets(source)
@@ -43,7 +43,10 @@ def refusal(target: str, source: Path) -> str | None:
 
 
 def resolve(target: str, *, path: str, source: Path) -> Any:
-    """The object that an allowed `_target_` names. Raises: ConfigError, before anything is imported, for any other."""
+    """Import the object that an allowed `_target_` names.
+
+    path: the place in the config, for the error. Raises: ConfigError for any other, before anything is imported.
+    """
     fault = refusal(target, source)
     if fault:
         raise ConfigError(f"{path}: {fault}")
@@ -63,14 +66,14 @@ def resolve(target: str, *, path: str, source: Path) -> Any:
     own = f"{getattr(found, '__module__', None)}:{getattr(found, '__qualname__', None)}"
     if own != f"{module_name}:{name}" or (home is None and not isinstance(found, type)):
         raise ConfigError(
-            f"{path}: {target} leads to {module_name}:{name}, and what is there calls itself {own}. "
+            f"{path}: {target} leads to {module_name}:{name}, and the object there is defined as {own}. "
             "A target must be named by the place where it is defined."
         )
     return found
 
 
 def fork_targets(source: Path) -> dict[str, str]:
-    """TARGETS of src/project/targets.py, read as a literal: looking at a config must not import the fork's code."""
+    """Read TARGETS of src/project/targets.py as a literal: checking a config must not import the fork's code."""
     file = source / "project" / "targets.py"
     if not file.is_file():
         return {}
@@ -115,7 +118,7 @@ def _project_refusal(target: str, source: Path) -> str | None:
 
 
 def _project_file(module_name: str, source: Path) -> Path | None:
-    """The file that importing a module of `project` would read, if it really lies there."""
+    """Return the file that importing a module of `project` would read, or None if there is none inside src/project."""
     root = source / "project"
     *parents, last = module_name.split(".")
     place = source.joinpath(*parents)
@@ -135,7 +138,7 @@ def _names(directory: Path) -> list[str]:
 
 @functools.lru_cache(maxsize=256)
 def _definitions(file: Path, _changed: int) -> dict[str, str]:
-    """Names that a file defines at its top level: "class" or "function". What it imports is not its own."""
+    """Return what a file defines at its top level, "class" or "function" by name. Imported names are not among them."""
     kinds = {ast.ClassDef: "class", ast.FunctionDef: "function", ast.AsyncFunctionDef: "function"}
     return {
         node.name: kinds[type(node)]
@@ -145,7 +148,7 @@ def _definitions(file: Path, _changed: int) -> dict[str, str]:
 
 
 def _check_project(path: str, source: Path) -> None:
-    """An installed copy of this repository, or another under the same environment, must not stand in for this one."""
+    """Refuse a `project` package of another copy of this repository, for example an installed one."""
     loaded = sys.modules.get("project")
     spec = None if loaded else importlib.util.find_spec("project")
     origin = loaded.__file__ if loaded else spec.origin if spec else None
@@ -158,7 +161,7 @@ def _check_project(path: str, source: Path) -> None:
 
 
 def _guess_home(target: str) -> str:
-    """Where a target is probably defined: exactly where its module is loaded already, by its name otherwise."""
+    """Guess where a target is defined: exactly if its module is loaded already, otherwise from its name."""
     module_name, _, name = target.rpartition(".")
     module = sys.modules.get(module_name)
     found = vars(module).get(name) if module else None  # not getattr, which may import

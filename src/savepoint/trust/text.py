@@ -1,8 +1,8 @@
-"""Text that a stranger may have chosen, made fit for a terminal."""
+"""Make text that a stranger may have chosen fit for a terminal."""
 
 
 def join_path(path: str, key: object) -> str:
-    """The config path of a key. A key from a stranger is shown escaped: it goes to a terminal.
+    """Return the config path of a key. A key that is no plain name is escaped.
 
     >>> join_path("model", "hidden"), join_path("", "seed"), join_path("model", 3), join_path("model", chr(27) + "[31m")
     ('model.hidden', 'seed', 'model[3]', "model['\\\\x1b[31m']")
@@ -13,15 +13,15 @@ def join_path(path: str, key: object) -> str:
 
 
 def shown(value: object, *, limit: int = 80) -> str:
-    """`value` in ASCII and in few characters, so that look-alikes and control characters can be seen."""
-    # Sliced first: an error about a string of a megabyte need not escape all of it.
+    """Write a value in ASCII and in few characters, so that look-alikes and control characters are visible."""
+    # Cut first: an error about a string of a megabyte need not escape all of it.
     text = ascii(value[:limit]) if isinstance(value, str) else ascii(value)
     cut = isinstance(value, str) and len(value) > limit
     return text[:limit] + ("..." if cut or len(text) > limit else "")
 
 
 def printable(text: str, *, limit: int | None = None) -> str:
-    """`text` fit for a terminal: lines and letters stay, what could move the cursor or hide is escaped.
+    """Escape what could move the cursor or hide text. Letters and line breaks stay.
 
     >>> printable("größer" + chr(27) + "[2J" + chr(10) + "b" + chr(0x202E)), printable("abcdef", limit=3)
     ('größer\\\\x1b[2J\\nb\\\\u202e', 'abc...')
