@@ -54,3 +54,17 @@ def test_a_device_is_in_use_before_its_generators_are_seeded(monkeypatch: pytest
     monkeypatch.setattr(torch, "empty", noting_empty)
     training.assemble(config, settings, source=REPOSITORY / "src")
     assert order[:2] == [torch.device("cpu"), "seed"]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_deterministic_run_is_compiled_without_choices_by_timing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, deterministic: bool
+) -> None:
+    """The compiler times some kernels on a GPU and takes the fastest, which need not be the same in every process."""
+    changes = {"trainer.compile": True, "trainer.deterministic": deterministic}
+    config = make_config("mlp", "cpu", tmp_path, changes)
+    settings = trust.check_config(config, source=REPOSITORY / "src")
+    given: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda model, **keywords: given.append(keywords) or model)
+    training.assemble(config, settings, source=REPOSITORY / "src")
+    assert given == [{"options": {"deterministic": deterministic}}]

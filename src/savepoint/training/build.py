@@ -77,7 +77,10 @@ def assemble(
         settings=settings,
         task=task,
         # The plain model stays the one that is saved: a compiled wrapper would prefix every name with `_orig_mod.`.
-        forward=torch.compile(model) if settings.trainer.compile else model,
+        # deterministic: the compiler otherwise times some kernels on a GPU, and another process may choose differently.
+        forward=torch.compile(model, options={"deterministic": settings.trainer.deterministic})
+        if settings.trainer.compile
+        else model,
         train=train,
         val=val,
         device=device,
