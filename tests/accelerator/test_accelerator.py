@@ -9,6 +9,7 @@ from killed import make_config
 from tools.processes import REPOSITORY, command
 
 from savepoint import system, training, trust
+from savepoint.training.build import Average
 
 PROGRAM = "tests/accelerator/run.py"
 
@@ -68,3 +69,20 @@ def test_a_deterministic_run_is_compiled_without_choices_by_timing(
     monkeypatch.setattr(torch, "compile", lambda model, **keywords: given.append(keywords) or model)
     training.assemble(config, settings, source=REPOSITORY / "src")
     assert given == [{"options": {"deterministic": deterministic}}]
+
+
+def test_averaged_weights_have_the_bits_of_torchs_own_update() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7), torch.nn.Linear(7, 3).bfloat16())
+    multi_avg_fn = torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+    expected = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=multi_avg_fn, use_buffers=True)
+    average = Average(model, 0.9)
+    for _ in range(4):
+        for value in model.state_dict().values():
+            value.add_(torch.ones_like(value) if value.dtype is torch.int64 else torch.randn_like(value))
+        expected.update_parameters(model)
+        average.update_parameters(model)
+    states = average.state_dict(), expected.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert average.n_averaged == 4

@@ -1,12 +1,12 @@
 """From a checked config to the objects of a run: `TrainState` and `Parts`."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import swa_utils
 
 from savepoint import registry, system, trust
@@ -49,9 +49,7 @@ def assemble(
         train, val = (_batches(config, settings, split, make, pin_memory=pin) for split in ("train", "val"))
     averaged = None
     if (decay := settings.trainer.ema_decay) is not None:
-        # Buffers too: batch norm's statistics belong to the weights that they were measured with.
-        average: Any = swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        averaged = swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        averaged = Average(model, decay)
     _check_sizes(settings, train, val)
     _check_monitors(settings, task)
     optimizer = optimizers.build(config["optimizer"], model, make=make)
@@ -88,6 +86,38 @@ def assemble(
         searches=optimizers.searches(optimizer),
     )
     return state, parts
+
+
+class Average(swa_utils.AveragedModel):
+    """An exponential average of a model's weights and buffers that is updated without waiting for the device.
+
+    torch's own update copies its counter to the device and waits for the copy, though this average never reads it.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        average: Any = swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        # Buffers too: batch norm's statistics belong to the weights that they were measured with.
+        super().__init__(model, multi_avg_fn=average, use_buffers=True)
+        self._average = average
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards `model`. The first update copies the model."""
+        if self.n_averaged == 0:
+            super().update_parameters(model)
+            return
+        kinds: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for mine, theirs in zip(_tensors(self.module), _tensors(model), strict=True):
+            averages, values = kinds.setdefault(mine.dtype, ([], []))
+            averages.append(mine.detach())
+            values.append(theirs.detach())
+        for averages, values in kinds.values():
+            self._average(averages, values, None)
+        self.n_averaged += 1
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
 
 
 def pick_device(name: str) -> torch.device:
