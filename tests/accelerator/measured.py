@@ -107,6 +107,7 @@ def measure_saves(device: str, folder: Path, *, large: bool) -> Saved:
     config = make_config("transformer", device, folder, {})
     if large:  # 100 million parameters: 1.2 GB with AdamW's moments
         config["model"] |= {"width": 1024, "layers": 8, "heads": 16}
+        config["checkpoint"]["keep_last"] = 1
     settings = trust.check_config(config, source=REPOSITORY / "src")
     state, parts = _assemble(config, settings)
     run = runs.create(folder / "run", id=runs.new_id(), name=None, config="", overrides=[])

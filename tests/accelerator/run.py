@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 NEEDED = {"torch": "torch", "numpy": "numpy", "yaml": "pyyaml"}  # module: package
-AT_ONCE = {"cpu": 1, "cuda": 3}  # cases that run at the same time
+AT_ONCE = {"cpu": 1, "cuda": 5}  # cases that run at the same time
 
 
 class Report:
