@@ -79,7 +79,7 @@ def check_snapshot(device: str, mebibytes: int) -> None:
         for tensor in (*real, conjugate):
             tensor.fill_(-1)
         snapshot.wait()
-        content = torch.frombuffer(bytearray(b"".join(copied.chunks())[len(copied.header) :]), dtype=torch.float32)
+        content = copied.tensors[0].view(torch.float32)
         # Complex numbers are the widest and come first: pairs of a real and an imaginary part, here conjugated.
         pairs, numbers = content[: 2 * conjugate.numel()].view(-1, 2), content[2 * conjugate.numel() :]
         expected = torch.tensor([0.0, -turn]).expand_as(pairs)
@@ -129,7 +129,9 @@ def measure_saves(device: str, folder: Path, *, large: bool) -> Saved:
         peaks.append(_peak(device) - held)
         del probe
         saves_step = state.step
-        update(state, parts, [batch])  # training goes on while the checkpoint is written
+        # Training goes on while the checkpoint is written, and changes the weights at once.
+        torch._foreach_mul_([parameter.detach() for parameter in state.model.parameters()], 1.1)
+        update(state, parts, [batch])
         saves.wait()
         times.append((1e6 * called, 1e6 * free, 1e3 * (time.perf_counter() - started)))
         _check_saved(saves.newest, saves_step, model, optimizer)
