@@ -11,7 +11,6 @@ Rooms, in reading order:
     mlflow    MLflow, in a process beside the training one
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,13 +30,13 @@ def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
     sweep: Sweep | None = None,
     known_run_id: str | None = None,
     upload: bool = True,
-    warn: Callable[[str], None] | None = None,
-    announce: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] = print,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> Tracker:
     """Prepare a tracker. It warms up in the background, so call this early; only `start` creates a run in the tracker.
 
     run_dir: an existing directory. known_run_id: the tracker's id of this run, if the run has been tracked before.
-    upload: copy checkpoints too. warn: called with one line when the tracker first fails (default: print to stderr).
+    upload: copy checkpoints too. warn: called with one line when the tracker first fails.
     announce: called with the tracker's run id once it is known. Both are called from inside the tracker's methods.
     Raises: ConfigError if the store's address cannot be used.
     """
@@ -53,8 +52,8 @@ def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
         sweep=sweep,
         known_run_id=known_run_id,
         upload=upload,
-        warn=warn or _print_to_stderr,
-        announce=announce or (lambda _: None),
+        warn=warn,
+        announce=announce,
     )
 
 
@@ -90,7 +89,3 @@ def find_run(settings: TrackerSettings, *, repository: Path, text: str, timeout_
     from savepoint.trackers import mlflow
 
     return mlflow.find_run(settings, repository=repository, text=text, timeout_seconds=timeout_seconds)
-
-
-def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

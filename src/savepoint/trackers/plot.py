@@ -1,4 +1,7 @@
-"""loss.png: how a run went, in one picture. Drawn without pyplot, which would keep every figure and want a display."""
+"""Draw loss.png, a run's losses and learning rate in one picture.
+
+pyplot is not used, because it keeps every figure in memory and may look for a display.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +18,10 @@ _TRAIN, _VAL, _LR, _INK, _GRID = "#9aa5b1", "#1f6feb", "#b45309", "#24292f", "#e
 
 
 def draw(path: Path, *, title: str, series: Mapping[str, Series]) -> bool:
-    """Draw the losses above and the learning rate below, against the step. False if there is nothing to draw yet."""
+    """Draw the losses above and the learning rate below, against the step.
+
+    series: by the keys in KEYS; others are ignored. Returns: False if there is no finite loss to draw yet.
+    """
     finite = {key: [pair for pair in series.get(key, ()) if math.isfinite(pair[1])] for key in KEYS}
     if not finite["train/loss"] and not finite["val/loss"]:
         return False
@@ -56,6 +62,6 @@ def _mark_best(axes: Axes, pairs: Series) -> None:
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """A loss that falls by more than a factor of 30 is flat for most of a linear picture."""
+    """Make the axis logarithmic for a loss that falls more than 30-fold. On a linear axis most of it would look flat."""
     if min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
