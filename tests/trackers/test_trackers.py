@@ -248,10 +248,11 @@ def test_strangers_tracker_run_is_not_written_to(repository: Path, opened, annou
     assert query(repository, "select status from runs where run_uuid = ?", announced[0]) == [("FAILED",)]
 
 
-def killed_parent(repository: Path, *, stopped: bool = False) -> tuple[int, int]:
+def killed_parent(repository: Path, *, worker: str = "starts") -> tuple[int, int]:
     """Start a training process and kill it right after its fourth line.
 
-    stopped: its worker has opened the run and then stands still, with every line unread.
+    worker: what the worker does by then. It "starts"; it "runs" and has opened the run; or it has opened the run and is
+    then "stopped", with every line unread.
 
     Returns: the process ids of its worker, and of a forked child that outlives it and holds all its pipes open.
     """
@@ -264,8 +265,9 @@ def killed_parent(repository: Path, *, stopped: bool = False) -> tuple[int, int]
         tracker = trackers.open(here.MLFLOW, **run, announce=ids.append)
         (root / "runs" / here.ID / "metrics.jsonl").touch()
         here.begin(tracker)
-        if len(sys.argv) > 3:
+        if sys.argv[3] != "starts":
             here.ready(tracker, ids)
+        if sys.argv[3] == "stopped":
             os.kill(here.worker_pid(tracker), here.signal.SIGSTOP)
         here.log(root, range(1, 5))
         tracker.wake()
@@ -274,17 +276,17 @@ def killed_parent(repository: Path, *, stopped: bool = False) -> tuple[int, int]
             print(here.worker_pid(tracker), child, flush=True)
         time.sleep(60)
     """
-    command = [sys.executable, "-c", code, str(repository), str(Path(__file__).parent), *["stopped"][:stopped]]
+    command = [sys.executable, "-c", code, str(repository), str(Path(__file__).parent), worker]
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
-        worker, child = map(int, process.stdout.readline().split())
+        worker_id, child = map(int, process.stdout.readline().split())
         process.kill()
-    return worker, child
+    return worker_id, child
 
 
 def test_what_a_killed_run_logged_is_stored(repository: Path) -> None:
-    worker, child = killed_parent(repository)
+    worker, child = killed_parent(repository, worker="runs")
     wait_for(lambda: ended(worker))
     os.kill(child, signal.SIGKILL)
     assert losses(repository) == expected(range(1, 5))
@@ -294,7 +296,7 @@ def test_what_a_killed_run_logged_is_stored(repository: Path) -> None:
 def test_run_resumed_while_the_killed_ones_points_are_on_their_way_has_each_once(
     repository: Path, opened, announced
 ) -> None:
-    worker, child = killed_parent(repository, stopped=True)
+    worker, child = killed_parent(repository, worker="stopped")
     os.kill(child, signal.SIGKILL)
     history.cut_history(repository / "runs" / ID / "metrics.jsonl", lines=2)
     log(repository, range(3, 8))

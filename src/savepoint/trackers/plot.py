@@ -62,6 +62,6 @@ def _mark_best(axes: Axes, pairs: Series) -> None:
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """Make the axis logarithmic for a loss that falls more than 30-fold. On a linear axis most of it would look flat."""
+    """Make the axis logarithmic for a loss that falls more than 30-fold: on a linear one most of it would look flat."""
     if min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")

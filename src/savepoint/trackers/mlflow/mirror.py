@@ -39,10 +39,8 @@ class Mirror:
         self._latest: dict[str, int] = {}
         self._points = 0
         self._documents = [Path(document) for document in start["documents"]]
-        self._checkpoints = None
-        if order["upload"]:
-            artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=order["uri"])
-            self._checkpoints = store.CheckpointMirror(Path(order["run_dir"], "checkpoints"), artifacts)
+        self._order, self._artifact_uri = order, run.info.artifact_uri
+        self._checkpoints: store.CheckpointMirror | None = None
         self._title = start["name"] or order["run_id"]
         self._series: dict[str, list[tuple[int, float]]] = {"train/loss": [], "val/loss": [], "lr": []}
         self._drawn, self._drawn_at = 0, time.monotonic()
@@ -79,8 +77,13 @@ class Mirror:
 
     def send_checkpoints(self) -> None:
         """Make the uploaded checkpoints equal to those on the disk, where uploads are asked for."""
-        if self._checkpoints is not None:
-            self._checkpoints.sync()
+        if not self._order["upload"]:
+            return
+        if self._checkpoints is None:
+            # Here and not when the run is opened: storage without its driver must not keep points from being stored.
+            artifacts = get_artifact_repository(self._artifact_uri, tracking_uri=self._order["uri"])
+            self._checkpoints = store.CheckpointMirror(Path(self._order["run_dir"], "checkpoints"), artifacts)
+        self._checkpoints.sync()
 
     def send_plot(self, *, now: bool) -> None:
         """Draw and store loss.png if there is something new to draw. now: do not wait until the last one is old."""
