@@ -472,6 +472,20 @@ def test_stored_checkpoints_follow_those_on_the_disk(repository: Path, opened, a
     assert (cut_short / "model.safetensors").read_text() == "e3"
 
 
+def test_artifact_storage_that_fails_keeps_no_point_from_being_stored(repository: Path, opened) -> None:
+    experiment = "insert into experiments (name, artifact_location, lifecycle_stage) values (?, ?, ?)"
+    query(repository, experiment, "savepoint", "nowhere://bucket", "active")
+    save_checkpoint(repository, "e1")
+    tracker = opened()
+    begin(tracker)
+    log(repository, range(1, 4))
+    line = tracker.close("finished", 60)
+    assert losses(repository) == expected(range(1, 4))
+    assert query(repository, "select status from runs") == [("FINISHED",)]
+    why = "cannot store checkpoints: Could not find a registered artifact repository for: nowhere://bucket/"
+    assert line is not None and line.startswith(f"MLflow has all 12 points, but not all of the rest ({why}")
+
+
 @pytest.fixture
 def half_made(tmp_path: Path) -> Path:
     """A repository whose first run was killed while it made the store."""
