@@ -18,17 +18,7 @@ from torch import Tensor
 
 from savepoint import system, trust
 from savepoint.checkpoint import layout, tensorfile, tree
-from savepoint.checkpoint.layout import (
-    CONFIG,
-    FORMAT,
-    MANIFEST,
-    MODEL,
-    PROVENANCE,
-    REQUIRED,
-    STATE,
-    TRAINING,
-    NewerFormatError,
-)
+from savepoint.checkpoint.layout import CONFIG, FORMAT, MODEL, PROVENANCE, STATE, TRAINING
 from savepoint.errors import CheckpointError
 
 NAME = re.compile(r"epoch_([0-9]{4,9})_step_([0-9]{8,15})")
@@ -95,7 +85,7 @@ def draft(
     metadata: text for the header of model.safetensors, so that this file alone can be traced to its run.
     Raises: TreeError, with the value's path, for a state that could not be loaded exactly.
     """
-    assert REQUIRED - {MODEL, TRAINING, STATE} <= set(documents), "a checkpoint needs its config and its provenance"
+    assert {CONFIG, PROVENANCE} <= set(documents), "a checkpoint needs its config and its provenance"
     version = {"savepoint.format": str(FORMAT)}
     with system.memory.growing():
         tensors, values = tree.split({"format": FORMAT, **state})
@@ -127,7 +117,7 @@ def publish(root: Path, draft: Draft) -> Path:
             system.files.sync_directory(root.parent)
         hidden.mkdir()
         written = _write_files(hidden, draft)
-        system.files.write(hidden / MANIFEST, layout.manifest(written))
+        system.files.write(hidden / layout.MANIFEST, layout.manifest(written))
         # The files' names must be on the disk before the directory gets the name that makes it a checkpoint.
         system.files.sync_directory(hidden)
         os.rename(hidden, final)
@@ -193,7 +183,7 @@ def verify(path: Path) -> str | None:
         load(path)
     except CheckpointError as error:
         return str(error)
-    except NewerFormatError:
+    except layout.NewerFormatError:
         return None
     return None
 
