@@ -64,7 +64,7 @@ def test_a_tracker_that_names_another_run_is_not_believed(
 
 @pytest.fixture
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory to type paths in: a run with a checkpoint, a broken run, a stray checkpoint, a link to nothing."""
+    """A directory to type paths in: a run with a checkpoint, a broken run, a stray checkpoint, two bad links."""
     for directory in (
         "here/run/checkpoints/epoch_0001_step_00000002",
         "here/stray/epoch_0001_step_00000002",
@@ -76,6 +76,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "here" / broken).mkdir(exist_ok=True)
         (tmp_path / "here" / broken / "run.json").write_text("[]" if broken == "run" else "[")
     (tmp_path / "here" / "link").symlink_to("nowhere")
+    (tmp_path / "here" / "loop").symlink_to("loop")
     monkeypatch.chdir(tmp_path / "here" / "empty")
     return tmp_path
 
@@ -90,6 +91,7 @@ NO_RUN = "is neither a run (it has no run.json) nor a checkpoint (it has no mani
         ("../..", f"../..: {{root}} {NO_RUN}"),
         ("../..@best", f"../..: {{root}} {NO_RUN}"),
         ("../link", f"../link: {{root}}/here/nowhere {NO_RUN}"),
+        ("../loop", f"../loop: {{root}}/here/loop {NO_RUN}"),
         ("{root}", f"{{root}} {NO_RUN}"),
         ("../list", "../list: {root}/here/list/run.json cannot be read (Expecting value: line 1 column 2 (char 1))."),
         ("../run@20", "../run: {root}/here/run/run.json cannot be read (it is not a JSON object)."),

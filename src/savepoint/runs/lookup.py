@@ -67,7 +67,8 @@ def find(query: str, repository: Path, *, tracker: TrackerSettings | None = None
 
 def _at(query: str) -> Found:
     """Open the run directory or the checkpoint directory that exists at `query`."""
-    path = Path(query).resolve()
+    # `Path.resolve` raises RuntimeError for links in a circle.
+    path = Path(os.path.realpath(query))
     try:
         return _open(path)
     except UserError as error:
@@ -92,11 +93,12 @@ def _by_id(name: str, runs: list[Run]) -> Run | None:
     matches = exact or [
         run for run in runs if _begins(run.id, name, MIN_ID) or _begins(run.tracker_id, name, MIN_TRACKER_ID)
     ]
-    if len(matches) > 1 and len({run.id for run in matches}) == 1:
+    ids = list(dict.fromkeys(run.id for run in matches))
+    if len(ids) > 1:
+        raise UserError(f"{name} could be any of {short_list(ids)}. Give more characters.")
+    if len(matches) > 1:
         places = short_list([str(run.directory) for run in matches])
         raise UserError(f"Run {name} has been copied. Give one of its directories: {places}.")
-    if len(matches) > 1:
-        raise UserError(f"{name} could be any of {short_list([run.id for run in matches])}. Give more characters.")
     if not matches and len(name) < MIN_ID:
         raise UserError(f"The id {name} is too short. Give at least {MIN_ID} characters of it.")
     return matches[0] if matches else None
