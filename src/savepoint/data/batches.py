@@ -121,6 +121,18 @@ class Batches:
                     break
         return digests
 
+    def glance(self, *, whole: bool = False) -> Any:
+        """Load the first two samples, or the first batch of training if `whole`. No generator is changed.
+
+        Samples are loaded where training loads them: see `_digests`.
+        """
+        few = min(2, self.samples, self._settings.batch_size)
+        indices = self._order.batches(0)[0] if whole else list(range(few))
+        request = _Request(system.rng.fold_in(self._seed, self._split, 0, 0), indices)
+        with system.rng.isolated(), one_thread():
+            given = loader(self._load, [request], num_workers=1) if self._workers else map(self._load, [request])
+            return next(iter(given))
+
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
         """Load the batches `start`, `start + 1`, … of an epoch, as the data set or default_collate makes them."""
         number = epoch if self._split == "train" else 0

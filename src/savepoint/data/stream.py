@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, default_collate
 
 from savepoint import checkpoint, system
 from savepoint.config import DataSettings
-from savepoint.data.loading import Workers, one_thread, pin
+from savepoint.data.loading import Workers, loader, one_thread, pin
 from savepoint.data.sampling import count
 from savepoint.errors import ConfigError, UserError
 
@@ -87,6 +87,21 @@ class Stream:
         """
         own = str(self.dataset.fingerprint()) if hasattr(self.dataset, "fingerprint") else None
         return {"samples": self.samples, "digested": None, "sha256": own}
+
+    def glance(self, *, whole: bool = False) -> Any:
+        """Load the first batch, and put the stream back to its beginning. No generator is changed.
+
+        Raises: UserError if the stream gives nothing.
+        """
+        seed = system.rng.fold_in(self._seed, self._split, 0, 0)
+        request = _Request(seed, seed, 0, self._reader.beginning)
+        with system.rng.isolated(), one_thread():
+            read = self._reader.read
+            given = next(iter(loader(read, [request], num_workers=1) if self._workers else map(read, [request])))
+            self.dataset.load_state_dict(copy.deepcopy(self._reader.beginning))
+        if given.fault is not None:
+            raise UserError(given.fault)
+        return given.batch
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
         """Read the batches `start`, `start + 1`, … of an epoch, from the current position; "val" from the beginning.

@@ -6,6 +6,7 @@ Rooms, in reading order:
     state         TrainState, which is saved, and Parts, which are rebuilt from the config
     task          what a batch means: the interface of a fork's own tasks
     build         from a checked config to TrainState and Parts
+    rehearsal     check on few samples that model, data and task fit each other
     optimizers    build an optimizer and restore it exactly
     schedules     build a learning-rate schedule and plan its length
     combinations  combinations of options that torch refuses or gets wrong

@@ -15,6 +15,7 @@ from savepoint.config import Settings
 from savepoint.data import Batches, Stream, is_stream
 from savepoint.errors import ConfigError
 from savepoint.training import combinations, optimizers, schedules
+from savepoint.training.rehearsal import rehearse
 from savepoint.training.state import NoSchedule, Parts, TrainState, fits
 
 AUTOCAST = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -85,6 +86,7 @@ def assemble(
         autocast=AUTOCAST[amp.dtype],
         searches=optimizers.searches(optimizer),
     )
+    rehearse(model, parts, source=source)
     return state, parts
 
 
