@@ -28,7 +28,7 @@ def test_a_wrong_value_is_refused_by_its_key_or_trains() -> None:
         (("~seed=0",), "seed is not set, and has no default."),
         (("~name",), "~name: name is null already. Leave the override out."),
         (("optimizer.lr=null",), "optimizer.lr=None: must be a number, and is null."),
-        (("optimizer.lr='0.1'"), "optimizer.lr='0.1': must be a number, and is text. A variable of the env"),
+        (("optimizer.lr='0.1'",), "optimizer.lr='0.1': must be a number, and is text. A variable of the env"),
         (("optimizer.lr=-1",), "optimizer.lr=-1: AdamW: Invalid learning rate: -1"),
         (("model.dropout=x",), "model.dropout='x': must be a number, and is text."),
         (("model.dropout=3",), "model.dropout=3: Mlp: dropout probability has to be between 0 and 1, but got 3"),

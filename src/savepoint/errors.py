@@ -1,14 +1,14 @@
-"""The mistakes a person can make, worded for that person. Bugs are other exceptions, and keep their traceback."""
+"""Errors for mistakes that a person can make. Bugs are other exceptions, and keep their traceback."""
 
 from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """What was found, what was expected, what to do. The scripts print it without a traceback and exit with 2."""
+    """A mistake. The text says what was found, what was expected, what to do. The scripts print it and exit with 2."""
 
 
 class ConfigError(UserError):
-    """A config that cannot be trained as written. Its text lists every fault found, one a line."""
+    """A config that cannot be trained. The text has one line for each fault."""
 
 
 class NonFiniteError(UserError):
@@ -23,11 +23,11 @@ class BuildError(ConfigError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged or does not fit. Resume falls back to the one before a damaged one."""
+    """A checkpoint that is missing, damaged or does not fit. If it is damaged, resume goes back to the one before."""
 
 
 class HostileError(CheckpointError):
-    """A checkpoint that asks for something this repository does not allow. Never fallen back from: refused outright."""
+    """A checkpoint that asks for something that this repository does not allow. Resume refuses the whole run."""
 
 
 def short_list(names: Sequence[str], *, most: int = 5) -> str:

@@ -1,11 +1,11 @@
-"""Things of your own that change while training, and are in no model, optimizer or schedule: saved with all the rest.
+"""Register objects of your own that change in training and are in no model, optimizer or schedule, to have them saved.
 
 In the constructor of a model, a task or a data set, one line for each:
 
     self.queue = register("queue", Queue())
 
-From then on its state is part of every checkpoint, and a resumed run has it back before its first update. What a data
-set registers has to change in the main process: one that changes in loading workers is many, none of them this one.
+Its state is then part of every checkpoint, and a resumed run has it back before its first update. An object that a data
+set registers has to change in the main process: every loading worker has a copy of its own, which is never saved.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 
 class Stateful(Protocol):
-    """What can be registered: torch's own pair of methods. A state is whatever `tree.split` takes."""
+    """An object that can be registered: it has torch's pair of methods. `tree.split` says what a state may hold."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
@@ -24,23 +24,23 @@ T = TypeVar("T", bound=Stateful)
 _open: list[dict[str, Stateful]] = []
 
 
-def register(name: str, thing: T) -> T:
-    """Give it back, and remember it under a name of its own. Outside of a run, in a notebook, that is all.
+def register(name: str, stateful: T) -> T:
+    """Remember an object under a name, and return it. Outside of a run, in a notebook, nothing is remembered.
 
-    Raises: ValueError if the name is taken, or the thing has no state_dict and load_state_dict.
+    Raises: ValueError if the name is taken, or the object has no state_dict and load_state_dict.
     """
-    if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
-        raise ValueError(f"register({name!r}): a {type(thing).__name__} has no state_dict and load_state_dict")
+    if not (callable(getattr(stateful, "state_dict", None)) and callable(getattr(stateful, "load_state_dict", None))):
+        raise ValueError(f"register({name!r}): a {type(stateful).__name__} has no state_dict and load_state_dict")
     if _open:
         if name in _open[-1]:
             raise ValueError(f"register({name!r}): the name is taken; each registered thing needs one of its own")
-        _open[-1][name] = thing
-    return thing
+        _open[-1][name] = stateful
+    return stateful
 
 
 @contextlib.contextmanager
 def collecting() -> Iterator[dict[str, Stateful]]:
-    """Gives the mapping in which everything is that is registered inside."""
+    """Collect whatever is registered inside in the mapping that this yields: name to object."""
     _open.append({})
     try:
         yield _open[-1]

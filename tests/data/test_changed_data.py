@@ -104,7 +104,7 @@ def test_workers_may_be_as_many_as_you_like_and_others_on_resume(
         (("data=plain",), "data.dataset: project.data.sources.Plain is a stream, and has no state_dict"),
         (("data=stream",), "project.data.sources.Stream is a stream without a length"),
         (("data=sized", "data.num_workers=2"), "data.num_workers=2: project.data.sources.Sized is a stream"),
-        (("data=sized", SAMPLER + "Pairs}"), "data.sampler: project.data.sources.Sized is a stream, whose order is its own. Leave it out."),
+        (("data=sized", SAMPLER + "Pairs}"), "data.sampler: project.data.sources.Sized is a stream, which has an order of its own. Set it to null."),
         (("data=sized", "data.batch_size=64"), "data.batch_size=64 exceeds the training set (50 samples)."),
         (("data=drawing", SAMPLER + "Shuffling, own: true}"), "data.sampler: project.data.sources.Shuffling gives another order each time"),
         (("data=drawing", SAMPLER + "Plain}"), "data.sampler.dataset: Plain has no argument 'dataset'. It takes: split."),

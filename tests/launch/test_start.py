@@ -141,7 +141,7 @@ REFUSED = {
     "more than the data": (("data.batch_size=9999",), "data.batch_size=9999 exceeds the training set"),
     "a monitor that nothing logs": (("checkpoint.monitor=val/typo", "tracker=mlflow"), "val/typo: nothing logs that"),
     "patience for nothing": (("trainer.patience=3", "checkpoint.monitor=null"), "trainer.patience: there is no check"),
-    "torch's own range": (("optimizer.lr=-1",), "optimizer: Invalid learning rate"),
+    "torch's own range": (("optimizer.lr=-1",), "optimizer.lr=-1: AdamW: Invalid learning rate"),
     "a layer without a shape": (("model=lazy",), "model: layers.1.weight has no shape before the first batch"),
     "a missing device": (("trainer.device=cuda:99",), "trainer.device=cuda:99: this machine has"),
     "weights of no run": (("init_from=nope",), "No run nope."),

@@ -149,7 +149,7 @@ def test_all_faults_are_reported_and_a_flood_is_cut_short() -> None:
         "a._target_", "b", "secret"]  # fmt: skip
     faults = check_values({"a": [EVIL] * 90_000}, source=SOURCE)
     assert len(faults) == MAX_FAULTS + 1
-    assert faults[-1] == "The rest was not looked at."
+    assert faults[-1] == "The rest was not checked."
 
 
 def test_ten_thousand_allowed_targets_are_looked_up_once_each(monkeypatch: pytest.MonkeyPatch) -> None:

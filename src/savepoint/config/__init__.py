@@ -1,4 +1,4 @@
-"""Config: from conf/ and the command line to one plain, resolved dict, and its closed groups as typed settings.
+"""Compose conf/ and the command line into one plain dict, and read its closed groups as typed settings.
 
 Importing this package imports neither torch nor Hydra.
 

@@ -1,6 +1,6 @@
-"""The closed groups of a config as frozen dataclasses: unknown keys, types and ranges checked, all faults at once.
+"""Read the closed groups of a config into frozen dataclasses, and report all wrong keys, types and ranges together.
 
-Standard library only: `train.py` reads settings before it pays for importing torch.
+Standard library only, because `train.py` reads settings before it imports torch.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from savepoint.config.annotations import misfit
 
-SEEDS = 2**64  # what torch.manual_seed takes, without the negative ones
+SEEDS = 2**64  # seeds are below; torch.manual_seed takes negative ones too
 
 _OPEN_GROUPS = ("model", "task", "optimizer")  # their keys belong to the class that they name
 _SCALARS = ("seed", "name", "init_from")
@@ -47,7 +47,7 @@ def a_device(value: str) -> str | None:
 
 
 def setting(default: typing.Any = dataclasses.MISSING, check: Check | None = None) -> typing.Any:
-    """A field whose value, unless it is None, has to pass `check`."""
+    """Declare a field whose value, unless it is None, has to pass `check`."""
     return field(default=default, metadata={"check": check} if check else {})
 
 
@@ -101,7 +101,7 @@ class TrackerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """`data` without `data.dataset` and `data.sampler`, which belong to the classes that they name."""
+    """The keys of `data` except `dataset` and `sampler`, whose keys are arguments of the classes that they name."""
 
     batch_size: int = setting(check=at_least(1))
     num_workers: int = setting(0, at_least(0))
@@ -115,7 +115,7 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSettings:
-    """When a scheduler steps. Every other key of its group belongs to the class that it names."""
+    """When a scheduler steps. The other keys of the group are arguments of the class that it names."""
 
     interval: str = setting("epoch", one_of("epoch", "step"))
     monitor: str | None = setting(None, not_empty)
@@ -145,7 +145,7 @@ GROUPS = {
 
 
 def read_settings(config: Mapping[str, object]) -> tuple[Settings | None, list[str]]:
-    """A resolved config's closed part, or None and what is wrong with it, one line for each fault.
+    """Read the closed groups of a resolved config. Returns: settings and no faults, or None and a line for each fault.
 
     >>> data, tracker = {"batch_size": 64}, {"kind": "none"}
     >>> read_settings({"seed": 1, "trainer": {"max_epochs": -1}, "data": data, "tracker": tracker})
@@ -163,14 +163,14 @@ def read_settings(config: Mapping[str, object]) -> tuple[Settings | None, list[s
 
 
 def closest(word: str, words: Iterable[str], *, likeness: float = 0.6) -> str:
-    """' Did you mean x?', or nothing where no word is near."""
+    """Return " Did you mean x?" with the word that is most alike, or "" if none is."""
     near = difflib.get_close_matches(word, sorted(words), n=1, cutoff=likeness)
     return f" Did you mean {near[0]}?" if near else ""
 
 
 def _read_group(group: str, cls: type, node: object, faults: list[str]) -> object:
     if node is None:
-        node = {}  # a group that was removed has its defaults; what has none is reported below
+        node = {}  # a missing group has its defaults; trust.check_config refuses it for a run
     if not isinstance(node, Mapping):
         faults.append(f"{group}={node!r}: must be a group of settings.")
         return None

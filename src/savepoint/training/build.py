@@ -1,4 +1,4 @@
-"""From a checked config to the objects of a run: `TrainState` and `Parts`."""
+"""Build the objects of a run, `TrainState` and `Parts`, from a checked config."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -24,10 +24,11 @@ AUTOCAST = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 def assemble(
     config: dict[str, Any], settings: Settings, *, source: Path, checkpoint: Checkpoint | None = None
 ) -> tuple[TrainState, Parts]:
-    """Build everything that a run needs, at its very beginning; `state.restore` then moves it to where it stopped.
+    """Build everything that a run needs, as it is before the first update. `state.restore` then loads a checkpoint.
 
-    config, settings: as `config.check` gave them. source: the directory that holds the `project` package.
-    checkpoint: if given, the model is compared with it before memory is taken for the model.
+    config, settings: a config and its settings, from `trust.check_config`.
+    source: the directory that holds the `project` package.
+    checkpoint: if given, it is compared with the model before memory is allocated for the model.
     Raises: ConfigError that names the key, CheckpointError if the checkpoint's tensors do not fit.
     """
     make = functools.partial(trust.make, source=source)
@@ -123,7 +124,10 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the accelerator if there is one. Raises: ConfigError for a device that this machine lacks."""
+    """Return the device of a name. `auto` is the accelerator if there is one, otherwise the CPU.
+
+    Raises: ConfigError for a device that this machine lacks.
+    """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
         return accelerator or torch.device("cpu")
@@ -138,7 +142,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def _compare(node: Any, checkpoint: Checkpoint, source: Path) -> None:
-    """Refuse a config whose model is not the checkpoint's while it is still only names and shapes."""
+    """Refuse a checkpoint of another model. The model is built on the meta device: only names and shapes, no memory."""
     try:
         with system.rng.isolated(), registry.collecting(), torch.device("meta"):
             model = trust.make(node, path="model", source=source)
@@ -155,7 +159,9 @@ def _batches(
     sampler = config["data"].get("sampler") if split == "train" else None
     if is_stream(dataset):
         if sampler is not None:
-            raise ConfigError(f"data.sampler: {node['_target_']} is a stream, whose order is its own. Leave it out.")
+            raise ConfigError(
+                f"data.sampler: {node['_target_']} is a stream, which has an order of its own. Set it to null."
+            )
         return Stream(dataset, split=split, settings=settings.data, seed=settings.seed, pin_memory=pin_memory)
     if not hasattr(dataset, "__len__") or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")):
         raise ConfigError(
@@ -171,7 +177,7 @@ def _batches(
 
 
 def _check_sizes(settings: Settings, train: Batches | Stream, val: Batches | Stream) -> None:
-    # A sampler says itself how much it gives, and has been asked.
+    # A sampler has a length of its own, which has been checked.
     if not train.sampled and train.samples is not None and settings.data.batch_size > train.samples:
         raise ConfigError(
             f"data.batch_size={settings.data.batch_size} exceeds the training set ({train.samples} samples). "
@@ -188,13 +194,13 @@ def _check_monitors(settings: Settings, task: Any) -> None:
     names = [f"{split}{name}" for split in splits for name in ("loss", *task.metrics)]
     monitors = {"checkpoint.monitor": settings.checkpoint.monitor, "scheduler.monitor": settings.scheduler.monitor}
     faults = [
-        f"{key}={value}: nothing logs that. There are {', '.join(names)}."
+        f"{key}={value}: nothing logs that. Logged are {', '.join(names)}."
         for key, value in monitors.items()
         if value is not None and value not in names
     ]
     if settings.trainer.patience is not None and settings.checkpoint.monitor is None:
         faults.append(
-            "trainer.patience: there is no checkpoint.monitor that it could wait for. Set it, or no patience."
+            "trainer.patience: there is no checkpoint.monitor to wait for. Set it, or set trainer.patience to null."
         )
     if faults:
         raise ConfigError("\n".join(faults))

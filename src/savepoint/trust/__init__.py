@@ -1,4 +1,4 @@
-"""Trust: what a config or a file may ask for. A checkpoint may come from a stranger.
+"""Check and read configs and files that a stranger may have written.
 
 Rooms, in reading order:
     validation     check a whole config, fresh or loaded, and read its settings

@@ -1,7 +1,7 @@
 """Build the objects that a config describes.
 
-A config may come from a stranger's checkpoint. Whatever has a `_target_` is imported and called, which is a known way
-to run someone's code (CVE-2025-23304, CVE-2026-22584): so `make` checks a node and builds from that very object.
+A config may come from a stranger's checkpoint, and importing and calling a `_target_` is a known way to run someone's
+code (CVE-2025-23304, CVE-2026-22584). So `make` checks a node and builds from the very object that it checked.
 """
 
 import contextlib
@@ -29,11 +29,14 @@ _PLAIN = (types.NoneType, bool, int, float, str, list)
 
 
 def make(node: object, *, path: str, source: Path) -> Any:
-    """What `node` describes: a dict with a `_target_` becomes that object, built inner first; the rest stays plain.
+    """Check a node of a config and build what it describes.
 
+    A dict with a `_target_` becomes that object; objects inside it are built first. Everything else stays plain.
     `_partial_: true` gives a functools.partial, `_args_` are positional arguments, `_target_: null` gives None.
-    Checks `node` and builds from that very object, so there is no way to build what was not checked.
-    Raises: ConfigError for what is not allowed and for arguments that do not fit.
+
+    path: the place of `node` in the whole config. source: the directory that holds the `project` package.
+    Raises: ConfigError for a value or class that is not allowed, and for arguments that do not fit the class;
+    BuildError if the class fails in another way.
     """
     faults = check_values(node, source=source, path=path)
     if faults:

@@ -1,9 +1,9 @@
 """The torch classes that a config may name, each with the place where torch defines it.
 
-None of them can run code, read a file or open a socket from plain arguments. Left out on purpose: what takes a
-function (TripletMarginWithDistanceLoss), what is no part of a model by itself (Module, Container, RNNBase, Parameter),
-what needs other processes (SyncBatchNorm, DataParallel), Lazy* (their parameters do not exist when the optimizer is
-built). SequentialLR and ChainedScheduler take other schedulers: `schedules` builds those first.
+None of them can run code, read a file or open a socket from plain arguments. Left out on purpose: classes that take a
+function (TripletMarginWithDistanceLoss), that are no part of a model by themselves (Module, Container, RNNBase,
+Parameter), that need other processes (SyncBatchNorm, DataParallel), and Lazy* (their parameters do not exist when the
+optimizer is built). SequentialLR and ChainedScheduler take other schedulers, which `schedules` builds first.
 """
 
 _OPTIMIZERS = {
@@ -22,7 +22,7 @@ _OPTIMIZERS = {
     "torch.optim.sgd": "SGD",
     "torch.optim.sparse_adam": "SparseAdam",
 }
-# LambdaLR and MultiplicativeLR take a function of the epoch: one that project/targets.py names, or an object of a
+# LambdaLR and MultiplicativeLR take a function of the epoch: project/targets.py names it, or it is an object of a
 # project class.
 _SCHEDULERS = {
     "torch.optim.lr_scheduler": "ChainedScheduler ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR"
