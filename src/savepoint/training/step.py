@@ -150,7 +150,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     Containers keep their type; everything else is returned as it is. Tensors in pinned memory are copied while the
     computation goes on.
     """
-    if device.type != "cpu" and isinstance(batch, NON_BLOCKING):
+    if isinstance(batch, NON_BLOCKING) and device.type != "cpu":
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Tensor):
         # Math libraries promise equal bits only for equally aligned memory. Torch aligns its own. NumPy does not, so
@@ -159,10 +159,9 @@ def to_device(batch: Any, device: torch.device) -> Any:
     # Asked of the class: a mapping may offer its keys as attributes, and a namedtuple may have a field named `to`.
     if callable(getattr(type(batch), "to", None)):
         return batch.to(device)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
+    if isinstance(batch, (list, tuple)):
+        values = [to_device(value, device) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     if isinstance(batch, MutableMapping):
         moved = copy.copy(batch)  # keeps what a subclass has besides its items, such as a default
         moved.update({key: to_device(value, device) for key, value in batch.items()})
