@@ -229,6 +229,20 @@ class Of(Model):
         object.__setattr__(self, name, value) if name == "name" else super().__setattr__(name, value)
 
 
+class Failing(Middle):
+    """Has a bug that the third call reveals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 3:
+            raise ArithmeticError
+        return hidden
+
+
 class Dying(Middle):
     def forward(self, hidden: Tensor) -> Tensor:
         print("about to die", flush=True)

@@ -5,6 +5,7 @@ Rooms, in reading order:
     workplace   each training in a process of its own, in a temporary directory
     trace       inside such a process: record everything that is computed
     outside     values that live outside the saved state
+    probe       read values of any kind: contents, digests, a few words about them
     traps       calls that no seed decides: clocks and unseeded generators
     explain     find the first difference and name its cause
 """

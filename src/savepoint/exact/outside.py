@@ -9,33 +9,26 @@ import contextlib
 import contextvars
 import functools
 import inspect
-import random
-import re
 import sys
 import threading
 import types
-import warnings
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
 
-from savepoint.data import digest_of, spread
+from savepoint.data import spread
+from savepoint.exact import probe
+from savepoint.exact.probe import DEPTH, ITEMS, PLAIN
 from savepoint.training import Parts, TrainState
 
-# How deep the survey goes, how many values of one object it reads, and how many entries of one container.
-DEPTH, LEAVES, ITEMS = 6, 4000, 64
-VALUES = 2**20  # a larger tensor is sampled
+LEAVES = 4000  # values of one object that are read
 MODULE = frozenset(vars(nn.Module())) - {"training"}  # torch's own attributes: parameters, hooks, …
 HOOKS = tuple(sorted(name for name in MODULE if name.endswith("_hooks")))
 CONTAINERS = (Mapping, set, frozenset, list, tuple, collections.deque)
-PLAIN = bool | int | float | complex | str | bytes | None
 CACHED = type(functools.cache(len))
-ADDRESS = re.compile(r" at 0x[0-9a-f]+|\b0x[0-9a-f]+")
 
 
 class Value(NamedTuple):
@@ -110,7 +103,7 @@ class _Walk:
 
     def attributes(self, path: str, value: Any, *, but: tuple[str, ...] = ()) -> None:
         self.begin()
-        for name, each in _vars(value).items():
+        for name, each in probe.attributes(value).items():
             if name not in but and not name.startswith("_torchdynamo"):
                 self.value(f"{path}.{name}", each)
 
@@ -137,10 +130,10 @@ class _Walk:
         if id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        if (generator := _generator(value)) is not None:
+        if (generator := probe.generator_state(value)) is not None:
             self.leaf(path, generator, "a generator of random numbers")
         elif isinstance(value, Tensor | np.ndarray | np.generic):
-            self.leaf(path, value, _few(value))
+            self.leaf(path, value, probe.few_words(value))
         elif isinstance(value, contextvars.ContextVar):
             self.value(path, value.get(None), depth)
         elif isinstance(value, CONTAINERS):
@@ -152,20 +145,20 @@ class _Walk:
 
     def leaf(self, path: str, value: Any, shown: str) -> None:
         self._left -= 1
-        self.found[path] = Value(digest_of(contents(_some(value)))[:16], shown)
+        self.found[path] = Value(probe.digest(probe.sample(value)), shown)
 
     def _container(self, path: str, value: Any, depth: int) -> None:
         count = len(value)
         shown = f"{count} {'entry' if count == 1 else 'entries'}"
         if not isinstance(value, Mapping) and all(isinstance(each, PLAIN) for each in value):
-            self.leaf(path, contents(value), shown)
+            self.leaf(path, probe.contents(value), shown)
             return
         self.leaf(path, count, shown)
         if isinstance(value, set | frozenset):
-            self.leaf(f"{path}{{}}", sorted(map(_text, value)) if count <= ITEMS else count, "entries")
+            self.leaf(f"{path}{{}}", sorted(map(probe.text, value)) if count <= ITEMS else count, "entries")
         elif isinstance(value, Mapping):
             for key in list(value)[-ITEMS:]:  # the newest entries
-                self.value(f"{path}[{_text(key)[:40]}]", value[key], depth + 1)
+                self.value(f"{path}[{probe.text(key)[:40]}]", value[key], depth + 1)
         else:
             for index in islice(spread(count), ITEMS):
                 self.value(f"{path}[{index}]", value[index], depth + 1)
@@ -208,108 +201,10 @@ class _Walk:
             tensors = {**dict(value.named_parameters()), **dict(value.named_buffers())}
             inner = tensors | {name: each for name, each in vars(value).items() if name not in MODULE}
         else:
-            inner = _vars(value)
+            inner = probe.attributes(value)
             if not inner:
-                self.leaf(path, _position(value), f"a {type(value).__name__}")
+                self.leaf(path, probe.position(value), f"a {type(value).__name__}")
         if inner and not isinstance(value, types.GeneratorType):
             self.leaf(path, type(value).__qualname__, f"a {type(value).__name__}")
         for name, each in inner.items():
             self.value(f"{path}.{name}", each, depth + 1)
-
-
-def _vars(value: Any) -> dict[str, Any]:
-    """Return an object's attributes, those in slots included."""
-    slots = [name for cls in type(value).__mro__ for name in _slots(cls)]
-    named = {name: getattr(value, name) for name in slots if hasattr(type(value), name) and _has(value, name)}
-    return named | dict(getattr(value, "__dict__", {}))
-
-
-def _slots(cls: type) -> tuple[str, ...]:
-    slots = cls.__dict__.get("__slots__", ())
-    return () if isinstance(slots, Mapping) else (slots,) if isinstance(slots, str) else tuple(slots)
-
-
-def _has(value: Any, name: str) -> bool:
-    return isinstance(getattr(type(value), name), types.MemberDescriptorType) and hasattr(value, name)
-
-
-def _generator(value: Any) -> Any:
-    """Return the state of a random generator, or None for any other value."""
-    if isinstance(value, np.random.Generator):
-        return value.bit_generator.state
-    if isinstance(value, np.random.BitGenerator):
-        return value.state
-    if isinstance(value, np.random.RandomState):
-        return value.get_state(legacy=False)
-    if isinstance(value, random.Random):
-        return None if isinstance(value, random.SystemRandom) else value.getstate()
-    return value.get_state() if isinstance(value, torch.Generator) else None
-
-
-def _few(value: Any) -> str:
-    """Describe a tensor or array: its value if it has one, otherwise how many it has."""
-    if not isinstance(value, Tensor):
-        return str(value.item()) if value.size == 1 else f"an array of {value.size} values"
-    readable = value.layout is torch.strided and _tensor(value) is value
-    return str(value.item()) if readable and value.numel() == 1 else f"a tensor of {value.numel()} values"
-
-
-def _some(value: Any) -> Any:
-    """Sample a large tensor or array: every n-th value and the sum, which shows a change between sampled values."""
-    if isinstance(value, Tensor) and value.layout is torch.strided and value.numel() > VALUES:
-        return value.detach().reshape(-1)[:: -(-value.numel() // VALUES)], value.detach().sum()
-    if isinstance(value, np.ndarray) and value.size > VALUES and value.dtype.kind in "biufc":
-        return value.reshape(-1)[:: -(-value.size // VALUES)], value.sum()
-    return str(value) if isinstance(value, np.ndarray) and value.dtype == object else value
-
-
-def _position(value: Any, depth: int = 0) -> str:
-    """Describe an opaque object: the position of a file or an iterator, otherwise its repr without addresses."""
-    if hasattr(value, "tell"):
-        with contextlib.suppress(OSError, ValueError):
-            return str(value.tell())
-    # Python's own iterators reveal their position only through __reduce__, which warns from 3.12 on.
-    if isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools") and depth < DEPTH:
-        with contextlib.suppress(TypeError), warnings.catch_warnings(action="ignore"):
-            return f"{type(value).__name__}({_items(value.__reduce__(), depth)})"
-    return _text(value)
-
-
-def _items(value: Any, depth: int) -> str:
-    if isinstance(value, tuple | list):
-        return ", ".join(_items(each, depth) for each in value[:ITEMS])
-    return _position(value, depth + 1) if isinstance(value, Iterator) else _text(value)
-
-
-def _text(value: Any) -> str:
-    return ADDRESS.sub("", repr(value))
-
-
-def contents(value: Any, depth: int = 0) -> Any:
-    """Convert a value to plain data that `digest_of` reads whole: objects as their attributes, sets in order."""
-    if isinstance(value, Tensor):
-        return _tensor(value)
-    if isinstance(value, np.generic | PLAIN):
-        return value
-    if isinstance(value, np.ndarray):
-        return [contents(each, depth + 1) for each in value.reshape(-1)] if value.dtype == object else value
-    if depth > DEPTH:
-        return None
-    if isinstance(value, Mapping):
-        return [[contents(key, depth + 1), contents(each, depth + 1)] for key, each in value.items()]
-    if isinstance(value, list | tuple | collections.deque):
-        return [contents(each, depth + 1) for each in value]
-    if isinstance(value, set | frozenset):
-        return sorted(map(_text, value))
-    return [type(value).__qualname__, {name: contents(each, depth + 1) for name, each in _vars(value).items()}]
-
-
-def _tensor(value: Tensor) -> Any:
-    """Convert the kinds of tensors that have no plain values. Meta and fake tensors have a shape and nothing else."""
-    if value.is_meta or isinstance(value, FakeTensor):
-        return [type(value).__qualname__, str(value.dtype), list(value.shape), list(value.stride())]
-    if value.is_nested:
-        return [type(value).__qualname__, *(_tensor(each) for each in value.unbind())]
-    if value.is_quantized:
-        return [str(value.dtype), value.int_repr(), value.dequantize()]
-    return value

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from savepoint import checkpoint, runs, training, trust
-from savepoint.data import Batches, Stream, digest_of
+from savepoint.data import Batches, Stream
 from savepoint.errors import UserError
-from savepoint.exact import outside, traps
+from savepoint.exact import outside, probe, traps
 from savepoint.trackers import NoTracker
 from savepoint.training import Outcome, Parts, TrainState, capture
 
@@ -59,7 +59,7 @@ class Trace:
         self.at = ""
 
     def record(self, kind: str, values: Mapping[str, Any], **more: Any) -> None:
-        digests = {name: digest(value) for name, value in values.items()}
+        digests = {name: probe.digest(value) for name, value in values.items()}
         self.write({"at": self.at, "kind": kind, "values": digests} | more)
 
     def write(self, line: dict[str, Any]) -> None:
@@ -236,15 +236,6 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(each, f"{path}[{index}]")
     else:
         yield path, value
-
-
-def digest(value: Any) -> str:
-    """Return a digest of a value of any kind. Raises: UserError if a tensor has values that cannot be read."""
-    try:
-        return digest_of(outside.contents(value))[:16]
-    except (RuntimeError, NotImplementedError) as error:
-        # Skipping it would hide a difference.
-        raise UserError(f"A value of the class {type(value).__name__} cannot be compared: {error}") from error
 
 
 def main(arguments: list[str]) -> int:
