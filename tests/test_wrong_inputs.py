@@ -50,7 +50,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_leaves_nothing(
 def test_a_resume_neither_takes_out_nor_breaks_a_group(workshop: Workshop, directory: Path) -> None:
     for wrong in ("~scheduler", "~data.batch_size=16", "~seed", "~optimizer._target_"):
         ended = workshop.run("resume.py", f"run={directory}", wrong)
-        assert ended.status == 2 and ended.output.startswith(f"error: {wrong}: resume changes what is there"), (
+        assert ended.status == 2 and ended.output.startswith(f"error: {wrong}: resume changes existing values"), (
             ended.output
         )
     config = directory / "config.yaml"

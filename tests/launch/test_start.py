@@ -103,7 +103,7 @@ def test_what_a_run_says_about_going_on_works_wherever_it_lies(workshop: Worksho
             ["sh", "-c", f"printf '%s\\n' {said}"], capture_output=True, text=True
         ).stdout.splitlines()
         ended = workshop.run("resume.py", *words)
-        assert ended.status == 0 and "epoch 4/4" in ended.output, ended.output
+        assert ended.status == 0 and "  4/4 " in ended.output, ended.output
 
 
 def test_starts_of_the_same_second_have_directories_of_their_own(workshop: Workshop) -> None:
@@ -302,12 +302,6 @@ def test_bug_keeps_its_traceback_and_the_run_is_failed(workshop: Workshop) -> No
     assert "a bug in the model" in (made.directory / "train.log").read_text()
 
 
-def test_bug_in_a_constructor_keeps_its_traceback_and_the_run_is_failed(workshop: Workshop) -> None:
-    ended = workshop.run("train.py", *QUICK, "model=raising", "model.at=0")
-    assert "Traceback" in ended.output and "KeyError: 'a bug while it is built'" in ended.output
-    assert only_run(workshop).record["status"] == "failed"
-
-
 def test_file_that_the_project_misses_is_a_bug_and_no_full_disk(workshop: Workshop) -> None:
     ended = workshop.run("train.py", *QUICK, "model=raising", "model.error=file")
     assert "Traceback" in ended.output and "data/cat.png" in ended.output and "Make room" not in ended.output
@@ -387,7 +381,7 @@ def test_weights_that_do_not_fit_are_listed(workshop: Workshop, tmp_path: Path) 
     assert ended.status == 2 and ended.output.count("\n") == 1, ended.output
     assert (
         "unexpected: hidden.0.linear.bias, hidden.0.linear.weight" in ended.output
-        and "head.weight is [10, 256] there" in ended.output
+        and "head.weight is [10, 256] in the checkpoint" in ended.output
     )
     assert workshop.left() == []
 
@@ -442,10 +436,10 @@ def test_a_run_goes_on_when_nobody_reads_its_output_any_more(tmp_path: Path) -> 
 
 
 def test_a_class_that_fails_while_it_is_built_is_one_line_and_a_traceback_in_train_log(workshop: Workshop) -> None:
-    ended = workshop.run("train.py", "model=broken", "tracker=none")
+    ended = workshop.run("train.py", *QUICK, "model=raising", "model.at=0")
     assert ended.status == 2 and "Traceback" not in ended.output
     (log,) = workshop.root.glob("runs/*/*/train.log")
-    assert ended.output.startswith("error: model") and "ZeroDivisionError" in ended.output
+    assert ended.output.startswith("error: model.error='bug': Raising: KeyError: 'a bug while it is built'")
     assert ended.output.endswith(f"The traceback is in {log}.\n")
     assert "Traceback" in log.read_text() and "in __init__" in log.read_text()
     assert [path.name for path in log.parent.iterdir()] == ["train.log"]

@@ -175,11 +175,3 @@ class Lazy(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.layers(inputs)
-
-
-class Broken(nn.Module):
-    """Has a bug in its constructor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.width = 1 // 0

@@ -39,7 +39,7 @@ def refusals(model: str, optimizer: str, scheduler: str, amp: str, clip: float |
     if optimizer == "sparse_adam" and model != "embedding":
         return ["optimizer: SparseAdam trains sparse gradients, and"]  # nothing is left to be combined
     if optimizer == "lbfgs" and amp == "fp16":
-        lines.append("amp.dtype=float16: a GradScaler cannot serve LBFGS")
+        lines.append("amp.dtype=float16: GradScaler cannot serve LBFGS")
     if optimizer in SEVERAL_RATES and scheduler in ONE_RATE:
         keys = {"onecycle": ["max_lr"], "cyclic": ["max_lr", "base_lr"], "swa": ["swa_lr"]}[scheduler]
         lines += [f"scheduler.{key}=" for key in keys]

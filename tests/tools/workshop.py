@@ -21,7 +21,6 @@ FAULTY = {
     "drawing": "{_partial_: false",
     "double": "{_partial_: false",
     "lazy": "{_partial_: false",
-    "broken": "{_partial_: false",
 }
 SOURCES = {
     "drawing": "samples: 50, ",

@@ -157,10 +157,10 @@ def test_momentum_is_cycled_where_every_group_has_one(optimizer: str, scheduler:
          "scheduler.schedulers[1]: SequentialLR can begin with a SequentialLR, but not switch to one."),
         ({"scheduler": chain("ChainedScheduler", FALL, step("SequentialLR", schedulers=[SLOW, step("ChainedScheduler", schedulers=[FALL])], milestones=[2]))},
          "scheduler.schedulers[1].schedulers[1]: SequentialLR can begin with a ChainedScheduler, but not switch to one."),
-        ({"scheduler": {**chain("SequentialLR", milestones=[2]), "schedulers": [SLOW, 3]}}, "scheduler.schedulers[1]._partial_: must be"),
+        ({"scheduler": {**chain("SequentialLR", milestones=[2]), "schedulers": [SLOW, 3]}}, "scheduler.schedulers[1]=3: must be a scheduler"),
         ({"optimizer": {"capturable": True}, "trainer": {"device": "cpu"}}, "optimizer.capturable=true: AdamW can be captured"),
         ({"optimizer": {"differentiable": True}}, "optimizer.differentiable=true: AdamW would keep the graph of every step."),
-        ({"optimizer": {"fused": True, "foreach": True}}, "optimizer: `fused` and `foreach` cannot be `True` together."),
+        ({"optimizer": {"fused": True, "foreach": True}}, "optimizer (foreach=True, fused=True): AdamW: `fused` and `foreach` cannot be `True` together."),
     ],
 )  # fmt: skip
 def test_what_torch_takes_and_then_fails_at_is_refused_at_the_start(groups: dict[str, Any], told: str) -> None:

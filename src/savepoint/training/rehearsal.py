@@ -76,7 +76,7 @@ def _call(model: nn.Module, task: Any, batch: Any, parts: Parts, split: str) -> 
         )
     if not isinstance(outcome.loss, Tensor) or outcome.loss.dim() != 0:
         raise ConfigError(f"task: the loss of {type(task).__name__} has to be a tensor without dimensions, the mean.")
-    float(outcome.loss)  # waits for the device, whose errors arrive late
+    float(outcome.loss.detach())  # waits for the device, whose errors arrive late
 
 
 def _place(error: Exception, source: Path) -> str:

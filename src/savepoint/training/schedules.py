@@ -129,6 +129,9 @@ def _check_lengths(node: dict[str, Any], end: int, interval: str) -> None:
     for path, each in walk(node):
         if "schedulers" in each and not isinstance(each["schedulers"], list):
             raise ConfigError(f"{path}.schedulers={each['schedulers']}: must be a list of schedulers.")
+        for index, inner in enumerate(each.get("schedulers") or []):
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{path}.schedulers[{index}]={inner}: must be a scheduler, with a _target_.")
         for key in PERIODS:
             if isinstance(each.get(key), int | float) and each[key] <= 0:
                 raise ConfigError(f"{path}.{key}={each[key]}: must be above 0, counted in {interval}s.")

@@ -74,15 +74,15 @@ def naming(path: str, function: Any, keywords: dict[str, Any] | None = None) -> 
 
 
 def _blamed(path: str, keywords: dict[str, Any], words: str) -> str:
-    """Return "path.key=value" if an error's words point at one argument, or else "path (key=value, …)" of all."""
+    """Return "path.key=value" if an error's words point at one argument, "path (key=value, …)" if at several."""
     given = {key: value for key, value in keywords.items() if isinstance(value, _PLAIN)}
     named = {key for key in given if _mentions(words, key)}
     valued = {key for key, value in given.items() if any(_mentions(words, str(each)) for each in _flat(value))}
-    for found in (named & valued, named, valued):
-        if len(found) == 1:
-            (key,) = found
-            return f"{join_path(path, key)}={shown(given[key])}"
-    listed = ", ".join(f"{key}={shown(value)}" for key, value in given.items())
+    found = named & valued or named or valued
+    if len(found) == 1:
+        (key,) = found
+        return f"{join_path(path, key)}={shown(given[key])}"
+    listed = ", ".join(f"{key}={shown(value)}" for key, value in given.items() if key in found)
     return f"{path} ({listed})" if listed else path
 
 
