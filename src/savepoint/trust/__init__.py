@@ -12,7 +12,7 @@ Rooms, in reading order:
     redaction      take secrets out of command lines, patches and logs
 """
 
-from savepoint.trust.instantiate import call, make, naming
+from savepoint.trust.instantiate import call, make
 from savepoint.trust.redaction import redact, redact_arguments
 from savepoint.trust.strict_json import MAX_JSON, Memory, parse_json, read_digested, read_file, unique_keys
 from savepoint.trust.strict_yaml import dump_config, parse_config
@@ -27,7 +27,6 @@ __all__ = [
     "dump_config",
     "join_path",
     "make",
-    "naming",
     "parse_config",
     "parse_json",
     "printable",

@@ -50,7 +50,7 @@ def call(function: Callable[..., Any], *arguments: Any, path: str, **keywords: A
 
 
 @contextlib.contextmanager
-def naming(path: str, function: Any, keywords: dict[str, Any] | None = None) -> Iterator[None]:
+def _naming(path: str, function: Any, keywords: dict[str, Any] | None = None) -> Iterator[None]:
     """Name the config's key and class in whatever is raised while `function` builds something.
 
     keywords: the arguments that the config gives.
@@ -120,7 +120,7 @@ def _call(function: Any, arguments: Iterable[Any], keywords: dict[str, Any], pat
         return _call(function.func, [*function.args, *arguments], {**function.keywords, **keywords}, path)
     arguments = list(arguments)
     _bind(function, arguments, keywords, path, partly=False)
-    with naming(path, function, keywords):
+    with _naming(path, function, keywords):
         return function(*arguments, **keywords)
 
 
