@@ -32,12 +32,13 @@ from project.data.digits import Digits  # noqa: E402
 from savepoint import runs, system, training, trust  # noqa: E402
 from savepoint.config import compose  # noqa: E402
 from savepoint.data import Batches  # noqa: E402
-from savepoint.trackers.none import NoTracker  # noqa: E402
+from savepoint.trackers import NoTracker  # noqa: E402
 from savepoint.training import (  # noqa: E402
     Parts,
     Saves,
     TrainState,
     fit,
+    progress,
 )
 
 LIMIT, PLAIN, SAVEPOINT = "bare loop", "DataLoader loop", "Savepoint"
@@ -94,7 +95,7 @@ def savepoint(assemble: Assemble, folder: Path) -> float:
     training.environment(parts.settings, threads=1)
     try:
         steps = parts.settings.trainer.max_steps
-        with system.signals.watch() as stop, training.show(epochs=None, steps=steps, done=0) as shown:
+        with system.signals.watch() as stop, progress.show(epochs=None, steps=steps, done=0) as shown:
             begun = time.perf_counter()
             fit(state, parts, saves, NoTracker(), shown, stop)
             return time.perf_counter() - begun

@@ -47,19 +47,22 @@ def session(job: Job) -> Iterator[None]:
 def _explaining_failures(job: Job) -> Iterator[None]:
     try:
         yield
-    except BuildError as error:
-        log.exception("The run could not be built.")  # to train.log
-        raise BuildError(f"{error} The traceback is in {job.run.directory / runs.LOG}.") from error.__cause__
-    except (UserError, system.signals.Interrupted):
+    except system.signals.Interrupted:
         raise
     except BaseException as error:
         if isinstance(error, OSError) and runs.is_disk_error(error, job.run.directory):
             raise
+        # A library may turn Ctrl-C into an error of its own, so this is asked before anything else is believed.
         if isinstance(error, KeyboardInterrupt) or system.signals.pressed():
             if job.run.record["status"] == "running":
                 job.run.update(status="interrupted")
             message = f"Stopped at once. To go on: {job.resume_command}"
             raise system.signals.Interrupted(signal.SIGINT, message) from error
+        if isinstance(error, BuildError):
+            log.exception("The run could not be built.")  # to train.log
+            raise BuildError(f"{error} The traceback is in {job.run.directory / runs.LOG}.") from error.__cause__
+        if isinstance(error, UserError):
+            raise
         log.exception("The run failed.")  # to train.log
         with contextlib.suppress(OSError):
             job.run.update(status="failed")
