@@ -41,7 +41,7 @@ test-node: setup  ## read a checkpoint with JavaScript; needs npm
 	.venv/bin/python -m pytest tests/node
 
 test-accelerator:  ## what only a GPU can show, in 8 minutes; needs torch, numpy and pyyaml alone
-	$(PYTHON) tests/accelerator/run.py $(ARGS)
+	$(or $(wildcard .venv/bin/python),$(PYTHON)) tests/accelerator/run.py $(ARGS)
 
 check: setup  ## lint, types and tests
 	.venv/bin/python -m ruff check .

@@ -23,8 +23,9 @@ from savepoint.commands import diff
 from savepoint.runs import history
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-# What is no part of a fresh clone.
-LEFT_OUT = (".*", "__pycache__", "*.egg-info", "runs", "sweeps", "mlruns", "mlartifacts", "mlflow.db*", "build", "dist")
+# What is no part of a fresh clone, anywhere in the tree and at its top.
+LEFT_OUT = (".*", "__pycache__", "*.egg-info")
+LEFT_OUT_AT_THE_TOP = ("runs", "sweeps", "mlruns", "mlartifacts", "mlflow.db*", "build", "dist")
 # A run as the README shows it: the commands below mean the one that its first `python train.py` has made.
 SHOWN = re.findall(r"runs/[\d-]+/\d+-([a-z][0-9a-f]{7})", README)[0]
 # Lines of code blocks that the story below does not run, and where they are run instead.
@@ -69,10 +70,16 @@ class Story:
         return self.first.id[:length]
 
 
+def left_out(folder: str, names: list[str]) -> set[str]:
+    """Choose what `shutil.copytree` leaves out of a folder."""
+    patterns = (*LEFT_OUT, *(LEFT_OUT_AT_THE_TOP if Path(folder) == REPOSITORY else ()))
+    return set(shutil.ignore_patterns(*patterns)(folder, names))
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     clone = tmp_path_factory.mktemp("readme") / "clone"
-    shutil.copytree(REPOSITORY, clone, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    shutil.copytree(REPOSITORY, clone, ignore=left_out)
     for path, text in own_files().items():
         assert not (clone / path).exists(), "the README calls it a new file"
         (clone / path).write_text(text, encoding="utf-8")

@@ -97,5 +97,5 @@ def test_registered_state_that_the_config_does_not_build_is_refused_by_name(work
     finally:
         faulty.write_text(before)
     assert ended.status == 2 and "Traceback" not in ended.output, ended.output
-    assert "has registered state of count, and the config builds other that registers some" in ended.output
+    assert "its registered state is count, and the config registers other." in ended.output
     trained(workshop, directory, "trainer.max_steps=5")

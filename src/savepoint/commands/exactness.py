@@ -7,7 +7,6 @@ from typing import Any
 
 from savepoint import exact, runs, trust
 from savepoint.commands import places
-from savepoint.errors import UserError
 
 
 def verify_exact(repository: Path, query: str, *, say: Callable[[str], None] | None = None) -> int:
@@ -25,11 +24,7 @@ def _config(repository: Path, query: str) -> dict[str, Any]:
 
     It is not tracked, and keeps both checkpoints of a short run.
     """
-    directory = _directory(repository, query)
-    try:
-        config = trust.parse_config((directory / runs.CONFIG).read_bytes())
-    except OSError as error:
-        raise UserError(f"{directory / runs.CONFIG} cannot be read: {error.strerror}.") from error
+    config = runs.read_config(_directory(repository, query))
     trust.check_config(config, source=repository / "src")
     config |= {"tracker": {"kind": "none"}, "init_from": None}
     config["checkpoint"] = config.get("checkpoint", {}) | {"keep_last": 9, "upload": False}

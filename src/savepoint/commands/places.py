@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from savepoint import checkpoint, runs, trust
+from savepoint import checkpoint, runs
 from savepoint.errors import UserError, short_list
 
 
@@ -39,15 +39,6 @@ def find(query: str, repository: Path) -> Place:
     return Place(root, names, found.run)
 
 
-def read_config(run: runs.Run) -> dict[str, object]:
-    """Read a run's config.yaml. Raises: UserError if it cannot be read, ConfigError if it is no plain config."""
-    path = run.directory / runs.CONFIG
-    try:
-        return trust.parse_config(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-
-
 def _choose(run: runs.Run, choice: str) -> str:
     """Return the name that `@best`, `@last`, `@<step>` or `@<name>` means, whether that checkpoint is sound or not."""
     names = checkpoint.names(run.checkpoints)
@@ -65,7 +56,7 @@ def _choose(run: runs.Run, choice: str) -> str:
 
 
 def _best(run: runs.Run) -> list[str]:
-    kept = read_config(run).get("checkpoint")
+    kept = runs.read_config(run.directory).get("checkpoint")
     kept = kept if isinstance(kept, dict) else {}
     monitor, mode = kept.get("monitor", "val/loss"), kept.get("mode", "min")
     return checkpoint.best(run.checkpoints, monitor=monitor, mode=mode) if isinstance(monitor, str) else []

@@ -258,7 +258,7 @@ def main(arguments: list[str]) -> int:
 
 def _train(order: Order, watch: Watch) -> None:
     repository, directory = Path(order.repository), Path(order.directory)
-    chosen = trust.parse_config((directory / runs.CONFIG).read_bytes())
+    chosen = runs.read_config(directory)
     chosen["data"]["num_workers"] = order.workers
     settings = trust.check_config(chosen, source=repository / "src")
     newest = checkpoint.latest(directory / runs.CHECKPOINTS)[0] if order.resume else None

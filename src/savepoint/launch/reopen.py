@@ -126,7 +126,7 @@ def reopen(query: str, overrides: list[str], repository: Path) -> Iterator[Reope
     with runs.explaining_disk_errors(found.run.directory):
         lock = found.run.hold()
         try:
-            own = _read_config(found.run)
+            own = runs.read_config(found.run.directory)
             settings = _tracker_settings(own, overrides, conf)
             others = [override for override in overrides if not _is_tracker(override)]
             checked = trust.check_config(apply_overrides(own, others, conf), source=repository / "src")
@@ -148,14 +148,6 @@ def reopen(query: str, overrides: list[str], repository: Path) -> Iterator[Reope
                 tracker.abandon()  # does nothing to a tracker that was closed
         finally:
             lock.release()
-
-
-def _read_config(run: runs.Run) -> dict[str, Any]:
-    path = run.directory / runs.CONFIG
-    try:
-        return trust.parse_config(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _sweep(run: runs.Run) -> trackers.Sweep | None:

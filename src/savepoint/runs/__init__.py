@@ -24,6 +24,7 @@ from savepoint.runs.directory import (
     is_disk_error,
     new_id,
     read,
+    read_config,
     remove_empty,
 )
 from savepoint.runs.history import History, cut_history, read_history
@@ -62,6 +63,7 @@ __all__ = [
     "note_refused_job",
     "provenance_differences",
     "read",
+    "read_config",
     "read_history",
     "redact_sweep_record",
     "remove_empty",

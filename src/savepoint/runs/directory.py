@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from savepoint import system
+from savepoint import system, trust
 from savepoint.errors import UserError
 from savepoint.runs import provenance
 
@@ -193,6 +193,18 @@ def remove_empty(directory: Path) -> None:
         if directory.parent.parent.name in ("runs", "sweeps"):
             directory.parent.rmdir()
             directory.parent.parent.rmdir()
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Read config.yaml of a run or of a checkpoint, as plain data that is not checked yet.
+
+    Raises: UserError if the file cannot be read, ConfigError or HostileError if it is no plain config.
+    """
+    path = directory / CONFIG
+    try:
+        return trust.parse_config(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def read(directory: Path) -> Run:

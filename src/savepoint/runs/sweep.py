@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from savepoint import system, trust
+from savepoint import system
 from savepoint.runs import directory as runs
 from savepoint.runs import history
 from savepoint.trackers import Sweep
@@ -85,7 +85,7 @@ def _order(job: Path) -> tuple[int, str]:
 
 def _result(path: Path) -> Result:
     record = runs.read(path).record
-    settings = trust.parse_config((path / runs.CONFIG).read_bytes())["checkpoint"]
+    settings = runs.read_config(path)["checkpoint"]
     monitor, ascending = settings["monitor"], settings["mode"] == "min"
     lines = [line for line in history.read_history(path / runs.METRICS) if monitor in line]
     scored = [(float(str(line[monitor])), line["epoch"]) for line in lines]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from savepoint import trust
-from savepoint.errors import CheckpointError, ConfigError
+from savepoint.errors import CheckpointError, ConfigError, short_list
 
 # Keys of conf/optimizer/ that belong to the engine. All others are arguments of the class.
 OWN = ("fallback", "weight_decay_on")
@@ -158,7 +158,7 @@ def _check_names(optimizer: Optimizer, saved: dict[str, Any], where: str) -> Non
     }
     if kinds["only in the checkpoint"] or kinds["only in the config"]:
         kinds["in another place"] = _displaced(here, there)
-    faults = [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]
+    faults = [f"{kind}: {short_list(names, most=6)}" for kind, names in kinds.items() if names]
     told = "; ".join(faults or [f"groups of {sizes[1]} parameters in the checkpoint, of {sizes[0]} in the config"])
     raise CheckpointError(f"{where}: its optimizer does not have the parameters that the config builds; {told}.")
 
@@ -172,11 +172,6 @@ def _displaced(here: list[list[str] | None], there: list[list[str] | None]) -> l
     both = set(_places(here)) & set(_places(there))
     one, other = (_places([[n for n in names or [] if n in both] for names in groups]) for groups in (here, there))
     return [name for name in other if one[name] != other[name]]
-
-
-def _some(names: list[str], *, most: int = 6) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _one(partial: Any, parameters: Named, decay_on: str, *, path: str) -> Optimizer:

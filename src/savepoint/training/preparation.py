@@ -70,7 +70,7 @@ def _load_weights(job: Job, train_state: TrainState) -> None:
     """Fine-tune: load the weights and buffers of the run that `init_from` names, and nothing else of it."""
     assert job.settings.init_from is not None
     found = job.weights or runs.find(job.settings.init_from, job.repository)
-    settings = trust.parse_config((found.run.directory / runs.CONFIG).read_bytes()).get("checkpoint")
+    settings = runs.read_config(found.run.directory).get("checkpoint")
     kept = settings if isinstance(settings, dict) else {}
     loaded = checkpoint.select(
         found.run.checkpoints, found.checkpoint or "last", monitor=kept.get("monitor"), mode=kept.get("mode", "min")

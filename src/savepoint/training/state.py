@@ -20,7 +20,7 @@ from savepoint import checkpoint, system
 from savepoint.checkpoint import Checkpoint
 from savepoint.config import Settings
 from savepoint.data import Batches, Stream
-from savepoint.errors import CheckpointError
+from savepoint.errors import CheckpointError, short_list
 from savepoint.registry import Stateful
 from savepoint.training import optimizers, schedules
 from savepoint.training.task import Task
@@ -177,8 +177,8 @@ def _restore_registered(registered: dict[str, Stateful], checkpoint: Checkpoint)
     saved = checkpoint.state.get("registered", {})  # the first checkpoints lack it
     if not isinstance(saved, dict) or saved.keys() != registered.keys():
         raise CheckpointError(
-            f"{checkpoint.path} has registered state of {_some(list(saved)) or 'nothing'}, and the config builds "
-            f"{_some(list(registered)) or 'nothing'} that registers some."
+            f"{checkpoint.path}: its registered state is {short_list(sorted(saved), most=6)}, and the config registers "
+            f"{short_list(sorted(registered), most=6)}."
         )
     for name, stateful in registered.items():
         with _naming(checkpoint, f"registered.{name}"):
@@ -238,7 +238,7 @@ def fits(model: nn.Module, checkpoint: Checkpoint) -> None:
         "different": [difference for difference in differing if difference],
     }
     if any(faults.values()):
-        listed = "; ".join(f"{kind}: {_some(names)}" for kind, names in faults.items() if names)
+        listed = "; ".join(f"{kind}: {short_list(sorted(names), most=6)}" for kind, names in faults.items() if names)
         raise CheckpointError(f"{checkpoint.path} does not fit the model that the config builds. {listed}.")
 
 
@@ -254,8 +254,3 @@ def _difference(name: str, saved: Any, built: Any) -> str | None:
     if isinstance(saved, Tensor) and saved.dtype != built.dtype:
         return words(name, saved.dtype, built.dtype)
     return None
-
-
-def _some(names: list[str], *, most: int = 6) -> str:
-    rest = len(names) - most
-    return ", ".join(sorted(names)[:most]) + (f" and {rest} more" if rest > 0 else "")
