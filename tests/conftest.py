@@ -18,7 +18,20 @@ if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Files that take longest. They begin first, or one worker would end with them while the other has nothing left to do.
-LONGEST = ("comparison", "matrix", "resume", "durability", "readme", "anywhere", "workers", "compile", "controls", "saves", "trackers", "accelerator")
+LONGEST = (
+    "comparison",
+    "matrix",
+    "resume",
+    "durability",
+    "readme",
+    "anywhere",
+    "workers",
+    "compile",
+    "controls",
+    "saves",
+    "trackers",
+    "accelerator",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,7 +23,7 @@ import torch  # noqa: E402
 
 from savepoint import checkpoint, runs, trackers, training, trust  # noqa: E402
 from savepoint.commands import diff  # noqa: E402
-from savepoint.training import Outcome, Parts, TrainState  # noqa: E402
+from savepoint.training import Outcome, TrainState  # noqa: E402
 
 KILLED_AT = 7  # updates: within an epoch, and after the save at update 4 is durable
 CHILD_SECONDS = 300
@@ -169,13 +169,14 @@ def train(order: Order) -> None:
     else:
         run = runs.create(directory, id=runs.new_id(), name=None, config=trust.dump_config(config), overrides=[])
     newest, _ = checkpoint.latest(run.checkpoints)
-    watch = _kill_within_update if order.kill else (lambda state, parts: parts)
-    job = training.Job(run, config, settings, trackers.NoTracker(), REPOSITORY, watch=watch)
-    training.train(job, resumed=newest)
-
-
-def _kill_within_update(state: TrainState, parts: Parts) -> Parts:
-    return dataclasses.replace(parts, task=_KillingTask(parts.task, state))
+    tracker = trackers.NoTracker()
+    job = training.Job(run, config, settings, tracker, REPOSITORY, checkpoint=newest)
+    with training.session(job):
+        state, parts = training.prepare(job)
+        if order.kill:
+            parts = dataclasses.replace(parts, task=_KillingTask(parts.task, state))
+        with training.supervise(job, state, parts) as (saves, progress, stop):
+            training.fit(state, parts, saves, tracker, progress, stop)
 
 
 class _KillingTask:

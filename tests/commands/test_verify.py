@@ -608,7 +608,7 @@ def test_the_command_tells_damage_by_its_status_changes_nothing_and_imports_noth
     ended = savepoint("verify", str(directory), options=("-X", "importtime"))
     assert ended.returncode == 1 and ended.stdout.splitlines() == told(directory).lines, ended.stderr
     imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
-    assert "savepoint.commands.verify" in imported
+    assert "savepoint.commands.soundness" in imported
     assert not [name for name in imported if name.split(".")[0] in ("project", "hydra")]
     assert contents(directory) == before
 
