@@ -12,12 +12,11 @@ def join_path(path: str, key: object) -> str:
     return f"{path}[{shown(key)}]"
 
 
-def shown(value: object, *, limit: int = 80) -> str:
-    """Write a value in ASCII and in few characters, so that look-alikes and control characters are visible."""
+def shown(value: object) -> str:
+    """Write a value in ASCII and in 80 characters, so that look-alikes and control characters are visible."""
     # Cut first: an error about a string of a megabyte need not escape all of it.
-    text = ascii(value[:limit]) if isinstance(value, str) else ascii(value)
-    cut = isinstance(value, str) and len(value) > limit
-    return text[:limit] + ("..." if cut or len(text) > limit else "")
+    text = ascii(value[:81] if isinstance(value, str) else value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def printable(text: str, *, limit: int | None = None) -> str:
