@@ -1,5 +1,6 @@
 """Fixtures, and the order of the test files. What tests share otherwise is in tests/tools/."""
 
+import os
 import shutil
 import signal
 import threading
@@ -16,6 +17,9 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# The tests start hundreds of interpreters. Without byte code on the disk each one compiles the engine's source again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Files that take longest. They begin first, or one worker would end with them while the other has nothing left to do.
 LONGEST = (

@@ -47,7 +47,7 @@ CONFIGS = {
     ),
     "regression, plateau by rmse": (
         *("task=regression", "model.in_features=10", "model.out_features=1", "model.hidden=[16]", "scheduler=plateau"),
-        *("scheduler.monitor=val/rmse", "scheduler.patience=0", "data.batch_size=16", "trainer.max_epochs=6"),
+        *("scheduler.monitor=val/rmse", "scheduler.patience=0", "data.batch_size=64", "trainer.max_epochs=6"),
     ),
     "tied weights, label smoothing, two workers, moved windows, accumulation": (
         *("model=transformer", "task=language_model", "task.label_smoothing=0.1", "model.width=16", "model.layers=1"),

@@ -72,4 +72,4 @@ def copy_repository(root: Path) -> None:
     for name in ("train.py", "resume.py"):
         shutil.copy(REPOSITORY / name, root)
     for name in ("conf", "src", "tests"):
-        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("*.egg-info"))
