@@ -65,7 +65,7 @@ class Forked:
 
 
 def main() -> None:
-    import torch._dynamo  # by the first optimizer of a process, and it takes seconds
+    import torch._dynamo  # noqa: F401  # by the first optimizer of a process, and it takes seconds
 
     from savepoint.exact import trace
 

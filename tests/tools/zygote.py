@@ -27,8 +27,8 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 # All that a run imports; nothing that starts a thread.
 
-import hydra._internal.hydra
-import hydra.types
+import hydra._internal.hydra  # noqa: E402
+import hydra.types  # noqa: E402
 import torch._dynamo  # noqa: E402, F401  # by the first optimizer of a process, and it takes seconds
 
 import resume  # noqa: E402, F401
