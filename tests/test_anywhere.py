@@ -4,6 +4,7 @@ Random places are in test_resume.py, test_matrix.py and chaos.py; these are thos
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tools.moments import Strike
@@ -53,8 +54,17 @@ def whole(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
     return runs.read(directory)
 
 
-@pytest.mark.parametrize("how", ["kill", "term", "ctrl-c"])
-@pytest.mark.parametrize("place", PLACES)
+def each_place_and_way() -> list[Any]:
+    """Every place with every way to stop. `make test` takes one way for each place, in turn."""
+    ways = ("kill", "term", "ctrl-c")
+    return [
+        pytest.param(place, how, marks=() if (number + turn) % len(ways) == 0 else pytest.mark.long)
+        for number, place in enumerate(PLACES)
+        for turn, how in enumerate(ways)
+    ]
+
+
+@pytest.mark.parametrize(("place", "how"), each_place_and_way())
 def test_a_run_that_is_stopped_here_goes_on_to_the_same_bits(
     zygote: Zygote, whole: runs.Run, tmp_path: Path, place: str, how: str
 ) -> None:
@@ -70,7 +80,7 @@ def test_a_run_that_is_stopped_here_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize("how", ["kill", "term"])
-@pytest.mark.parametrize("times", [2, 3, 10])
+@pytest.mark.parametrize("times", [2, 3, pytest.param(10, marks=pytest.mark.long)])
 def test_an_epoch_that_is_interrupted_so_often_goes_on_to_the_same_bits(
     zygote: Zygote, tmp_path: Path, how: str, times: int
 ) -> None:

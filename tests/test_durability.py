@@ -95,7 +95,7 @@ def saved(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 def test_kill_at_any_moment_leaves_the_newest_whole_checkpoint(
     zygote: Zygote, saved: tuple[Path, list[Moment]], tmp_path: Path
 ) -> None:
-    for at in share(60, len(saved[1]), what="kill"):
+    for at in share(30, len(saved[1]), what="kill"):
         killed_saving(zygote, tmp_path / str(at), at)
 
 
@@ -151,7 +151,7 @@ def test_training_killed_at_any_moment_goes_on_as_if_nothing_had_happened(
     zygote: Zygote, undisturbed: tuple[runs.Run, list[Moment]], tmp_path: Path
 ) -> None:
     whole, known = undisturbed
-    for at in share(16, len(known), what="kill training"):
+    for at in share(8, len(known), what="kill training"):
         killed_training(zygote, tmp_path / str(at) / "run", at, whole)
 
 
@@ -310,7 +310,7 @@ def test_a_call_that_fails_once_costs_a_line_and_no_bit(
     zygote: Zygote, undisturbed: tuple[runs.Run, list[Moment]], tmp_path: Path
 ) -> None:
     whole, noted = undisturbed
-    for at in share(16, calls(noted), what="refuse once"):
+    for at in share(8, calls(noted), what="refuse once"):
         check_refused_once(zygote, tmp_path / str(at) / "run", whole, at, random.Random(f"{SEED} {at}").choice(ERRORS))
 
 
@@ -346,7 +346,7 @@ def test_a_disk_that_goes_on_refusing_is_told_and_the_run_goes_on_when_it_is_men
     zygote: Zygote, undisturbed: tuple[runs.Run, list[Moment]], tmp_path: Path
 ) -> None:
     whole, noted = undisturbed
-    for at in share(10, calls(noted), what="refuse"):
+    for at in share(5, calls(noted), what="refuse"):
         error = random.Random(f"{SEED} {at}").choice((errno.ENOSPC, errno.EIO, errno.EROFS))
         refused(zygote, tmp_path / str(at) / "run", whole, at=at, error=error, calls=None)
 
@@ -362,7 +362,7 @@ def test_checkpoints_that_somebody_removes_are_missed_and_made_again(
     zygote: Zygote, undisturbed: tuple[runs.Run, list[Moment]], tmp_path: Path
 ) -> None:
     whole, noted = undisturbed
-    for at in while_saving(6, noted, what="vanish"):
+    for at in while_saving(3, noted, what="vanish"):
         directory = tmp_path / str(at) / "run"
         refused(zygote, directory, whole, at=at, vanish=str(directory / runs.CHECKPOINTS))
 

@@ -60,7 +60,7 @@ CONFIGS = {
     ),
 }
 NOT_POINTS = ("step", "time")  # of a line of metrics.jsonl; all else is a point in the tracker
-TRIALS = 5  # for each config: 50 in all
+TRIALS = 5  # for each config: 50 in all, 20 of them in `make test`
 UPDATES = 4  # of each config, from which it goes on
 
 
@@ -86,7 +86,9 @@ def continue_or_start(zygote: Zygote, directory: Path, config: tuple[str, ...], 
     return ended.status
 
 
-@pytest.mark.parametrize("trial", range(TRIALS))
+@pytest.mark.parametrize(
+    "trial", [pytest.param(trial, marks=pytest.mark.long) if trial > 1 else trial for trial in range(TRIALS)]
+)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_killed_and_resumed_run_equals_uninterrupted_run(
     zygote: Zygote, uninterrupted: dict[str, tuple[runs.Run, float]], tmp_path: Path, name: str, trial: int

@@ -34,6 +34,7 @@ import torch._dynamo  # noqa: E402, F401  # by the first optimizer of a process,
 import resume  # noqa: E402, F401
 import train  # noqa: E402, F401
 from savepoint import training  # noqa: E402, F401
+from savepoint.config import compose  # noqa: E402
 from tools import disk, moments  # noqa: E402
 
 
@@ -94,6 +95,7 @@ def _begun(order: dict) -> bool:
 
 
 def main() -> None:
+    compose(["trainer.max_epochs=1"], REPOSITORY / "conf")  # Hydra finds its plugins and warms its parser
     print(json.dumps({"ready": True}), flush=True)
     # An empty line, and not the end of the pipe, which processes may hold that were forked beside this one.
     for line in iter(sys.stdin.readline, "\n"):
