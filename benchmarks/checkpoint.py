@@ -57,6 +57,7 @@ from savepoint import checkpoint, runs, trust  # noqa: E402
 from savepoint.config import compose  # noqa: E402
 from savepoint.training import (  # noqa: E402
     NoSchedule,
+    Optimization,
     Saves,
     TrainState,
     capture,
@@ -76,7 +77,7 @@ def build(size: str) -> TrainState:
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    return TrainState(model, optimizer, NoSchedule(), torch.amp.GradScaler("cpu", enabled=False))
+    return TrainState(model, {"": Optimization(optimizer, NoSchedule(), torch.amp.GradScaler("cpu", enabled=False))})
 
 
 def transformer(parameters: int) -> nn.Module:
@@ -93,7 +94,7 @@ def small_layers(tensors: int) -> nn.Module:
 
 
 def named(state: TrainState) -> dict[str, Tensor]:
-    moments = state.optimizer.state_dict()["state"]
+    moments = state.optimizers[""].optimizer.state_dict()["state"]
     flat = {f"optimizer.{i}.{name}": value for i, values in moments.items() for name, value in values.items()}
     return state.model.state_dict() | flat
 
@@ -109,7 +110,7 @@ def save(state: TrainState, directory: Path) -> Path:
 
 def torch_save(state: TrainState, directory: Path) -> Path:
     path = directory / "state.pt"
-    torch.save({"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}, path)
+    torch.save({"model": state.model.state_dict(), "optimizer": state.optimizers[""].optimizer.state_dict()}, path)
     return synced(path)
 
 

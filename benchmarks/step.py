@@ -49,7 +49,7 @@ Timed = Callable[[], float]  # trains a new model and returns the seconds
 def bare(assemble: Assemble, images: Tensor, targets: Tensor, steps: int) -> float:
     """The limit: nothing but the model and the optimizer, over batches that were cut and shuffled beforehand."""
     state = assemble()[0]
-    model, optimizer = state.model.train(), state.optimizer
+    model, optimizer = state.model.train(), state.optimizers[""].optimizer
     order = torch.randperm(len(images))
     batches = list(zip(images[order].split(64), targets[order].split(64), strict=True))[:steps]
     begun = time.perf_counter()
@@ -64,7 +64,7 @@ def bare(assemble: Assemble, images: Tensor, targets: Tensor, steps: int) -> flo
 def plain(assemble: Assemble, images: Tensor, targets: Tensor, steps: int) -> float:
     """The loop of every tutorial."""
     state = assemble()[0]
-    model, optimizer = state.model.train(), state.optimizer
+    model, optimizer = state.model.train(), state.optimizers[""].optimizer
     loader = DataLoader(TensorDataset(images, targets), batch_size=64, shuffle=True)
     total = 0.0
     begun = time.perf_counter()

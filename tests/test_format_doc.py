@@ -101,8 +101,10 @@ def held(state: TrainState, generators: dict[str, Any]) -> dict[str, Any]:
     """What torch and the loop hold, asked of them directly."""
     versions = {name: entry.get("version") for name, entry in state.model.state_dict()._metadata.items()}  # type: ignore[attr-defined]
     counts = {name: getattr(state, name) for name in ("epoch", "step", "batch", "samples", "history_lines")}
-    values = {name: getattr(state, name) for name in ("learning_rates", "metrics", "best", "schedule_length")}
-    torchs = {name: getattr(state, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
+    one = state.optimizers[""]
+    values = {name: getattr(state, name) for name in ("metrics", "best")}
+    values |= {name: getattr(one, name) for name in ("learning_rates", "schedule_length")}
+    torchs = {name: getattr(one, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
     epoch = {"sums": state.sums, "logged": state.logged}
     model = {
         "model_extra": {},

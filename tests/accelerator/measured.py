@@ -117,7 +117,9 @@ def measure_saves(device: str, folder: Path, *, large: bool) -> Saved:
     times, peaks = [], []
     for batch in batches[:5]:
         update(state, parts, [batch])
-        model, optimizer = copy.deepcopy((state.model.state_dict(), state.optimizer.state_dict()["state"]))
+        model, optimizer = copy.deepcopy(
+            (state.model.state_dict(), state.optimizers[""].optimizer.state_dict()["state"])
+        )
         wait(device)
         held = _reset_peak(device)
         started = time.perf_counter()
@@ -232,7 +234,7 @@ def _loop(config: dict[str, Any], settings: Settings, device: str) -> Callable[[
     batches = list(parts.train.epoch(0))[:-1]
 
     def loop() -> None:
-        model, optimizer = state.model.train(), state.optimizer
+        model, optimizer = state.model.train(), state.optimizers[""].optimizer
         for inputs, targets in batches:
             inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
             loss = cross_entropy(model(inputs).flatten(0, 1), targets.flatten())

@@ -28,7 +28,8 @@ from savepoint.errors import UserError
 from savepoint.exact import explain, outside, probe, trace
 from savepoint.exact.explain import Trace
 from savepoint.exact.workplace import FailedError
-from savepoint.training.state import NoSchedule, TrainState
+from savepoint.training.optimization import NoSchedule, Optimization
+from savepoint.training.state import TrainState
 from savepoint.trust import strict_yaml
 
 HERE = "src/project/inexact.py"
@@ -389,7 +390,7 @@ def test_what_a_run_keeps_outside_of_its_state_is_found_by_name(name: str, monke
     task = built() if name == "Smoothing" else mine.Smoothing()
     optimizer = built(model.parameters()) if name == "Momentum" else torch.optim.AdamW(model.parameters())
     scheduler = built(optimizer) if name == "Warming" else NoSchedule()
-    state = TrainState(model, optimizer, scheduler, torch.amp.GradScaler("cpu", enabled=False))
+    state = TrainState(model, {"": Optimization(optimizer, scheduler, torch.amp.GradScaler("cpu", enabled=False))})
     if name == "Registered":
         state.registered["counter"] = model.middle.counter
     parts = SimpleNamespace(task=task, train=SimpleNamespace(dataset=dataset), val=SimpleNamespace(dataset=dataset))

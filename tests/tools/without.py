@@ -54,6 +54,12 @@ def field(name: str) -> Callable[[], None]:
     return replaced(state, "restore", restored)
 
 
+def rates(fresh: state.TrainState, checkpoint: Checkpoint) -> None:
+    """Restore, but for the learning rates of the last update."""
+    restore(fresh, checkpoint)
+    fresh.optimizers[""].learning_rates = []
+
+
 def kept(fresh: state.TrainState, checkpoint: Checkpoint) -> None:
     """Restore, but for what torch's state_dict does not say: which parameters are frozen."""
     frozen = {name: parameter.requires_grad for name, parameter in fresh.model.named_parameters()}
@@ -106,13 +112,14 @@ THINGS: dict[str, Callable[[], None]] = {
     "optimizer": replaced(optimizers, "restore", nothing),
     "optimizer dtypes": replaced(optimizers, "restore", plainly),
     "scheduler": replaced(schedules, "restore", nothing),
+    "learning_rates": replaced(state, "restore", rates),
     "scaler": replaced(torch.amp.GradScaler, "load_state_dict", nothing),
     "averaged weights": replaced(AveragedModel, "load_state_dict", nothing),
     "registered": replaced(state, "_restore_registered", nothing),
     "position in the data": replaced(batches.Batches, "epoch", from_the_start(batches.Batches.epoch)),
     "seeds of loading": replaced(batches, "_load", unseeded(batches._load)),
     "cut of the history": replaced(runs, "cut_history", nothing),
-    **{name: field(name) for name in ("epoch", "step", "batch", "sums", "samples", "logged", "best", "learning_rates")},
+    **{name: field(name) for name in ("epoch", "step", "batch", "sums", "samples", "logged", "best")},
     "begin_epoch": replaced(loop, "getattr", lambda _object, _name, default=None: default),
 }
 

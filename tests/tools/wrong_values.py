@@ -105,11 +105,11 @@ def attempt(case: Case) -> str | None:
     state.model.train()
     for batch in parts.train.epoch(0):
         step.update(state, parts, [batch])
-        if settings.scheduler.interval == "step":
-            state.scheduler.step()
+        if settings.schedule("").interval == "step":
+            state.optimizers[""].scheduler.step()
     measured = step.evaluate(state, parts, Stop())
-    if settings.scheduler.interval == "epoch":
-        state.scheduler.step(*([measured["loss"]] if settings.scheduler.monitor and measured else []))
+    if settings.schedule("").interval == "epoch":
+        state.optimizers[""].scheduler.step(*([measured["loss"]] if settings.schedule("").monitor and measured else []))
     return None
 
 

@@ -72,13 +72,13 @@ def assembled(full: dict[str, Any]) -> tuple[TrainState, Parts]:
 def trains(full: dict[str, Any], steps: int = 3) -> TrainState:
     state, parts = assembled(full)
     state.model.train()
-    state.optimizer._opt_called = True
+    state.optimizers[""].optimizer._opt_called = True
     before = {name: parameter.detach().clone() for name, parameter in state.model.named_parameters()}
     for batch in itertools.islice(parts.train.epoch(0), steps):
         update(state, parts, [batch])
-        state.scheduler.step(*([1.0] if full["scheduler"]["monitor"] else []))
+        state.optimizers[""].scheduler.step(*([1.0] if full["scheduler"]["monitor"] else []))
     assert all(parameter.isfinite().all() for parameter in state.model.parameters())
-    if not state.scaler.is_enabled():  # its first steps overflow, and are skipped
+    if not state.optimizers[""].scaler.is_enabled():  # its first steps overflow, and are skipped
         assert any(not torch.equal(before[name], parameter) for name, parameter in state.model.named_parameters())
     return state
 

@@ -26,8 +26,9 @@ from savepoint.system.signals import Stop
 from savepoint.trackers.none import NoTracker
 from savepoint.training import state as states
 from savepoint.training.loop import finished, fit
+from savepoint.training.optimization import NoSchedule, Optimization
 from savepoint.training.saves import Saves
-from savepoint.training.state import NoSchedule, Parts, TrainState
+from savepoint.training.state import Parts, TrainState
 from savepoint.training.task import Outcome
 
 SAMPLES = 11  # in batches of 2: five, and one of a single sample
@@ -153,7 +154,7 @@ def go(
     optimizer = torch.optim.Adam(list(model.named_parameters()), lr=0.05)
     schedule = scheduler(optimizer) if scheduler else NoSchedule()
     scaler = torch.amp.GradScaler("cpu", enabled=fp16 is not None, init_scale=fp16 or 1.0)
-    state = TrainState(model, optimizer, schedule, scaler)
+    state = TrainState(model, {"": Optimization(optimizer, schedule, scaler)})
     batches = [Batches(Noisy(), split=split, settings=full.data, seed=full.seed) for split in ("train", "val")]
     parts = Parts(full, task or Squares(), model, batches[0], batches[1], torch.device("cpu"), None)
 
@@ -394,7 +395,7 @@ def test_a_schedule_follows_updates_that_the_scaler_skips_without_a_warning(tmp_
 
     options: dict[str, Any] = {"scheduler": lambda o: lr_scheduler.StepLR(o, 1, gamma=0.5), "interval": "step"}
     fitted = go(tmp_path / "run", max_steps=3, log_every_n_steps=1, fp16=2.0**120, task=Large(), **options)
-    assert fitted.state.scaler.get_scale() == 2.0**117, "the updates were to be skipped"
+    assert fitted.state.optimizers[""].scaler.get_scale() == 2.0**117, "the updates were to be skipped"
     assert (fitted.state.step, rates(fitted)) == (3, [0.05, 0.025, 0.0125])
 
 

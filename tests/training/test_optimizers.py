@@ -24,7 +24,8 @@ from savepoint.checkpoint import Checkpoint, layout
 from savepoint.errors import CheckpointError, ConfigError
 from savepoint.system import rng
 from savepoint.training import optimizers, state
-from savepoint.training.state import NoSchedule, TrainState
+from savepoint.training.optimization import NoSchedule, Optimization
+from savepoint.training.state import TrainState
 from savepoint.trust import instantiate
 
 BEFORE, AFTER = (1, 2, 20), 20
@@ -168,7 +169,9 @@ def default_dtype(name: str) -> Iterator[None]:
 def fresh(name: str) -> TrainState:
     make, optimizer = CASES[name]
     model = make()
-    return TrainState(model, optimizer(model), NoSchedule(), torch.amp.GradScaler("cpu", enabled=False))
+    return TrainState(
+        model, {"": Optimization(optimizer(model), NoSchedule(), torch.amp.GradScaler("cpu", enabled=False))}
+    )
 
 
 def train(one: TrainState, steps: int) -> None:
@@ -176,15 +179,15 @@ def train(one: TrainState, steps: int) -> None:
         inputs, targets = torch.randn(8, 6), torch.randint(0, 3, (8,))
 
         def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
-            one.optimizer.zero_grad()
+            one.optimizers[""].optimizer.zero_grad()
             loss = nn.functional.cross_entropy(one.model(inputs).float(), targets)
             loss.backward()
             return loss
 
-        if not optimizers.searches(one.optimizer):
+        if not optimizers.searches(one.optimizers[""].optimizer):
             closure()
-        one.optimizer.step(closure if optimizers.searches(one.optimizer) else None)  # type: ignore[arg-type]
-        one.optimizer.zero_grad()
+        one.optimizers[""].optimizer.step(closure if optimizers.searches(one.optimizers[""].optimizer) else None)  # type: ignore[arg-type]
+        one.optimizers[""].optimizer.zero_grad()
         one.step += 1
 
 
@@ -211,7 +214,7 @@ def facts(value: Any) -> Any:
 def content(one: TrainState | Checkpoint) -> dict[str, Any]:
     """The model without its strides: those are the model's own, and model.safetensors has none."""
     model = one.model.state_dict() if isinstance(one, TrainState) else one.model
-    saved = one.optimizer.state_dict() if isinstance(one, TrainState) else one.state["optimizer"]
+    saved = one.optimizers[""].optimizer.state_dict() if isinstance(one, TrainState) else one.state["optimizer"]
     return {"model": {name: facts(model[name].contiguous()) for name in sorted(model)}, "optimizer": facts(saved)}
 
 
@@ -431,7 +434,7 @@ def test_restored_tensors_lie_in_aligned_memory_of_their_own(tmp_path: Path) -> 
         one, other = fresh("Adam"), fresh("Adam")
         train(one, 1)
         state.restore(other, checkpoint.load(save(one, tmp_path)))
-    for entry in other.optimizer.state.values():
+    for entry in other.optimizers[""].optimizer.state.values():
         assert all(value.data_ptr() % 64 == 0 for value in entry.values())
 
 
@@ -616,8 +619,8 @@ def test_what_is_no_optimizer_is_refused(key: str, name: str) -> None:
 def test_muon_takes_matrices_and_a_class_made_of_it_too() -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Linear(2, 2))
     for kind in (optim.Muon, type("Mine", (optim.Muon,), {})):
-        assert optimizers._taken(kind, model) == {"1.weight"}
-    assert optimizers._taken(type("Mine", (optim.SparseAdam,), {}), Bag()) == {"table.weight"}
+        assert optimizers._taken(kind, model, "optimizer") == {"1.weight"}
+    assert optimizers._taken(type("Mine", (optim.SparseAdam,), {}), Bag(), "optimizer") == {"table.weight"}
 
 
 STEPS: list[tuple[Callable[..., None], bool]] = [

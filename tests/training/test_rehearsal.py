@@ -17,7 +17,7 @@ from savepoint.config import DataSettings, TrainerSettings
 from savepoint.data import digest_of
 from savepoint.errors import BuildError, ConfigError
 from savepoint.training import rehearsal
-from savepoint.training.state import Parts
+from savepoint.training.state import Parts, TrainState
 
 SOURCE = REPOSITORY / "src"
 
@@ -63,7 +63,7 @@ def test_nothing_is_left_of_a_rehearsal(model: Any, dataset: Any, workers: int) 
 
     before = digest_of(everything())
     first = digest_of(next(parts_of(dataset, task, num_workers=workers).train.epoch(0)))
-    rehearsal.rehearse(built, parts, source=SOURCE)
+    rehearsal.rehearse(TrainState(built, {}), parts, source=SOURCE)
     assert digest_of(everything()) == before
     assert digest_of(next(parts.train.epoch(0))) == first
 
@@ -109,14 +109,14 @@ BATCH = "(float32 [4, 8, 8], int64 [4])"
 )  # fmt: skip
 def test_what_does_not_fit_is_named_with_the_batch(model: nn.Module, task: Any, kind: type, told: str) -> None:
     with pytest.raises(kind) as raised:
-        rehearsal.rehearse(model, parts_of(Digits, task), source=SOURCE)
+        rehearsal.rehearse(TrainState(model, {}), parts_of(Digits, task), source=SOURCE)
     assert type(raised.value) is kind and str(raised.value).startswith(told)
 
 
 def test_what_needs_more_than_two_samples_gets_a_whole_batch() -> None:
-    rehearsal.rehearse(Fixed(batch=4), parts_of(Digits, Classification()), source=SOURCE)
+    rehearsal.rehearse(TrainState(Fixed(batch=4), {}), parts_of(Digits, Classification()), source=SOURCE)
     with pytest.raises(BuildError):
-        rehearsal.rehearse(Fixed(batch=5), parts_of(Digits, Classification()), source=SOURCE)
+        rehearsal.rehearse(TrainState(Fixed(batch=5), {}), parts_of(Digits, Classification()), source=SOURCE)
 
 
 def test_a_model_that_cannot_be_copied_is_not_rehearsed() -> None:
@@ -124,7 +124,7 @@ def test_a_model_that_cannot_be_copied_is_not_rehearsed() -> None:
         def __deepcopy__(self, memo: Any) -> Any:
             raise TypeError("cannot pickle a lock")
 
-    rehearsal.rehearse(Locked(3), parts_of(Digits, Classification()), source=SOURCE)
+    rehearsal.rehearse(TrainState(Locked(3), {}), parts_of(Digits, Classification()), source=SOURCE)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,9 @@ from savepoint.commands import diff
 from savepoint.config import settings
 from savepoint.runs import Run, history
 from savepoint.system import rng
+from savepoint.training.optimization import NoSchedule, Optimization
 from savepoint.training.saves import Saves
-from savepoint.training.state import NoSchedule, TrainState
+from savepoint.training.state import TrainState
 
 PATIENCE = 0.3  # seconds
 FOREVER = 60.0  # seconds, for what has to happen
@@ -94,12 +95,14 @@ class Bench:
         self.saves = Saves(self.run, full, config="", patch=None, provenance=source, resumed_from=None)
         model = nn.Linear(3, 2)
         optimizer = torch.optim.SGD(list(model.named_parameters()), lr=0.1, momentum=0.9)
-        self.state = TrainState(model, optimizer, NoSchedule(), torch.amp.GradScaler("cpu", enabled=False))
+        self.state = TrainState(
+            model, {"": Optimization(optimizer, NoSchedule(), torch.amp.GradScaler("cpu", enabled=False))}
+        )
 
     def update(self) -> None:
         for parameter in self.state.model.parameters():
             parameter.grad = torch.ones_like(parameter)
-        self.state.optimizer.step()
+        self.state.optimizers[""].optimizer.step()
         self.state.step += 1
 
     @property

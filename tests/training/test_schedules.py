@@ -16,6 +16,7 @@ from savepoint.checkpoint import layout
 from savepoint.config import settings
 from savepoint.errors import ConfigError
 from savepoint.training import schedules, state
+from savepoint.training.optimization import Optimization
 from savepoint.training.state import TrainState
 from savepoint.trust import instantiate
 
@@ -73,16 +74,16 @@ def built(node: dict[str, Any], optimizer: str = "adam", **trainer: Any) -> tupl
     one._opt_called = True  # type: ignore[attr-defined]
     schedule, length = schedules.build(node, config(node, **trainer), one, batches=10, make=make)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainState(model, one, schedule, scaler, schedule_length=length), length
+    return TrainState(model, {"": Optimization(one, schedule, scaler, schedule_length=length)}), length
 
 
 def rates(one: TrainState, node: dict[str, Any], steps: range) -> list[Any]:
     """Rate and momentum before each step; what a plateau follows gets worse after a while."""
     found = []
     for step in steps:
-        group = one.optimizer.param_groups[0]
+        group = one.optimizers[""].optimizer.param_groups[0]
         found.append([repr(group[key]) for key in ("lr", "betas", "momentum", "initial_lr") if key in group])
-        one.scheduler.step(*([min(step, 9) % 9 / 3] if node.get("monitor") else []))
+        one.optimizers[""].scheduler.step(*([min(step, 9) % 9 / 3] if node.get("monitor") else []))
     return found
 
 
@@ -106,7 +107,9 @@ def test_rates_and_momenta_go_on_as_they_were(tmp_path: Path, name: str, optimiz
         for _ in range(2):  # restoring takes nothing out of what was loaded
             state.restore(resumed, found)
         assert rates(resumed, node, range(point, STEPS)) == expected[point:], point
-        assert repr(resumed.scheduler.state_dict().keys()) == repr(whole.scheduler.state_dict().keys())
+        assert repr(resumed.optimizers[""].scheduler.state_dict().keys()) == repr(
+            whole.optimizers[""].scheduler.state_dict().keys()
+        )
 
 
 class Counting:
@@ -125,9 +128,8 @@ def test_what_a_callable_object_keeps_goes_on(tmp_path: Path) -> None:
         model = nn.Linear(1, 1)
         one = OPTIMIZERS["sgd"](model)
         one._opt_called = True  # type: ignore[attr-defined]
-        return TrainState(
-            model, one, optim.lr_scheduler.LambdaLR(one, Counting()), torch.amp.GradScaler("cpu", enabled=False)
-        )
+        schedule = optim.lr_scheduler.LambdaLR(one, Counting())
+        return TrainState(model, {"": Optimization(one, schedule, torch.amp.GradScaler("cpu", enabled=False))})
 
     whole = fresh()
     rates(whole, {}, range(5))
@@ -143,7 +145,7 @@ def test_what_a_callable_object_keeps_goes_on(tmp_path: Path) -> None:
 
 def test_a_named_function_reaches_torch_as_a_partial() -> None:
     one, _ = built(NODES["lambda"], "sgd")
-    (function,) = one.scheduler.lr_lambdas  # type: ignore[attr-defined]
+    (function,) = one.optimizers[""].scheduler.lr_lambdas  # type: ignore[attr-defined]
     assert isinstance(function, partial) and function.func.__name__ == "inverse_sqrt"
 
 
@@ -167,7 +169,7 @@ LATE = part("SequentialLR", schedulers=[WARMUP, part("CosineAnnealingLR", T_max=
     ],
 )
 def test_the_end_is_counted_in_what_the_schedule_counts(interval: str, trainer: dict[str, Any], end: int) -> None:
-    assert schedules.planned_end(config({"interval": interval}, **trainer), 10) == end
+    assert schedules.planned_end(config({"interval": interval}, **trainer), 10, interval=interval) == end
 
 
 def test_each_schedule_is_walked_to_under_its_path() -> None:
@@ -184,7 +186,7 @@ def test_a_sequence_within_a_sequence_is_planned_from_where_it_begins() -> None:
 
 def test_what_begins_after_the_end_gets_a_length_all_the_same() -> None:
     one, _ = built(part("SequentialLR", schedulers=[WARMUP, part("CosineAnnealingLR", T_max=None)], milestones=[60]))
-    first, second = one.scheduler._schedulers  # type: ignore[attr-defined]
+    first, second = one.optimizers[""].scheduler._schedulers  # type: ignore[attr-defined]
     assert (first.total_iters, second.T_max) == (50, 1)
 
 
@@ -213,7 +215,7 @@ def test_a_length_that_is_null_is_planned_to_the_end_of_training(node: dict[str,
 
 def test_inside_a_sequence_a_length_reaches_to_where_the_next_begins() -> None:
     node = part("SequentialLR", schedulers=[WARMUP, WARMUP, part("CosineAnnealingLR", T_max=None)], milestones=[4, 20])
-    inner = built(node)[0].scheduler._schedulers  # type: ignore[attr-defined]
+    inner = built(node)[0].optimizers[""].scheduler._schedulers  # type: ignore[attr-defined]
     assert [inner[0].total_iters, inner[1].total_iters, inner[2].T_max] == [4, 16, 30]
     assert node["schedulers"][2]["T_max"] is None, "the config stays as it was"
 

@@ -17,7 +17,8 @@ from savepoint.checkpoint import Checkpoint, layout
 from savepoint.errors import CheckpointError
 from savepoint.system import rng
 from savepoint.training import state
-from savepoint.training.state import NoSchedule, TrainState
+from savepoint.training.optimization import NoSchedule, Optimization
+from savepoint.training.state import TrainState
 
 
 class Net(nn.Module):
@@ -55,7 +56,7 @@ def fresh(
     model = make()
     built = optimizer(list(model.named_parameters()), **options)
     scaler = torch.amp.GradScaler("cpu", enabled=fp16, init_scale=8.0, growth_interval=2)
-    return TrainState(model, built, scheduler(built) if scheduler else NoSchedule(), scaler)
+    return TrainState(model, {"": Optimization(built, scheduler(built) if scheduler else NoSchedule(), scaler)})
 
 
 def train(one: TrainState, steps: int, *, schedule: bool = True) -> None:
@@ -63,12 +64,12 @@ def train(one: TrainState, steps: int, *, schedule: bool = True) -> None:
     dtype = next(one.model.parameters()).dtype
     for _ in range(steps):
         loss = one.model(torch.randn(8, 4, dtype=dtype)).square().mean()
-        one.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        one.scaler.step(one.optimizer)
-        one.scaler.update()
-        one.optimizer.zero_grad()
+        one.optimizers[""].scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        one.optimizers[""].scaler.step(one.optimizers[""].optimizer)
+        one.optimizers[""].scaler.update()
+        one.optimizers[""].optimizer.zero_grad()
         if schedule:
-            one.scheduler.step()
+            one.optimizers[""].scheduler.step()
         one.step += 1
 
 
@@ -82,7 +83,7 @@ def saved(one: TrainState, root: Path) -> Checkpoint:
 
 def all_tensors(one: TrainState) -> dict[str, Tensor]:
     tensors = {name: value for name, value in one.model.state_dict().items() if isinstance(value, Tensor)}
-    for index, entry in one.optimizer.state_dict()["state"].items():
+    for index, entry in one.optimizers[""].optimizer.state_dict()["state"].items():
         tensors |= {f"{index}.{key}": value for key, value in entry.items() if isinstance(value, Tensor)}
     return {name: value.detach().clone() for name, value in tensors.items()}
 
@@ -93,11 +94,11 @@ def assert_same(a: TrainState, b: TrainState) -> None:
     for name in one:
         assert one[name].dtype == other[name].dtype, name
         assert torch.equal(one[name], other[name]), name
-    assert [{**g, "params": 0} for g in a.optimizer.param_groups] == [
-        {**g, "params": 0} for g in b.optimizer.param_groups
+    assert [{**g, "params": 0} for g in a.optimizers[""].optimizer.param_groups] == [
+        {**g, "params": 0} for g in b.optimizers[""].optimizer.param_groups
     ]
-    assert a.scheduler.state_dict() == b.scheduler.state_dict()
-    assert a.scaler.state_dict() == b.scaler.state_dict()
+    assert a.optimizers[""].scheduler.state_dict() == b.optimizers[""].scheduler.state_dict()
+    assert a.optimizers[""].scaler.state_dict() == b.optimizers[""].scaler.state_dict()
 
 
 def resumes_exactly(tmp_path: Path, make: Callable[[], TrainState], *, before: int = 3, after: int = 4) -> None:
@@ -167,7 +168,7 @@ def test_optimizer_state_keeps_its_dtype_whatever_the_parameters_are(
 def test_half_precision_moments_of_full_precision_parameters_stay_half(tmp_path: Path) -> None:
     one = fresh(linear(torch.float32), torch.optim.Adam)
     train(one, 1)
-    for entry in one.optimizer.state.values():
+    for entry in one.optimizers[""].optimizer.state.values():
         entry["exp_avg"] = entry["exp_avg"].bfloat16()
     resumed = fresh(linear(torch.float32), torch.optim.Adam)
     state.restore(resumed, saved(one, tmp_path))
@@ -202,14 +203,14 @@ def test_a_plateau_schedule_goes_on_with_what_it_has_seen(tmp_path: Path) -> Non
         )
 
     whole = make()
-    whole.scheduler.step(1.0)
-    whole.scheduler.step(2.0)
+    whole.optimizers[""].scheduler.step(1.0)
+    whole.optimizers[""].scheduler.step(2.0)
     resumed = make()
     state.restore(resumed, saved(whole, tmp_path))
     for one in (whole, resumed):
-        one.scheduler.step(3.0)
+        one.optimizers[""].scheduler.step(3.0)
     assert_same(resumed, whole)
-    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+    assert resumed.optimizers[""].optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
 def test_the_scaler_goes_on_from_its_scale_and_its_count(tmp_path: Path) -> None:
@@ -233,14 +234,15 @@ def test_every_generator_goes_on(tmp_path: Path) -> None:
 
 def test_every_plain_field_comes_back_with_its_types(tmp_path: Path) -> None:
     one = fresh()
-    one.epoch, one.step, one.batch, one.history_lines, one.schedule_length, one.samples = 3, 40, 5, 17, 100, 64
-    one.learning_rates, one.metrics = [0.1, 0.2], {"val/loss": float("inf"), "val/accuracy": -0.0}
+    one.epoch, one.step, one.batch, one.history_lines, one.samples = 3, 40, 5, 17, 64
+    one.optimizers[""].schedule_length, one.optimizers[""].learning_rates = 100, [0.1, 0.2]
+    one.metrics = {"val/loss": float("inf"), "val/accuracy": -0.0}
     one.best = {"metric": "val/loss", "value": 0.5, "epoch": 2, "step": 30}
     one.sums = {"loss": torch.tensor(1.25, dtype=torch.float64), "correct": torch.tensor([3, 4])}
     one.logged = (0.75, 32)
     two = fresh()
     state.restore(two, saved(one, tmp_path))
-    for name in ("epoch", "step", "batch", "history_lines", "schedule_length", "samples", "learning_rates", "metrics", "best", "logged"):  # fmt: skip
+    for name in ("epoch", "step", "batch", "history_lines", "samples", "metrics", "best", "logged"):
         assert repr(getattr(two, name)) == repr(getattr(one, name)), name
     for name, value in one.sums.items():
         assert torch.equal(two.sums[name], value) and two.sums[name].dtype == value.dtype
@@ -251,7 +253,8 @@ def test_no_field_of_the_state_is_left_out() -> None:
     import dataclasses
 
     _, tree = state.capture(fresh())
-    assert {field.name for field in dataclasses.fields(TrainState)} - {"model"} <= tree.keys()
+    names = {field.name for kind in (TrainState, Optimization) for field in dataclasses.fields(kind)}
+    assert names - {"model", "optimizers"} <= tree.keys()
 
 
 def test_sums_that_go_on_do_not_write_into_the_loaded_checkpoint(tmp_path: Path) -> None:
@@ -371,7 +374,7 @@ def test_weights_alone_leave_everything_else_fresh(tmp_path: Path) -> None:
     state.restore_model(two.model, loaded)
     assert torch.equal(torch.randn(3), expected)
     assert torch.equal(two.model.inner.weight, one.model.inner.weight)
-    assert two.optimizer.state_dict()["state"] == {} and two.step == 0
+    assert two.optimizers[""].optimizer.state_dict()["state"] == {} and two.step == 0
 
 
 # What does not fit

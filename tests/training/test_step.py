@@ -3,24 +3,23 @@
 import copy
 import dataclasses
 import random
-from collections import OrderedDict, UserDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from savepoint.config import settings
 from savepoint.data.batches import Batches
+from savepoint.data.device import ALIGNMENT
 from savepoint.system import rng
 from savepoint.system.signals import Stop
-from savepoint.training.state import NoSchedule, Parts, TrainState
-from savepoint.training.step import ALIGNMENT, evaluate, summarise, to_device, update
+from savepoint.training.optimization import NoSchedule, Optimization
+from savepoint.training.state import Parts, TrainState
+from savepoint.training.step import evaluate, summarise, update
 from savepoint.training.task import Outcome
 
 
@@ -85,7 +84,7 @@ def made(
     data = [Batches(Pairs(samples, noise=noise), split=split, settings=full.data, seed=0) for split in ("train", "val")]
     optimizer = optimizer(model) if optimizer else torch.optim.SGD(model.named_parameters(), lr=lr)
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-    state = TrainState(model, optimizer, NoSchedule(), scaler)
+    state = TrainState(model, {"": Optimization(optimizer, NoSchedule(), scaler)})
     return state, Parts(full, task or Squares(), model, data[0], data[1], torch.device("cpu"), autocast)
 
 
@@ -187,9 +186,11 @@ def test_learning_rates_are_those_that_the_update_used() -> None:
 
     state, parts = made(optimizer=two_groups)
     update(state, parts, window(4))
-    for group in state.optimizer.param_groups:
+    for group in state.optimizers[""].optimizer.param_groups:
         group["lr"] = 9.0  # what a schedule does next
-    assert state.learning_rates == [0.5, 0.25] and {type(rate) for rate in state.learning_rates} == {float}
+    assert state.optimizers[""].learning_rates == [0.5, 0.25] and {
+        type(rate) for rate in state.optimizers[""].learning_rates
+    } == {float}
 
 
 def test_training_metrics_are_means_over_samples_of_unequal_batches() -> None:
@@ -309,7 +310,7 @@ def test_averaged_weights_are_evaluated_beside_the_others_and_change_neither() -
     assert measured is not None and list(measured) == ["loss", "absolute", "ema_loss", "ema_absolute"]
     for one, other in zip(before, (state.model.state_dict(), state.averaged.state_dict())):
         assert all(torch.equal(value, other[name]) for name, value in one.items())
-    alone = TrainState(state.averaged.module, state.optimizer, NoSchedule(), state.scaler)
+    alone = TrainState(state.averaged.module, state.optimizers)
     again = evaluate(alone, dataclasses.replace(parts, forward=state.averaged.module), Stop())
     assert again == {"loss": measured["ema_loss"], "absolute": measured["ema_absolute"]}
     assert measured["ema_loss"] != measured["loss"]
@@ -419,100 +420,6 @@ def test_autocast_reaches_training_and_evaluation(dtype: torch.dtype) -> None:
     assert all(parameter.dtype is torch.float32 for parameter in state.model.parameters())
 
 
-class Point(NamedTuple):
-    x: Tensor
-    name: str
-
-
-def test_a_batch_of_any_shape_goes_to_the_device() -> None:
-    batch = {"a": [torch.ones(1), (torch.ones(1), "text")], "b": Point(torch.ones(1), "p"), "c": 3}
-    moved = to_device(batch, torch.device("meta"))
-    assert type(moved["b"]) is Point and moved["b"].name == "p" and moved["c"] == 3 and moved["a"][1][1] == "text"
-    assert all(tensor.is_meta for tensor in (moved["a"][0], moved["a"][1][0], moved["b"].x))
-
-
-class Graph:
-    """Like a batch of PyTorch Geometric: no container, and a `to` that knows nothing of non_blocking."""
-
-    def __init__(self, nodes: Tensor) -> None:
-        self.nodes = nodes
-
-    def to(self, device: torch.device) -> "Graph":
-        return Graph(self.nodes.to(device))
-
-
-class Encoding(UserDict[str, Any]):
-    """Like Hugging Face's BatchEncoding: a mapping that is no dict, with a `to` of its own."""
-
-    def to(self, device: torch.device) -> "Encoding":
-        return Encoding({key: value.to(device) for key, value in self.items()})
-
-
-class Edge(NamedTuple):
-    source: Tensor
-    to: Tensor
-
-
-class Attributes(dict[str, Any]):
-    """Its keys are attributes too, one of which is named like a method."""
-
-    __getattr__ = dict.__getitem__
-
-
-@dataclass
-class Record:
-    nodes: Tensor
-
-
-META = torch.device("meta")
-
-
-@pytest.mark.parametrize(
-    "batch, tensors",
-    [
-        (Graph(torch.ones(1)), lambda moved: [moved.nodes]),
-        (Encoding(ids=torch.ones(1)), lambda moved: [moved["ids"]]),
-        (UserDict(ids=torch.ones(1)), lambda moved: [moved["ids"]]),
-        (OrderedDict(a=torch.ones(1)), lambda moved: [moved["a"]]),
-        (defaultdict(list, a=[torch.ones(1)]), lambda moved: moved["a"] + moved["missing"]),
-        (Attributes(to=torch.ones(1)), lambda moved: [moved.to]),
-        (Edge(torch.ones(1), torch.ones(1)), lambda moved: [moved.source, moved.to]),
-    ],
-    ids=lambda each: type(each).__name__,
-)
-def test_whatever_has_to_is_moved_and_keeps_its_type(batch: Any, tensors: Any) -> None:
-    for whole in (batch, {"within": [(batch, 1)]}):
-        moved = to_device(whole, META)
-        inner = moved if whole is batch else moved["within"][0][0]
-        assert type(inner) is type(batch) and inner is not batch
-        assert tensors(inner) and all(tensor.is_meta for tensor in tensors(inner))
-    assert not any(tensor.is_meta for tensor in tensors(batch)), "the batch itself is left alone"
-
-
-def test_a_packed_sequence_is_moved_and_its_lengths_stay_where_torch_wants_them() -> None:
-    packed = pack_sequence([torch.ones(2), torch.ones(3)], enforce_sorted=False)
-    moved = to_device([packed], META)[0]
-    assert type(moved) is PackedSequence
-    assert moved.data.is_meta and moved.sorted_indices.is_meta and moved.batch_sizes.device.type == "cpu"
-    same = to_device(packed, torch.device("cpu"))
-    assert type(same) is PackedSequence and torch.equal(same.data, packed.data)
-
-
-@pytest.mark.parametrize("other", ["text", b"bytes", 3, None, range(3), {1, 2}, Record(torch.ones(1)), str])
-def test_what_cannot_be_moved_is_left_as_it_is(other: Any) -> None:
-    assert to_device([other], META)[0] is other
-
-
-def test_on_the_cpu_unaligned_memory_is_copied_to_aligned_and_aligned_is_left() -> None:
-    """Math libraries promise equal bits for equally aligned memory, and NumPy's lies differently in every process."""
-    memory = np.zeros(200, dtype=np.float32)
-    offset = next(i for i in range(16) if (memory.ctypes.data + 4 * i) % ALIGNMENT)
-    unaligned, aligned = torch.from_numpy(memory[offset : offset + 64]), torch.zeros(64)
-    moved = to_device([unaligned, {"a": aligned}], torch.device("cpu"))
-    assert moved[0].data_ptr() % ALIGNMENT == 0 and torch.equal(moved[0], unaligned)
-    assert moved[1]["a"] is aligned
-
-
 def test_batches_reach_the_task_aligned() -> None:
     seen: list[int] = []
 
@@ -543,7 +450,7 @@ def test_a_search_lowers_the_loss_of_the_whole_window() -> None:
     before = summarise(parts, ordinary.sums, 8)
     state, parts = searching((4, 2, 2))
     assert summarise(parts, state.sums, state.samples) == before, "the first evaluation counts, and it alone"
-    assert (state.step, state.batch, state.samples, state.learning_rates) == (1, 3, 8, [1])
+    assert (state.step, state.batch, state.samples, state.optimizers[""].learning_rates) == (1, 3, 8, [1])
     update(state, parts, window(8))
     assert summarise(parts, state.sums, state.samples)["loss"] < before["loss"]
     assert all(parameter.grad is None for parameter in state.model.parameters())

@@ -20,6 +20,7 @@ from savepoint.config.settings import (
     Settings,
     TrackerSettings,
     TrainerSettings,
+    by_name,
     closest,
     read_settings,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "TrackerSettings",
     "TrainerSettings",
     "apply_overrides",
+    "by_name",
     "closest",
     "compose",
     "explain",

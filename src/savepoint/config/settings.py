@@ -128,10 +128,14 @@ class Settings:
     amp: AmpSettings
     tracker: TrackerSettings
     data: DataSettings
-    scheduler: SchedulerSettings
+    schedulers: Mapping[str, SchedulerSettings]  # by name; that of a config with one scheduler for all is under ""
     seed: int = setting(check=lambda value: None if 0 <= value < SEEDS else "must be at least 0 and below 2**64")
     name: str | None = setting(None, not_empty)
     init_from: str | None = setting(None, not_empty)
+
+    def schedule(self, optimizer: str) -> SchedulerSettings:
+        """Return the settings of the scheduler of an optimizer, by its name."""
+        return self.schedulers.get(optimizer) or self.schedulers.get("") or SchedulerSettings()
 
 
 GROUPS = {
@@ -140,8 +144,17 @@ GROUPS = {
     "amp": AmpSettings,
     "tracker": TrackerSettings,
     "data": DataSettings,
-    "scheduler": SchedulerSettings,
 }
+
+
+def by_name(node: Mapping[str, typing.Any]) -> Mapping[str, typing.Any]:
+    """Return the parts of `optimizer` or `scheduler` by name. A group that is one class is its only part, under "".
+
+    >>> by_name({"_target_": "torch.optim.Adam", "lr": 0.1}), by_name({"a": {"_target_": "torch.optim.Adam"}})
+    ({'': {'_target_': 'torch.optim.Adam', 'lr': 0.1}}, {'a': {'_target_': 'torch.optim.Adam'}})
+    """
+    several = node and "_target_" not in node and all(isinstance(each, Mapping) for each in node.values())
+    return node if several else {"": node}
 
 
 def read_settings(config: Mapping[str, object]) -> tuple[Settings | None, list[str]]:
@@ -152,11 +165,17 @@ def read_settings(config: Mapping[str, object]) -> tuple[Settings | None, list[s
     (None, ['trainer.max_epochs=-1: must be at least 1.'])
     """
     faults: list[str] = []
-    known = {*_OPEN_GROUPS, *_SCALARS, *GROUPS}
+    known = {*_OPEN_GROUPS, *_SCALARS, *GROUPS, "scheduler"}
     faults += [_unknown("", key, "the config", known) for key in config if key not in known]
     values: dict[str, object] = {}
     for group, cls in GROUPS.items():
         values[group] = _read_group(group, cls, config.get(group), faults)
+    schedulers = config.get("scheduler")
+    parts = by_name(schedulers) if isinstance(schedulers, Mapping) else {"": schedulers}
+    values["schedulers"] = {
+        name: _read_group(f"scheduler.{name}".rstrip("."), SchedulerSettings, each, faults)
+        for name, each in parts.items()
+    }
     scalars = {key: config[key] for key in _SCALARS if key in config}
     values |= _read_fields("", Settings, scalars, faults)
     return (None, faults) if faults else (Settings(**typing.cast(typing.Any, values)), [])
@@ -175,7 +194,7 @@ def _read_group(group: str, cls: type, node: object, faults: list[str]) -> objec
         faults.append(f"{group}={node!r}: must be a group of settings.")
         return None
     known = {f.name for f in dataclasses.fields(cls)} | ({"dataset", "sampler"} if group == "data" else set())
-    if group != "scheduler":
+    if cls is not SchedulerSettings:  # whose other keys are arguments of a class
         faults += [_unknown(f"{group}.", key, group, known) for key in node if key not in known]
     before = len(faults)
     values = _read_fields(f"{group}.", cls, node, faults)

@@ -132,6 +132,8 @@ def responsible(found: Difference, about: dict[str, Any]) -> tuple[str, str]:
 def _owner_of_state(name: str, found: Difference) -> str:
     if name.startswith("model."):
         return "model" if found.at == "the start" else "optimizer"
+    if name.startswith("optimizers."):
+        return ".".join(name.split(".")[:3]).partition("[")[0]
     return name.partition(".")[0].partition("[")[0] if name.startswith(("optimizer", "scheduler")) else "model"
 
 

@@ -43,9 +43,7 @@ def survey(state: TrainState, parts: Parts) -> dict[str, Value]:
     known: list[Any] = [
         *state.model.modules(),
         *state.registered.values(),
-        state.optimizer,
-        state.scheduler,
-        state.scaler,
+        *(part for one in state.optimizers.values() for part in (one.optimizer, one.scheduler, one.scaler)),
     ]
     known += [*state.model.parameters(), *_persistent(state.model)]
     walk = _Walk({id(each): each for each in known})
@@ -56,9 +54,10 @@ def survey(state: TrainState, parts: Parts) -> dict[str, Value]:
     walk.root("task", parts.task)
     for split in ("train", "val"):
         walk.root(f"data.{split}", getattr(parts, split).dataset)
-    walk.attributes("optimizer", state.optimizer, but=("state", "param_groups", "defaults"))
-    saved = state.scheduler.state_dict()
-    walk.attributes("scheduler", state.scheduler, but=("optimizer", *saved))
+    for name, one in state.optimizers.items():
+        prefix = f"optimizers.{name}." if name else ""
+        walk.attributes(f"{prefix}optimizer", one.optimizer, but=("state", "param_groups", "defaults"))
+        walk.attributes(f"{prefix}scheduler", one.scheduler, but=("optimizer", *one.scheduler.state_dict()))
     for name in [name for name in sys.modules if name.partition(".")[0] == "project"]:
         walk.begin()
         walk.namespace(name, vars(sys.modules[name]), owner=name)

@@ -21,7 +21,7 @@ from savepoint.data import Batches, Stream
 from savepoint.errors import UserError
 from savepoint.exact import outside, probe, traps
 from savepoint.trackers import NoTracker
-from savepoint.training import Outcome, Parts, TrainState, capture
+from savepoint.training import Outcome, Parts, Step, TrainState, capture
 
 EPOCHS, WINDOWS, VALIDATION = 2, 4, 4  # epochs; updates in each; batches of each evaluation
 LONG = 64  # items of a list from which on it is one value
@@ -91,14 +91,15 @@ class Watch:
             self._hook("model", state.model)
             if state.averaged is not None:
                 self._hook("average", state.averaged.module)
-        state.optimizer.register_step_post_hook(self._updated)
+        for one in state.optimizers.values():
+            one.optimizer.register_step_post_hook(self._updated)
         train = parts.train.first(short)
         if isinstance(train, Stream):
             state.stream = train
         return dataclasses.replace(
             parts,
             settings=dataclasses.replace(settings, trainer=ends, checkpoint=cadence),
-            task=_Task(self, parts.task),
+            task=(_TaskWithUpdate if hasattr(parts.task, "update") else _Task)(self, parts.task),
             train=_Training(self, train),  # type: ignore[arg-type]  # they stand for the batches
             val=_Validation(self, parts.val.first(VALIDATION)),  # type: ignore[arg-type]
         )
@@ -210,14 +211,35 @@ class _Task:
         return values
 
 
+class _TaskWithUpdate(_Task):
+    """A task whose updates are recorded too: each loss that is minimized, and the outcome."""
+
+    def update(self, step: Step, batch: Any) -> Outcome:
+        self._watch.forward()
+        trace, minimize = self._watch.trace, step.minimize
+
+        def recorded(loss: Tensor, optimizer: str = "", **keywords: Any) -> None:
+            trace.record("loss", {f"loss for {optimizer}" if optimizer else "loss": loss})
+            minimize(loss, optimizer, **keywords)
+
+        step.minimize = recorded  # type: ignore[method-assign]
+        try:
+            outcome: Outcome = self._task.update(step, batch)
+        finally:
+            step.minimize = minimize  # type: ignore[method-assign]
+        trace.record("loss", {"loss": outcome.loss, "samples": outcome.samples, "sums": dict(outcome.sums)})
+        return outcome
+
+
 def about(state: TrainState, parts: Parts) -> dict[str, Any]:
     """Return the class and module of each part that can be responsible for a difference, and the project's files."""
     named: dict[str, Any] = {
         "task": parts.task,
         "data": parts.train.dataset,
-        "optimizer": state.optimizer,
-        "scheduler": state.scheduler,
     }
+    for name, one in state.optimizers.items():
+        prefix = f"optimizers.{name}." if name else ""
+        named |= {f"{prefix}optimizer": one.optimizer, f"{prefix}scheduler": one.scheduler}
     for name, module in state.model.named_modules():
         named[f"model.{name}".rstrip(".")] = module
     mine = [module for name, module in sys.modules.items() if name.split(".")[0] == "project"]

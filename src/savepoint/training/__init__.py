@@ -4,10 +4,13 @@ Rooms, in reading order:
     loop          the training loop: fit
     step          one optimizer update; one evaluation
     state         TrainState, which is saved, and Parts, which are rebuilt from the config
+    own_update    updates that a fork's task writes out itself, with `step.minimize`
+    optimization  an optimizer with its schedule and its scaler: what is saved of them
     task          what a batch means: the interface of a fork's own tasks
     build         from a checked config to TrainState and Parts
     rehearsal     check on few samples that model, data and task fit each other
-    optimizers    build an optimizer and restore it exactly
+    patterns      choose parameters by patterns over their names
+    optimizers    build optimizers and restore them exactly
     schedules     build a learning-rate schedule and plan its length
     combinations  combinations of options that torch refuses or gets wrong
     job           one run that this process trains
@@ -28,18 +31,22 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from savepoint.training.build import assemble
 from savepoint.training.job import Job
 from savepoint.training.loop import fit
+from savepoint.training.optimization import NoSchedule, Optimization
+from savepoint.training.own_update import Step
 from savepoint.training.preparation import environment, prepare
 from savepoint.training.saves import Saves
-from savepoint.training.state import NoSchedule, Parts, TrainState, capture, restore
+from savepoint.training.state import Parts, TrainState, capture, restore
 from savepoint.training.supervision import session, supervise
 from savepoint.training.task import Outcome, Task
 
 __all__ = [
     "Job",
     "NoSchedule",
+    "Optimization",
     "Outcome",
     "Parts",
     "Saves",
+    "Step",
     "Task",
     "TrainState",
     "assemble",

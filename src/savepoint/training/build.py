@@ -11,12 +11,13 @@ from torch.optim import swa_utils
 
 from savepoint import registry, system, trust
 from savepoint.checkpoint import Checkpoint
-from savepoint.config import Settings
+from savepoint.config import Settings, by_name
 from savepoint.data import Batches, Stream, is_stream
 from savepoint.errors import ConfigError
 from savepoint.training import combinations, optimizers, schedules
+from savepoint.training.optimization import NoSchedule, Optimization
 from savepoint.training.rehearsal import rehearse
-from savepoint.training.state import NoSchedule, Parts, TrainState, fits
+from savepoint.training.state import Parts, TrainState, fits
 
 AUTOCAST = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -54,21 +55,11 @@ def assemble(
         averaged = Average(model, decay)
     _check_sizes(settings, train, val)
     _check_monitors(settings, task)
-    optimizer = optimizers.build(config["optimizer"], model, make=make)
-    combinations.check(config["scheduler"], settings, model=model, optimizer=optimizer, device=device)
-    scheduler, length = schedules.build(config["scheduler"], settings, optimizer, batches=len(train), make=make)
-    amp = settings.amp
-    scaler = torch.amp.GradScaler(
-        device.type,
-        init_scale=amp.init_scale,
-        growth_factor=amp.growth_factor,
-        backoff_factor=amp.backoff_factor,
-        growth_interval=amp.growth_interval,
-        enabled=amp.dtype == "float16",
-    )
+    own = hasattr(task, "update")
+    optimizations = _optimizations(config, settings, model, device, batches=len(train), make=make, own_update=own)
     state = TrainState(
-        *(model, optimizer, scheduler or NoSchedule(), scaler),
-        schedule_length=length,
+        model,
+        optimizations,
         registered=registered,
         averaged=averaged,
         stream=train if isinstance(train, Stream) else None,
@@ -76,19 +67,73 @@ def assemble(
     parts = Parts(
         settings=settings,
         task=task,
-        # The plain model stays the one that is saved: a compiled wrapper would prefix every name with `_orig_mod.`.
-        # deterministic: the compiler otherwise times some kernels on a GPU, and another process may choose differently.
-        forward=torch.compile(model, options={"deterministic": settings.trainer.deterministic})
-        if settings.trainer.compile
-        else model,
+        forward=_compiled(model, settings, in_parts=own) if settings.trainer.compile else model,
         train=train,
         val=val,
         device=device,
-        autocast=AUTOCAST[amp.dtype],
-        searches=optimizers.searches(optimizer),
+        autocast=AUTOCAST[settings.amp.dtype],
+        searches=any(optimizers.searches(one.optimizer) for one in optimizations.values()),
     )
-    rehearse(model, parts, source=source)
+    rehearse(state, parts, source=source)
     return state, parts
+
+
+def _optimizations(
+    config: dict[str, Any],
+    settings: Settings,
+    model: nn.Module,
+    device: torch.device,
+    *,
+    batches: int,
+    make: Callable[..., Any],
+    own_update: bool,
+) -> dict[str, Optimization]:
+    """Build each optimizer with its schedule and its scaler. own_update: the task decides what each one steps on."""
+    amp, nodes, found = settings.amp, by_name(config["scheduler"]), {}
+    scale = functools.partial(
+        torch.amp.GradScaler,
+        device.type,
+        init_scale=amp.init_scale,
+        growth_factor=amp.growth_factor,
+        backoff_factor=amp.backoff_factor,
+        growth_interval=amp.growth_interval,
+        enabled=amp.dtype == "float16",
+    )
+    shared = scale()
+    built = optimizers.build_all(config["optimizer"], model, make=make)
+    for name, optimizer in built.items():
+        if optimizers.searches(optimizer) and (own_update or len(built) > 1):
+            kind = type(optimizer).__name__
+            raise ConfigError(
+                f"{join('optimizer', name)}: {kind} evaluates the loss itself, several times in each update. It has to "
+                "be the only optimizer, and the task may have no update of its own."
+            )
+        node, path = nodes.get("", {"_target_": None}), "scheduler"
+        if name in nodes:
+            node, path = nodes[name], join("scheduler", name)
+        named: dict[str, str] = {"name": name, "path": path}
+        combinations.check(node, settings, model=model, optimizer=optimizer, device=device, **named)
+        schedule, length = schedules.build(node, settings, optimizer, batches=batches, make=make, **named)
+        # An update of the task's own steps each optimizer on losses of its own, so each has a scale of its own.
+        scaler = scale() if own_update else shared
+        found[name] = Optimization(optimizer, schedule or NoSchedule(), scaler, schedule_length=length)
+    return found
+
+
+def join(group: str, name: str) -> str:
+    return f"{group}.{name}" if name else group
+
+
+def _compiled(model: nn.Module, settings: Settings, *, in_parts: bool) -> Any:
+    """Compile the model. in_parts: each direct child alone, in place, for an update that calls them one by one."""
+    # Otherwise the compiler times some kernels on a GPU, and another process may choose differently.
+    options: dict[str, Any] = {"deterministic": settings.trainer.deterministic}
+    if not in_parts:
+        # The plain model stays the one that is saved: a compiled wrapper would prefix every name with `_orig_mod.`.
+        return torch.compile(model, options=options)
+    for child in model.children():
+        child.compile(options=options)
+    return model
 
 
 class Average(swa_utils.AveragedModel):
@@ -192,7 +237,8 @@ def _check_monitors(settings: Settings, task: Any) -> None:
         raise ConfigError(f"task: {type(task).__name__} is no task. It needs __call__, compute and metrics: see docs/.")
     splits = ("train/", "val/", "val/ema_") if settings.trainer.ema_decay is not None else ("train/", "val/")
     names = [f"{split}{name}" for split in splits for name in ("loss", *task.metrics)]
-    monitors = {"checkpoint.monitor": settings.checkpoint.monitor, "scheduler.monitor": settings.scheduler.monitor}
+    monitors = {"checkpoint.monitor": settings.checkpoint.monitor}
+    monitors |= {f"{join('scheduler', name)}.monitor": each.monitor for name, each in settings.schedulers.items()}
     faults = [
         f"{key}={value}: nothing logs that. Logged are {', '.join(names)}."
         for key, value in monitors.items()

@@ -3,6 +3,7 @@
 Each is refused at the start, by name and with what to do. torch would say so steps or epochs later, or never.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +24,17 @@ _RATES = ("max_lr", "base_lr", "swa_lr")
 
 @dataclass(frozen=True)
 class Setup:
-    """The combination to check. node: the scheduler's config, since torch refuses some schedulers as it builds them."""
+    """The combination to check. node: the scheduler's config, since torch refuses some schedulers as it builds them.
+
+    path: the place of `node` in the config.
+    """
 
     node: dict[str, Any]
     settings: Settings
     model: nn.Module
     optimizer: Optimizer
     device: torch.device
+    path: str = "scheduler"
 
     @property
     def parts(self) -> list[Optimizer]:
@@ -45,16 +50,28 @@ class Setup:
     @property
     def schedules(self) -> list[tuple[str, dict[str, Any], str]]:
         """The schedulers of the config, each with its path, its node and its class."""
-        walked = schedules.walk(self.node)
+        walked = schedules.walk(self.node, self.path)
         return [(path, node, str(node.get("_target_"))) for path, node in walked if node.get("_target_") is not None]
 
 
 def check(
-    node: dict[str, Any], settings: Settings, *, model: nn.Module, optimizer: Optimizer, device: torch.device
+    node: dict[str, Any],
+    settings: Settings,
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    device: torch.device,
+    name: str = "",
+    path: str = "scheduler",
 ) -> None:
-    """Check every rule. Raises: ConfigError with one line for each rule that is broken."""
-    setup = Setup(node, settings, model, optimizer, device)
+    """Check every rule for an optimizer and its scheduler. Raises: ConfigError with one line for each broken rule.
+
+    name: the optimizer's. path: the place of `node`, the scheduler, in the config.
+    """
+    setup = Setup(node, settings, model, optimizer, device, path)
     faults = [fault for rule in RULES for fault in rule(setup)]
+    if name:
+        faults = [re.sub(r"^optimizer(?=[.:])", f"optimizer.{name}", fault) for fault in faults]
     if faults:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
 

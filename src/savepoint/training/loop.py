@@ -25,12 +25,13 @@ def fit(
     Raises: NonFiniteError if a logged value is NaN or infinite and `trainer.on_nonfinite` is `stop`. That state is not
     saved.
     """
-    trainer, cadence, schedule = parts.settings.trainer, parts.settings.checkpoint, parts.settings.scheduler
+    trainer, cadence = parts.settings.trainer, parts.settings.checkpoint
     history, nonfinite = saves.history, False
     state.model.train()
     # Without this, torch warns about a schedule that steps before the first update of this process. That is right where
     # a run resumes at the end of an epoch, and where the scaler skips the first update.
-    state.optimizer._opt_called = True  # type: ignore[attr-defined]
+    for one in state.optimizers.values():
+        one.optimizer._opt_called = True  # type: ignore[attr-defined]
 
     while not finished(state, parts) and stop.signal is None:
         # A model may prepare itself for an epoch, from the epoch's number alone: a run that resumes within the epoch
@@ -49,8 +50,7 @@ def fit(
                 history.append(step=state.step, epoch=state.epoch, values=recent)
                 nonfinite = nonfinite or _notice_nonfinite(recent, state, parts, saves)
                 tracker.wake()
-            if schedule.interval == "step":
-                state.scheduler.step()
+            _step_schedules(state, parts, "step")
             if state.step == trainer.max_steps or stop.signal is not None:
                 break
             if _due(cadence.every_n_steps, state.step) or saves.due():
@@ -72,11 +72,7 @@ def fit(
         history.append(step=state.step, epoch=state.epoch, values=state.metrics | recent | speed)
         progress.epoch(epoch=state.epoch, step=state.step, values=state.metrics | speed)
         nonfinite = nonfinite or _notice_nonfinite(state.metrics, state, parts, saves)
-        if schedule.interval == "epoch":
-            if schedule.monitor is None:
-                state.scheduler.step()
-            else:
-                state.scheduler.step(state.metrics[schedule.monitor])
+        _step_schedules(state, parts, "epoch")
         if _due(cadence.every_n_epochs, state.epoch) and not finished(state, parts):
             saves.save(state)
         tracker.wake()
@@ -104,9 +100,23 @@ def _due(every: int | None, count: int) -> bool:
     return every is not None and count % every == 0
 
 
+def _step_schedules(state: TrainState, parts: Parts, interval: str) -> None:
+    for name, one in state.optimizers.items():
+        schedule = parts.settings.schedule(name)
+        if schedule.interval == interval:
+            one.scheduler.step(*([] if schedule.monitor is None else [state.metrics[schedule.monitor]]))
+
+
 def _rates(state: TrainState) -> dict[str, float]:
-    """Name the learning rates of the last update: `lr` for the first parameter group, then `lr/1`, `lr/2`, …"""
-    return {f"lr/{index}" if index else "lr": rate for index, rate in enumerate(state.learning_rates)}
+    """Name the learning rates of the last update: `lr`, then `lr/1`, … for the parameter groups of one optimizer.
+
+    Those of an optimizer with a name begin with `lr/<name>`.
+    """
+    return {
+        f"lr/{name}".rstrip("/") + (f"/{index}" if index else ""): rate
+        for name, one in state.optimizers.items()
+        for index, rate in enumerate(one.learning_rates)
+    }
 
 
 def _recent(state: TrainState) -> dict[str, float]:

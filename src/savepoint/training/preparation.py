@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from savepoint import checkpoint, runs, system, trust
-from savepoint.config import Settings
+from savepoint.config import Settings, by_name
 from savepoint.data import end_workers
 from savepoint.errors import UserError
-from savepoint.training import build, schedules, state
+from savepoint.training import build, optimization, schedules, state
 from savepoint.training.job import Job
 from savepoint.training.state import Parts, TrainState
 
@@ -84,15 +84,19 @@ def _load_weights(job: Job, train_state: TrainState) -> None:
 
 
 def _check_length(job: Job, train_state: TrainState, resumed: checkpoint.Checkpoint) -> None:
-    here, there = train_state.schedule_length, resumed.state["schedule_length"]
-    if here != there:
+    for name, saved in optimization.entries(resumed.state).items():
+        here, there = train_state.optimizers[name].schedule_length, saved["schedule_length"]
+        if here == there:
+            continue
         assert here is not None and there is not None  # the config is the same but for the end of training
-        planned, wanted = (schedules.planned_key(job.config["scheduler"], end) for end in (there, here))
+        nodes = by_name(job.config["scheduler"])
+        path = f"scheduler.{name}" if name and name in nodes else "scheduler"
+        planned, wanted = (schedules.planned_key(nodes.get(name) or nodes[""], end) for end in (there, here))
         assert planned is not None and wanted is not None
         raise UserError(
-            f"scheduler.{planned[0]} was planned as {planned[1]} {job.settings.scheduler.interval}s, up to the end of "
-            f"training, and would now be {wanted[1]}: the rates so far would have been others. "
-            f"Keep the planned end, or start another run: python train.py scheduler.{planned[0]}={wanted[1]} …"
+            f"{path}.{planned[0]} was planned as {planned[1]} {job.settings.schedule(name).interval}s, up to the end "
+            f"of training, and would now be {wanted[1]}: the rates so far would have been others. "
+            f"Keep the planned end, or start another run: python train.py {path}.{planned[0]}={wanted[1]} …"
         )
 
 

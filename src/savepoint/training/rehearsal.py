@@ -4,6 +4,7 @@ Otherwise the first batch would tell, and leave the directory of a run that neve
 """
 
 import copy
+import functools
 import traceback
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from savepoint import system
+from savepoint import data, system
 from savepoint.errors import BuildError, ConfigError, UserError
-from savepoint.training.state import Parts
-from savepoint.training.step import to_device
+from savepoint.training.own_update import Step
+from savepoint.training.state import Parts, TrainState
 from savepoint.training.task import Outcome
 
 # What torch raises for shapes and types that do not fit. Anything else may as well be a bug in the fork's code.
 MISFITS = (ValueError, RuntimeError, TypeError, IndexError)
 
 
-def rehearse(model: nn.Module, parts: Parts, *, source: Path) -> None:
+def rehearse(state: TrainState, parts: Parts, *, source: Path) -> None:
     """Call the task on a training and on a validation batch, and leave no trace.
 
-    Model and task are copies, so buffers, counters and what a fork registers stay as they are; generators are restored.
+    An update of the task's own is made without the steps of its optimizers. Model and task are copies, so buffers,
+    counters and what a fork registers stay as they are; generators are restored.
     Models that cannot be copied are not rehearsed.
 
     source: the directory that holds the `project` package.
@@ -32,16 +34,17 @@ def rehearse(model: nn.Module, parts: Parts, *, source: Path) -> None:
     """
     with system.rng.isolated():
         try:
-            model, task = copy.deepcopy((model, parts.task))
+            model, task = copy.deepcopy((state.model, parts.task))
         except Exception:  # a lock or an open file among its attributes, for example: the first batch will tell
             return
         for split, batches in (("training", parts.train), ("validation", parts.val)):
+            call = functools.partial(_update, state) if split == "training" and hasattr(task, "update") else _call
             try:
-                _call(model, task, batches.glance(), parts, split)
+                call(model, task, batches.glance(), parts, split)
             except Exception:  # whatever it was: two samples may be too few, or of shapes that no real batch mixes
                 batch = batches.glance(whole=True)
                 try:
-                    _call(model, task, batch, parts, split)
+                    call(model, task, batch, parts, split)
                 except UserError:
                     raise
                 except Exception as error:
@@ -64,19 +67,48 @@ def _call(model: nn.Module, task: Any, batch: Any, parts: Parts, split: str) -> 
     model.train(split == "training")
     if split == "training" and (begin := getattr(model, "begin_epoch", None)):
         begin(0)
-    kind = parts.device.type
-    with (
-        torch.set_grad_enabled(split == "training"),
-        torch.autocast(kind, dtype=parts.autocast, enabled=parts.autocast is not None),
-    ):
-        outcome = task(model, to_device(batch, parts.device))
+    with torch.set_grad_enabled(split == "training"), parts.autocasting():
+        outcome = task(model, data.to_device(batch, parts.device))
     if not isinstance(outcome, Outcome):
         raise ConfigError(
             f"task: {type(task).__name__} returns a {type(outcome).__name__}, and has to return an Outcome."
         )
+    _check_loss(task, outcome)
+
+
+def _check_loss(task: Any, outcome: Outcome) -> None:
     if not isinstance(outcome.loss, Tensor) or outcome.loss.dim() != 0:
         raise ConfigError(f"task: the loss of {type(task).__name__} has to be a tensor without dimensions, the mean.")
     float(outcome.loss.detach())  # waits for the device, whose errors arrive late
+
+
+class _Rehearsed(Step):
+    """An update in which losses are differentiated and no optimizer steps. model: a copy."""
+
+    def __init__(self, state: TrainState, parts: Parts, model: nn.Module) -> None:
+        super().__init__(state, parts, batches=1)
+        self.model, named = model, dict(state.model.named_parameters())
+        copies = {id(parameter): each for parameter, each in zip(named.values(), model.parameters(), strict=True)}
+        self._copies = {
+            name: [copies[id(each)] for group in one.param_groups for each in group["params"]]
+            for name, one in self.optimizers.items()
+        }
+
+    def minimize(
+        self, loss: Tensor, optimizer: str = "", *, samples: int | None = None, retain_graph: bool = False, **_: Any
+    ) -> None:
+        self._share(loss, optimizer, samples)
+        parameters = [each for each in self._copies[optimizer] if each.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
+        if all(each is None for each in gradients):
+            raise ConfigError(f"task: the loss for optimizer {optimizer!r} depends on none of its parameters.")
+
+
+def _update(state: TrainState, model: nn.Module, task: Any, batch: Any, parts: Parts, split: str) -> None:
+    model.train()
+    if begin := getattr(model, "begin_epoch", None):
+        begin(0)
+    _check_loss(task, _Rehearsed(state, parts, model).take(task, batch))
 
 
 def _place(error: Exception, source: Path) -> str:

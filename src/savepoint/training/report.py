@@ -72,7 +72,7 @@ def _further(job: Job, train_state: TrainState) -> str | None:
         return ""
     if trainer.patience is not None and stale(train_state) >= trainer.patience:
         return f" trainer.patience={2 * trainer.patience}"
-    if train_state.schedule_length is not None:
+    if any(one.schedule_length is not None for one in train_state.optimizers.values()):
         return None  # the schedule ends where the run did
     if trainer.max_steps is not None and train_state.step >= trainer.max_steps:
         return f" trainer.max_steps={2 * train_state.step}"

@@ -24,10 +24,18 @@ OWN = ("interval", "monitor")
 
 
 def build(
-    node: dict[str, Any], settings: Settings, optimizer: Optimizer, *, batches: int, make: Callable[..., Any]
+    node: dict[str, Any],
+    settings: Settings,
+    optimizer: Optimizer,
+    *,
+    batches: int,
+    make: Callable[..., Any],
+    name: str = "",
+    path: str = "scheduler",
 ) -> tuple[Any, int | None]:
     """Build the schedule that the config's group `node` describes.
 
+    name: the optimizer's. path: the place of `node` in the config.
     batches: how many one epoch has. make: `trust.make`.
     Returns: the schedule, and the planned end if its length depends on that; (None, None) without a schedule.
     Raises: ConfigError that names the key.
@@ -35,23 +43,22 @@ def build(
     own = {key: value for key, value in node.items() if key not in OWN}
     if own.get("_target_") is None:
         return None, None
-    end = planned_end(settings, batches)
-    _check_lengths(own, end, settings.scheduler.interval)
+    schedule = settings.schedule(name)
+    end = planned_end(settings, batches, interval=schedule.interval)
+    _check_lengths(own, end, schedule.interval, path)
     # Otherwise torch warns when the constructor of SequentialLR takes the first step of a ChainedScheduler.
     optimizer._opt_called = True  # type: ignore[attr-defined]
-    scheduler = _bound(make(_planned(own, 0, end), path="scheduler"), optimizer, path="scheduler")
-    if missing := [name for name in ("step", "state_dict", "load_state_dict") if not hasattr(scheduler, name)]:
-        raise ConfigError(f"scheduler: {own['_target_']} is no scheduler: it has no {' and no '.join(missing)}.")
+    scheduler = _bound(make(_planned(own, 0, end), path=path), optimizer, path=path)
+    if missing := [method for method in ("step", "state_dict", "load_state_dict") if not hasattr(scheduler, method)]:
+        raise ConfigError(f"{path}: {own['_target_']} is no scheduler: it has no {' and no '.join(missing)}.")
     plateau = isinstance(scheduler, ReduceLROnPlateau)
-    if plateau and (settings.scheduler.interval == "step" or settings.scheduler.monitor is None):
+    if plateau and (schedule.interval == "step" or schedule.monitor is None):
         raise ConfigError(
-            "scheduler: ReduceLROnPlateau follows a metric that is measured once an epoch: "
-            "set scheduler.interval=epoch and scheduler.monitor, for example val/loss."
+            f"{path}: ReduceLROnPlateau follows a metric that is measured once an epoch: "
+            f"set {path}.interval=epoch and {path}.monitor, for example val/loss."
         )
-    if settings.scheduler.monitor is not None and not plateau:
-        raise ConfigError(
-            f"scheduler.monitor={settings.scheduler.monitor}: {own['_target_']} follows no metric. Set it to null."
-        )
+    if schedule.monitor is not None and not plateau:
+        raise ConfigError(f"{path}.monitor={schedule.monitor}: {own['_target_']} follows no metric. Set it to null.")
     return scheduler, end if planned_key(own, end) is not None else None
 
 
@@ -70,9 +77,9 @@ def walk(node: dict[str, Any], path: str = "scheduler") -> Iterator[tuple[str, d
         yield from walk(inner, join_path(join_path(path, "schedulers"), index))
 
 
-def planned_end(settings: Settings, batches: int) -> int:
+def planned_end(settings: Settings, batches: int, *, interval: str) -> int:
     """Return the planned end of training, in epochs or steps, whichever the schedule counts."""
-    trainer, by_epoch = settings.trainer, settings.scheduler.interval == "epoch"
+    trainer, by_epoch = settings.trainer, interval == "epoch"
     updates_per_epoch = math.ceil(batches / trainer.accumulate)
     ends = []
     if trainer.max_epochs is not None:
@@ -125,8 +132,8 @@ def _windows(node: dict[str, Any], begins: int, ends: int) -> list[tuple[dict[st
     return list(zip(inner, starts, stops, strict=True))
 
 
-def _check_lengths(node: dict[str, Any], end: int, interval: str) -> None:
-    for path, each in walk(node):
+def _check_lengths(node: dict[str, Any], end: int, interval: str, place: str) -> None:
+    for path, each in walk(node, place):
         if "schedulers" in each and not isinstance(each["schedulers"], list):
             raise ConfigError(f"{path}.schedulers={each['schedulers']}: must be a list of schedulers.")
         for index, inner in enumerate(each.get("schedulers") or []):
@@ -148,7 +155,7 @@ def _check_lengths(node: dict[str, Any], end: int, interval: str) -> None:
                 f"{path}.milestones={milestones}: must say where each schedule but the first begins, counted in "
                 f"{interval}s: {len(inner) - 1} whole numbers above 0, rising."
             )
-    for path, each, length in _lasting(node, "scheduler", end):
+    for path, each, length in _lasting(node, place, end):
         total, epochs, steps = (each.get(key) for key in ("total_steps", "epochs", "steps_per_epoch"))
         if total is None and isinstance(epochs, int) and isinstance(steps, int):
             total = epochs * steps or None

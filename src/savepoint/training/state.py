@@ -6,14 +6,13 @@ the fields that they save, so that a missing field is seen at a glance.
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import UnionType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from savepoint import checkpoint, system
@@ -22,47 +21,26 @@ from savepoint.config import Settings
 from savepoint.data import Batches, Stream
 from savepoint.errors import CheckpointError, short_list
 from savepoint.registry import Stateful
-from savepoint.training import optimizers, schedules
+from savepoint.training import optimization
+from savepoint.training.optimization import Optimization, naming
 from savepoint.training.task import Task
-
-
-class Scheduler(Protocol):
-    """The part of a learning-rate schedule that the loop uses. torch's schedulers and `NoSchedule` have it."""
-
-    def step(self, metrics: Any = None) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
-
-
-class NoSchedule:
-    """The schedule of `scheduler=none`: the optimizer keeps its rates."""
-
-    def step(self, metrics: Any = None) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
 
 
 @dataclass
 class TrainState:
-    """A run between two updates: everything that training changes."""
+    """A run between two updates: everything that training changes.
+
+    optimizers: by their names in the config. The only optimizer of a config without names is `optimizers[""]`.
+    """
 
     model: nn.Module
-    optimizer: Optimizer
-    scheduler: Scheduler
-    scaler: torch.amp.GradScaler
+    optimizers: dict[str, Optimization]
     epoch: int = 0  # epochs completed
     step: int = 0  # optimizer updates completed
     batch: int = 0  # batches of the current epoch that have been trained on
-    learning_rates: list[float] = field(default_factory=list)  # used by the last update, one for each parameter group
     metrics: dict[str, float] = field(default_factory=dict)  # measured for the last complete epoch
     best: dict[str, Any] | None = None  # best value of checkpoint.monitor, with its epoch and step
     history_lines: int = 0  # lines of metrics.jsonl
-    schedule_length: int | None = None  # planned once, from the end of training as the run was started
     # Sums over the samples of the current epoch, on the device, and the number of these samples.
     sums: dict[str, Tensor] = field(default_factory=dict)
     samples: int = 0
@@ -91,20 +69,24 @@ class Parts:
     searches: bool = False
     fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def autocasting(self) -> contextlib.AbstractContextManager[Any]:
+        """Compute what the body computes in the precision of `amp`."""
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast)
+
 
 # The fields of TrainState that are saved as they are, and the further entries of every checkpoint.
 _PLAIN: dict[str, type | UnionType] = {
     **dict.fromkeys(("epoch", "step", "batch"), int),
-    "learning_rates": list,
     "metrics": dict,
     "best": dict | None,
     "history_lines": int,
-    "schedule_length": int | None,
     "samples": int,
     "logged": tuple,
     "sums": dict,
 }
-_STATES = ("optimizer", "scheduler", "scaler", "model_extra", "model_versions", "rng")
+_STATES = ("model_extra", "model_versions", "rng")
 
 
 def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -115,10 +97,8 @@ def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     whole = state.model.state_dict()
     model = {name: value for name, value in whole.items() if _holds(name, value)}
     tree = {name: getattr(state, name) for name in _PLAIN}
+    tree |= optimization.capture(state.optimizers)
     tree |= {
-        "optimizer": state.optimizer.state_dict(),
-        "scheduler": state.scheduler.state_dict(),
-        "scaler": state.scaler.state_dict(),
         # A state_dict also has entries that no safetensors file holds, and the versions of modules.
         "model_extra": {name: value for name, value in whole.items() if name not in model},
         "model_versions": {name: entry.get("version") for name, entry in getattr(whole, "_metadata", {}).items()},
@@ -150,26 +130,19 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     if "frozen" in saved:  # the first checkpoints lack it
         for name, parameter in state.model.named_parameters():
             parameter.requires_grad_(name not in saved["frozen"])
-    # The scheduler was built before this. If it were built after, four of torch's would start from the wrong rate.
-    with _naming(checkpoint, "optimizer"):
-        optimizers.restore(state.optimizer, saved["optimizer"], where=str(checkpoint.path))
-    with _naming(checkpoint, "scheduler"):
-        schedules.restore(state.scheduler, saved["scheduler"])
+    optimization.restore(state.optimizers, checkpoint)
     _restore_registered(state.registered, checkpoint)
     _restore_stream(state.stream, checkpoint)
     if state.averaged is not None:
-        with _naming(checkpoint, "averaged"):
+        with naming(checkpoint, "averaged"):
             state.averaged.load_state_dict(saved["averaged"])
-    if state.scaler.is_enabled():
-        with _naming(checkpoint, "scaler"):
-            state.scaler.load_state_dict(saved["scaler"])
     for name in _PLAIN:
         setattr(state, name, saved[name])
     device = next(state.model.parameters()).device
-    with _naming(checkpoint, "sums"):
+    with naming(checkpoint, "sums"):
         state.sums = {name: value.to(device, copy=True) for name, value in saved["sums"].items()}
     # Last, because building the model and the data drew from these generators.
-    with _naming(checkpoint, "rng"):
+    with naming(checkpoint, "rng"):
         system.rng.restore(saved["rng"])
 
 
@@ -181,7 +154,7 @@ def _restore_registered(registered: dict[str, Stateful], checkpoint: Checkpoint)
             f"{short_list(sorted(registered), most=6)}."
         )
     for name, stateful in registered.items():
-        with _naming(checkpoint, f"registered.{name}"):
+        with naming(checkpoint, f"registered.{name}"):
             stateful.load_state_dict(copy.deepcopy(saved[name]))  # the object may go on to change what it is given
 
 
@@ -191,18 +164,8 @@ def _restore_stream(stream: Stream | None, checkpoint: Checkpoint) -> None:
         was, is_ = ("", " not") if stream is None else (" not", "")
         raise CheckpointError(f"{checkpoint.path} was{was} trained on a stream, and data.dataset is{is_} one.")
     if stream is not None:
-        with _naming(checkpoint, "stream"):
+        with naming(checkpoint, "stream"):
             stream.load_state_dict(saved)
-
-
-@contextlib.contextmanager
-def _naming(checkpoint: Checkpoint, entry: str) -> Iterator[None]:
-    """Name the checkpoint and its entry in whatever is raised while an object loads a state that does not fit it."""
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{checkpoint.path}: its state {entry!r} cannot be restored here ({what}).") from error
 
 
 def restore_model(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -226,9 +189,11 @@ def fits(model: nn.Module, checkpoint: Checkpoint) -> None:
     Raises: CheckpointError that lists what is missing, unexpected or different.
     """
     kinds = _PLAIN | dict.fromkeys(_STATES, dict)
-    if faulty := ", ".join(name for name, kind in kinds.items() if not isinstance(checkpoint.state.get(name), kind)):
+    faulty = [name for name, kind in kinds.items() if not isinstance(checkpoint.state.get(name), kind)]
+    faulty += optimization.faulty(checkpoint.state)
+    if faulty:
         raise CheckpointError(
-            f"{checkpoint.path} holds no training state: {faulty} missing in state.json or of wrong type."
+            f"{checkpoint.path} holds no training state: {', '.join(faulty)} missing in state.json or of wrong type."
         )
     own, weights = model.state_dict(), _weights(checkpoint)
     differing = (_difference(name, weights[name], own[name]) for name in own if name in weights)

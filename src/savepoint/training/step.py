@@ -1,38 +1,41 @@
 """One optimizer update; one evaluation pass."""
 
 import contextlib
-import copy
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
-from savepoint import system
+from savepoint import data, system
+from savepoint.training.own_update import own_update
 from savepoint.training.state import Parts, TrainState
 from savepoint.training.task import Outcome
 
-ALIGNMENT = 64  # bytes, as torch's CPU allocator aligns
-NON_BLOCKING: tuple[type[Any], ...] = (Tensor, PackedSequence)  # those whose `to` takes the argument non_blocking
-
 
 def update(state: TrainState, parts: Parts, window: list[Any]) -> None:
-    """Make one optimizer update, whose gradient is the mean over all samples of a window of batches.
+    """Make one update, whose gradient is the mean over all samples of a window of batches.
+
+    Every optimizer steps on the gradient of the task's one loss. A task with `update` decides itself what its
+    optimizers step on.
 
     window: `trainer.accumulate` batches, fewer at the end of an epoch. They may differ in size.
     """
-    if parts.searches:
+    for one in state.optimizers.values():
+        one.note_rates()
+    if hasattr(parts.task, "update"):
+        samples = own_update(state, parts, window)
+    elif parts.searches:
         samples = _search(state, parts, window)
     else:
         samples = _differentiate(state, parts, window, state.sums)
-        state.learning_rates = [float(group["lr"]) for group in state.optimizer.param_groups]
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
+        for one in state.optimizers.values():
+            one.scaler.step(one.optimizer)
+        one.scaler.update()  # the optimizers of one loss share a scaler
     if state.averaged is not None:
         state.averaged.update_parameters(state.model)
     # Here, before any checkpoint is taken, because gradients are never saved.
-    state.optimizer.zero_grad()
+    (state.optimizers[""].optimizer if "" in state.optimizers else state.model).zero_grad()
     state.samples += samples
     state.batch += len(window)
     state.step += 1  # even if the scaler skipped the update: schedules follow the data, not the overflows
@@ -40,20 +43,21 @@ def update(state: TrainState, parts: Parts, window: list[Any]) -> None:
 
 def _differentiate(state: TrainState, parts: Parts, window: list[Any], sums: dict[str, Tensor]) -> int:
     """Leave the window's clipped gradient in the parameters and add to `sums`. Returns: the number of samples."""
-    unit = total = 0
+    unit, total, scaler = 0, 0, next(iter(state.optimizers.values())).scaler
     for batch in window:
         outcome = _forward(parts, parts.forward, batch)
         unit = unit or outcome.samples
         total += outcome.samples
         # Weighted relative to the first batch. The division by the window's size follows below, once it is known.
         loss = outcome.loss if outcome.samples == unit else outcome.loss * (outcome.samples / unit)
-        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        _add(sums, outcome)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        outcome.add_to(sums)
     if total != unit:
         gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, unit / total)
     if parts.settings.trainer.clip_grad_norm is not None:
-        state.scaler.unscale_(state.optimizer)
+        for one in state.optimizers.values():
+            scaler.unscale_(one.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), parts.settings.trainer.clip_grad_norm)
     return total
 
@@ -65,10 +69,11 @@ def _search(state: TrainState, parts: Parts, window: list[Any]) -> int:
     for the metrics. Returns: the number of samples in the window.
     """
     drawn, samples = system.rng.capture(), 0
+    (optimizer,) = (one.optimizer for one in state.optimizers.values())
 
     def closure() -> Tensor:
         nonlocal samples
-        state.optimizer.zero_grad()
+        optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         if samples:
             system.rng.restore(drawn)
@@ -80,8 +85,7 @@ def _search(state: TrainState, parts: Parts, window: list[Any]) -> int:
                 state.sums[name] = state.sums[name] + value if name in state.sums else value
         return loss
 
-    state.learning_rates = [float(group["lr"]) for group in state.optimizer.param_groups]
-    state.optimizer.step(closure)  # type: ignore[arg-type]  # torch makes the tensor a float
+    optimizer.step(closure)  # type: ignore[arg-type]  # torch makes the tensor a float
     return samples
 
 
@@ -111,7 +115,7 @@ def _evaluate(
                 return None
             outcome = _forward(parts, forward, batch)
             samples += outcome.samples
-            _add(sums, outcome)
+            outcome.add_to(sums)
     return summarise(parts, sums, samples)
 
 
@@ -124,49 +128,9 @@ def summarise(parts: Parts, sums: dict[str, Tensor], samples: int) -> dict[str, 
 
 
 def _forward(parts: Parts, forward: Callable[..., Any], batch: Any) -> Outcome:
-    batch = to_device(batch, parts.device)
-    if parts.autocast is None:
+    batch = data.to_device(batch, parts.device)
+    with parts.autocasting():
         return parts.task(forward, batch)
-    with torch.autocast(parts.device.type, dtype=parts.autocast):
-        return parts.task(forward, batch)
-
-
-def _add(sums: dict[str, Tensor], outcome: Outcome) -> None:
-    # Added up on the device: reading the loss here would wait for the device at every step.
-    if "loss" not in sums:
-        wide = torch.float32 if outcome.loss.device.type == "mps" else torch.float64
-        sums["loss"] = torch.zeros((), dtype=wide, device=outcome.loss.device)
-    sums["loss"].add_(outcome.loss.detach(), alpha=outcome.samples)  # multiplies in the wider type
-    for name, value in outcome.sums.items():
-        if name in sums:
-            sums[name] += value
-        else:
-            sums[name] = value.clone()
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Move a batch: tensors, objects with a method `to(device)`, and those within tuples, lists and mappings.
-
-    Containers keep their type; everything else is returned as it is. Tensors in pinned memory are copied while the
-    computation goes on.
-    """
-    if isinstance(batch, NON_BLOCKING) and device.type != "cpu":
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Tensor):
-        # Math libraries promise equal bits only for equally aligned memory. Torch aligns its own. NumPy does not, so
-        # the address of a tensor from `from_numpy` differs from process to process.
-        return batch if batch.data_ptr() % ALIGNMENT == 0 else batch.clone()
-    # Asked of the class: a mapping may offer its keys as attributes, and a namedtuple may have a field named `to`.
-    if callable(getattr(type(batch), "to", None)):
-        return batch.to(device)
-    if isinstance(batch, (list, tuple)):
-        values = [to_device(value, device) for value in batch]
-        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
-    if isinstance(batch, MutableMapping):
-        moved = copy.copy(batch)  # keeps what a subclass has besides its items, such as a default
-        moved.update({key: to_device(value, device) for key, value in batch.items()})
-        return moved
-    return batch
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,18 @@ class Outcome:
     loss: Tensor
     samples: int
     sums: Mapping[str, Tensor]
+
+    def add_to(self, sums: dict[str, Tensor]) -> None:
+        """Add the loss of all samples and the sums to running sums, on the device: reading them would wait for it."""
+        if "loss" not in sums:
+            wide = torch.float32 if self.loss.device.type == "mps" else torch.float64
+            sums["loss"] = torch.zeros((), dtype=wide, device=self.loss.device)
+        sums["loss"].add_(self.loss.detach(), alpha=self.samples)  # multiplies in the wider type
+        for name, value in self.sums.items():
+            if name in sums:
+                sums[name] += value
+            else:
+                sums[name] = value.clone()
 
 
 class Task(Protocol):

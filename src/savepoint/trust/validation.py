@@ -1,11 +1,13 @@
 """Check a whole config before torch is imported, and report all faults together."""
 
+import re
 from pathlib import Path
 from typing import Any
 
-from savepoint.config import Settings, read_settings
+from savepoint.config import Settings, by_name, read_settings
 from savepoint.errors import ConfigError
 from savepoint.trust.policy import check_values
+from savepoint.trust.text import join_path
 
 # Every group of conf/ that a run is made of, each with an option to suggest where the group is missing.
 GROUPS = {
@@ -19,16 +21,16 @@ GROUPS = {
     "checkpoint": "default",
     "tracker": "none",
 }
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of an optimizer: it becomes a part of names of metrics
 # Nodes that name a class, each with a class to suggest where the name is missing.
 CLASSES = {
     "model": "project.models.mlp.Mlp",
     "data.dataset": "project.data.digits.Digits",
     "data.sampler": "project.data.balanced.Balanced",
     "task": "project.tasks.classification.Classification",
-    "optimizer": "torch.optim.AdamW",
-    "optimizer.fallback": "torch.optim.AdamW",
-    "scheduler": "torch.optim.lr_scheduler.StepLR",
 }
+# Groups of one class or of several by name, which the engine gives an argument when it builds them.
+PARTIAL = {"optimizer": "torch.optim.AdamW", "scheduler": "torch.optim.lr_scheduler.StepLR"}
 
 
 def check_config(config: dict[str, Any], *, source: Path) -> Settings:
@@ -64,11 +66,29 @@ def _missing_classes(config: dict[str, Any]) -> list[str]:
     for path, example in CLASSES.items():
         group, _, key = path.partition(".")
         node = config[group].get(key) if key else config[group]
-        if node is None and path in ("data.sampler", "optimizer.fallback"):
-            continue
-        if not isinstance(node, dict) or "_target_" not in node or (node["_target_"] is None and path != "scheduler"):
-            none = ", or null for no schedule" if path == "scheduler" else ""
-            faults.append(f"{path}: needs a _target_, the class to build, for example {example}{none}.")
-        elif group in ("optimizer", "scheduler") and node["_target_"] is not None and node.get("_partial_") is not True:
-            faults.append(f"{path}._partial_: must be true, because the engine adds an argument when it builds it.")
+        if not (node is None and path == "data.sampler"):
+            faults += _missing_class(node, path, example)
+    for group, example in PARTIAL.items():
+        for name, node in by_name(config[group]).items():
+            path = join_path(group, name) if name else group
+            faults += _missing_class(node, path, example, partial=True, optional=group == "scheduler")
+            if group == "optimizer" and node.get("fallback") is not None:
+                faults += _missing_class(node["fallback"], f"{path}.fallback", example, partial=True)
+            if name and not NAME.fullmatch(name):
+                faults.append(f"{path}: a name has letters, digits and _ only, and begins with a letter.")
+    optimizers, schedulers = by_name(config["optimizer"]), by_name(config["scheduler"])
+    if "" not in schedulers and (unknown := sorted(schedulers.keys() - optimizers.keys())):
+        names = ", ".join(sorted(optimizers)) if "" not in optimizers else "without a name"
+        faults.append(f"scheduler.{unknown[0]}: there is no optimizer of that name. The config's optimizers: {names}.")
     return faults
+
+
+def _missing_class(
+    node: object, path: str, example: str, *, partial: bool = False, optional: bool = False
+) -> list[str]:
+    if not isinstance(node, dict) or "_target_" not in node or (node["_target_"] is None and not optional):
+        none = ", or null for no schedule" if optional else ""
+        return [f"{path}: needs a _target_, the class to build, for example {example}{none}."]
+    if partial and node["_target_"] is not None and node.get("_partial_") is not True:
+        return [f"{path}._partial_: must be true, because the engine adds an argument when it builds it."]
+    return []
