@@ -285,8 +285,9 @@ def test_ctrl_c_before_training_is_one_line(workshop: Workshop, tmp_path: Path, 
     assert runs.read(tmp_path / "run").record["status"] == "interrupted"
 
 
-def test_ctrl_c_that_a_library_keeps_to_itself_still_stops_the_run(workshop: Workshop) -> None:
-    ended = workshop.run("train.py", *QUICK, "model=swallowing")
+@pytest.mark.parametrize("wrong", ["false", "true"])
+def test_ctrl_c_that_a_library_keeps_to_itself_still_stops_the_run(workshop: Workshop, wrong: str) -> None:
+    ended = workshop.run("train.py", *QUICK, "model=swallowing", f"+model.wrong={wrong}")
     assert ended.status == 130 and "Stopped at once. To go on: python resume.py run=" in ended.output, ended.output
     assert only_run(workshop).record["status"] == "interrupted"
 
