@@ -10,9 +10,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tools.moments import Strike
 from tools.processes import REPOSITORY, command
 from tools.workshop import Workshop
 
@@ -265,10 +265,11 @@ def test_second_ctrl_c_stops_at_once_and_breaks_nothing(workshop: Workshop, tmp_
 
 
 def test_second_sigterm_ends_the_process_as_if_nobody_watched(workshop: Workshop, tmp_path: Path) -> None:
-    signals: dict[str, Any] = {"once": tmp_path / "run" / "metrics.jsonl", "again_after": 0.1, "signal": signal.SIGTERM}
-    config = (*QUICK, "model=slow", "model.seconds=1", "trainer.log_every_n_steps=1")
-    ended = workshop.run("train.py", *config, f"hydra.run.dir={tmp_path / 'run'}", **signals)
+    # In the first update: to_device calls itself, and the rehearsal has called it six times.
+    twice = Strike(7, "term", of="step.to_device", again=1)
+    ended = workshop.run("train.py", *QUICK, f"hydra.run.dir={tmp_path / 'run'}", strike=twice)
     assert ended.status == -signal.SIGTERM, ended.output
+    assert "finishing this step, then saving. Once more stops now." in ended.output
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.5])
@@ -285,8 +286,9 @@ def test_ctrl_c_before_training_is_one_line(workshop: Workshop, tmp_path: Path, 
     assert runs.read(tmp_path / "run").record["status"] == "interrupted"
 
 
-def test_ctrl_c_that_a_library_keeps_to_itself_still_stops_the_run(workshop: Workshop) -> None:
-    ended = workshop.run("train.py", *QUICK, "model=swallowing")
+@pytest.mark.parametrize("wrong", ["false", "true"])
+def test_ctrl_c_that_a_library_keeps_to_itself_still_stops_the_run(workshop: Workshop, wrong: str) -> None:
+    ended = workshop.run("train.py", *QUICK, "model=swallowing", f"+model.wrong={wrong}")
     assert ended.status == 130 and "Stopped at once. To go on: python resume.py run=" in ended.output, ended.output
     assert only_run(workshop).record["status"] == "interrupted"
 

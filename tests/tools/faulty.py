@@ -52,13 +52,18 @@ class Filling(nn.Module):
 
 
 class Swallowing(nn.Module):
-    """Ctrl-C comes while it is built, and it keeps that to itself, as some libraries do while they are imported."""
+    """Ctrl-C comes while it is built, and it keeps that to itself, as some libraries do while they are imported.
 
-    def __init__(self) -> None:
+    wrong: it raises an error of its own in place of it, as if a value were wrong.
+    """
+
+    def __init__(self, *, wrong: bool = False) -> None:
         super().__init__()
         self.linear = nn.Linear(64, 10)
         with contextlib.suppress(BaseException):
             os.kill(os.getpid(), signal.SIGINT)
+        if wrong:
+            raise ValueError("the library could not be loaded")
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.linear(inputs.flatten(1))
