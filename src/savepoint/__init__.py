@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from savepoint.registry import register
-    from savepoint.training import Outcome, Task
+    from savepoint.training import Outcome, Step, Task
 
 __version__ = "0.1.0"
-__all__ = ["Outcome", "Task", "register"]
+__all__ = ["Outcome", "Step", "Task", "register"]
 
-_HOMES = {"Outcome": "savepoint.training", "Task": "savepoint.training", "register": "savepoint.registry"}
+_HOMES = dict.fromkeys(("Outcome", "Step", "Task"), "savepoint.training") | {"register": "savepoint.registry"}
 
 
 def __getattr__(name: str) -> Any:

@@ -266,7 +266,7 @@ def test_second_ctrl_c_stops_at_once_and_breaks_nothing(workshop: Workshop, tmp_
 
 def test_second_sigterm_ends_the_process_as_if_nobody_watched(workshop: Workshop, tmp_path: Path) -> None:
     # In the first update: to_device calls itself, and the rehearsal has called it six times.
-    twice = Strike(7, "term", of="step.to_device", again=1)
+    twice = Strike(7, "term", of="device.to_device", again=1)
     ended = workshop.run("train.py", *QUICK, f"hydra.run.dir={tmp_path / 'run'}", strike=twice)
     assert ended.status == -signal.SIGTERM, ended.output
     assert "finishing this step, then saving. Once more stops now." in ended.output

@@ -22,7 +22,9 @@ from types import CodeType, FrameType
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-COUNTED = tuple(str(SOURCE / "savepoint" / "training" / f"{name}.py") for name in ("loop", "step", "state", "saves"))
+COUNTED = tuple(
+    str(SOURCE / "savepoint" / "training" / f"{name}.py") for name in ("loop", "step", "own_update", "state", "saves")
+)
 OWN = tuple(str(SOURCE / "project" / name) for name in ("models", "tasks"))
 OFTEN = ("_extra", "_holds", "_misfit")  # called for each tensor: they would be most of all moments
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT}

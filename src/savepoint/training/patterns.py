@@ -30,7 +30,7 @@ def match(patterns: object, names: Sequence[str], *, path: str) -> set[str]:
         raise ConfigError(f"{path}={patterns}: must be a pattern over parameter names, or a list: for example head.*")
     found: set[str] = set()
     for pattern in listed:
-        matched = fnmatch.filter(names, pattern)
+        matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not matched:
             modules = {f"{name[:at]}.*" for name in names for at, sign in enumerate(name) if sign == "."}
             near = closest(pattern, {*names, *modules}) or f" There are: {short_list(names, most=6)}."

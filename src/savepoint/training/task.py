@@ -37,6 +37,9 @@ class Outcome:
 class Task(Protocol):
     """Turns a model and a batch into a loss and metrics.
 
+    A task may also have `update(step, batch) -> Outcome`. Then it makes the updates itself, with several losses and
+    optimizers: see `savepoint.Step`. `__call__` measures one batch of validation.
+
     metrics: the names that `compute` returns, so that `checkpoint.monitor` can be checked before training.
     """
 

@@ -1,0 +1,108 @@
+"""The pages of docs/recipes/ are true: their commands run, and what they train is exact, wherever it is interrupted."""
+
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from tools import pages
+from tools.forked import Warm
+from tools.moments import Strike
+from tools.processes import REPOSITORY, Zygote
+from tools.workshop import copy_repository
+
+from savepoint import commands, runs
+from savepoint.commands import diff
+
+SEED = int(os.environ.get("SAVEPOINT_TEST_SEED", "0"))
+PAGES = {path.stem: pages.read(path) for path in sorted((REPOSITORY / "docs" / "recipes").glob("*.md"))}
+LINES = [(name, " ".join(line)) for name, page in PAGES.items() for line in page.commands]
+SMALL = (
+    "tracker=none",
+    "trainer.threads=1",
+    "data.limit_batches=5",
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=2",
+)
+TRIALS = 6  # interrupted runs of each command; two of them in `make test`
+
+
+@dataclass
+class Kitchen:
+    """A repository with the files of all pages. whole: for each command, the run that nothing interrupted, its moments."""
+
+    root: Path
+    zygote: Zygote
+    warm: Warm
+    whole: dict[str, tuple[runs.Run, int]] = field(default_factory=dict)
+
+    def trained(self, line: str) -> tuple[runs.Run, int]:
+        if line not in self.whole:
+            directory, count = self.root / "whole" / str(len(self.whole)), self.root / f"count-{len(self.whole)}"
+            order = (*line.split()[2:], *SMALL, f"hydra.run.dir={directory}")
+            ended = self.zygote.run("train.py", *order, strike=Strike(count=str(count)))
+            assert ended.status == 0 and "Traceback" not in ended.output, ended.output
+            self.whole[line] = runs.read(directory), int(count.read_text())
+        return self.whole[line]
+
+
+@pytest.fixture(scope="module")
+def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchen]:
+    root = tmp_path_factory.mktemp("kitchen")
+    copy_repository(root)
+    for page in PAGES.values():
+        page.write(root)
+    zygote, warm = Zygote(tmp_path_factory.mktemp("outputs"), root), Warm()
+    yield Kitchen(root, zygote, warm)
+    zygote.close()
+    warm.close()
+
+
+def test_a_page_is_a_screen_or_two_and_touches_no_engine() -> None:
+    for path in (REPOSITORY / "docs" / "recipes").glob("*.md"):
+        assert len(path.read_text().splitlines()) < 160, path
+        page = PAGES[path.stem]
+        assert page.commands and page.files
+        assert all(each.startswith(("src/project/", "conf/")) for each in page.files), page.files.keys()
+        assert f"recipes/{path.name}" in (REPOSITORY / "docs" / "README.md").read_text(), "it is on the list of pages"
+
+
+@pytest.mark.parametrize(("page", "line"), LINES, ids=[line for _, line in LINES])
+def test_a_command_of_a_page_runs(kitchen: Kitchen, page: str, line: str) -> None:
+    kitchen.trained(line)
+
+
+@pytest.mark.parametrize(
+    "trial", [pytest.param(trial, marks=pytest.mark.long) if trial > 1 else trial for trial in range(TRIALS)]
+)
+@pytest.mark.parametrize(("page", "line"), LINES, ids=[line for _, line in LINES])
+def test_a_recipe_that_is_killed_anywhere_goes_on_to_the_same_bits(
+    kitchen: Kitchen, tmp_path: Path, page: str, line: str, trial: int
+) -> None:
+    whole, moments = kitchen.trained(line)
+    chance = random.Random(f"{SEED} {line} {trial}")
+    directory = tmp_path / "run"
+    saves = ("checkpoint.every_n_steps=3",) if trial % 2 else ()
+    order: tuple[str, ...] = (*line.split()[2:], *SMALL, *saves, f"hydra.run.dir={directory}")
+    script = "train.py"
+    for _ in range(chance.randint(1, 3)):
+        strike = Strike(chance.randint(1, moments), chance.choice(("kill", "term", "ctrl-c")))
+        ended = kitchen.zygote.run(script, *order, strike=strike)
+        assert ended.status in (0, -9, -15, 130, 143), ended.output
+        if (directory / runs.RECORD).exists():
+            script, order = "resume.py", (f"run={directory}",)
+    ended = kitchen.zygote.run(script, *order)
+    assert ended.status == 0, ended.output
+    assert diff.diff_runs(whole, runs.read(directory)) == [], f"SAVEPOINT_TEST_SEED={SEED}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_recipe_passes_verify_exact(kitchen: Kitchen, name: str) -> None:
+    whole, _ = kitchen.trained(next(line for page, line in LINES if page == name))
+    said: list[str] = []
+    with kitchen.warm.used():
+        code = commands.verify_exact(kitchen.root, str(whole.directory), say=said.append)
+    assert code == 0, said
+    assert said[-1].startswith("exact: ") and len(said) == 3, said
