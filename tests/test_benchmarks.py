@@ -16,6 +16,7 @@ def test_step_benchmark_prints_a_ratio_for_each_loop() -> None:
     assert ratios[0] == 1.0 and min(ratios) > 0
 
 
+@pytest.mark.long
 def test_checkpoint_benchmark_prints_a_ratio_for_each_aim(tmp_path: Path) -> None:
     disk, out = tmp_path / "disk", tmp_path / "out"
     disk.mkdir()

@@ -47,16 +47,16 @@ CONFIGS = {
     ),
     "regression, plateau by rmse": (
         *("task=regression", "model.in_features=10", "model.out_features=1", "model.hidden=[16]", "scheduler=plateau"),
-        *("scheduler.monitor=val/rmse", "scheduler.patience=0", "data.batch_size=64", "trainer.max_epochs=6"),
+        *("scheduler.monitor=val/rmse", "scheduler.patience=0", "data.batch_size=64", "trainer.max_epochs=4"),
     ),
     "tied weights, label smoothing, two workers, moved windows, accumulation": (
         *("model=transformer", "task=language_model", "task.label_smoothing=0.1", "model.width=16", "model.layers=1"),
         *("optimizer.weight_decay_on=matrices", "data.num_workers=2", "trainer.accumulate=3", "data.batch_size=8"),
-        *("data.limit_batches=40", "checkpoint.every_n_steps=5", "trainer.max_epochs=3"),
+        *("data.limit_batches=20", "checkpoint.every_n_steps=3", "trainer.max_epochs=3"),
     ),
     "exponential by step, few checkpoints": (
         *("scheduler=exponential", "scheduler.interval=step", "scheduler.gamma=0.99", "data.shuffle=false"),
-        *("checkpoint.every_n_epochs=2", "checkpoint.keep_last=1", "trainer.max_epochs=5"),
+        *("checkpoint.every_n_epochs=2", "checkpoint.keep_last=1", "trainer.max_epochs=4"),
     ),
 }
 NOT_POINTS = ("step", "time")  # of a line of metrics.jsonl; all else is a point in the tracker

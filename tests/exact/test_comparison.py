@@ -275,7 +275,7 @@ def test_a_config_that_may_not_be_built_is_refused_before_anything_runs(room: Ro
         commands.verify_exact(room.root, str(directory))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
 def test_a_signal_ends_all_of_it(room: Room, temporary: Path, number: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "savepoint", "verify", "--exact", str(room.run(own=data("Data")))],
