@@ -1,7 +1,8 @@
 """Checkpoints of every format version that was ever on main, as they were written then: they load, and runs go on.
 
 `frozen/format_1/run` is a run that was killed in its second epoch, written by commit 0916ff4, the first on main whose
-checkpoints stay readable. `frozen/format_1/every_kind` holds each kind of value that the format has an encoding for.
+checkpoints stay readable. `frozen/format_1/several_optimizers` is one with optimizers by name, which format 1 has had
+since the commit that added this run. `frozen/format_1/every_kind` holds each kind of value that the format has an encoding for.
 Nobody rewrites them: when the format changes, `python tests/test_frozen.py DIRECTORY` makes the next one's.
 """
 
@@ -33,8 +34,8 @@ from savepoint.trust import strict_yaml, validation
 
 SOURCE = REPOSITORY / "src"
 FROZEN = Path(__file__).parent / "frozen"
-RUN = FROZEN / "format_1" / "run"
-KILLED_AT = "epoch_0001_step_00000014"
+# Each with the checkpoint after which it was killed.
+RUNS = {"run": "epoch_0001_step_00000014", "several_optimizers": "epoch_0001_step_00000008"}
 
 
 def bytes_of(dtype: torch.dtype) -> Tensor:
@@ -107,17 +108,19 @@ def test_what_is_written_today_is_what_is_frozen(tmp_path: Path) -> None:
     }
 
 
-def test_the_frozen_run_goes_on_to_its_planned_end(workshop: Workshop, tmp_path: Path) -> None:
-    copies = [Path(shutil.copytree(RUN, tmp_path / name)) for name in ("one", "two")]
+@pytest.mark.parametrize("name", RUNS)
+def test_a_frozen_run_goes_on_to_its_planned_end(workshop: Workshop, tmp_path: Path, name: str) -> None:
+    run, killed_at = FROZEN / "format_1" / name, RUNS[name]
+    copies = [Path(shutil.copytree(run, tmp_path / copy)) for copy in ("one", "two")]
     for copy in copies:
         ended = workshop.run("resume.py", f"run={copy}")
         assert ended.status == 0 and "Traceback" not in ended.output, ended.output
-        assert f"resumed from {KILLED_AT}: epoch 1, step 14" in ended.output
+        assert f"resumed from {killed_at}: epoch 1, step {int(killed_at[-8:])}" in ended.output
         assert runs.read(copy).record["status"] == "finished"
     one, other = (runs.read(copy) for copy in copies)
     assert diff.diff_runs(one, other) == []
-    known = json.loads((RUN / runs.CHECKPOINTS / KILLED_AT / STATE).read_text())["history_lines"]
-    frozen = (RUN / runs.METRICS).read_bytes().splitlines()
+    known = json.loads((run / runs.CHECKPOINTS / killed_at / STATE).read_text())["history_lines"]
+    frozen = (run / runs.METRICS).read_bytes().splitlines()
     assert one.metrics.read_bytes().splitlines()[:known] == frozen[:known]
     # What follows was logged on another machine, and so to other bits: the same steps, and values beside them.
     then = [json.loads(line) for line in frozen]
@@ -126,16 +129,17 @@ def test_the_frozen_run_goes_on_to_its_planned_end(workshop: Workshop, tmp_path:
     assert now[-1]["val/loss"] == pytest.approx(then[-1]["val/loss"], rel=0.01)
 
 
-def test_every_value_of_the_frozen_run_is_restored() -> None:
-    found = checkpoint.load(RUN / runs.CHECKPOINTS / KILLED_AT)
+@pytest.mark.parametrize("name", RUNS)
+def test_every_value_of_a_frozen_run_is_restored(name: str) -> None:
+    found = checkpoint.load(FROZEN / "format_1" / name / runs.CHECKPOINTS / RUNS[name])
     chosen = strict_yaml.parse_config(found.config)
     settings = validation.check_config(chosen, source=SOURCE)
     with rng.isolated():
         restored, _ = build.assemble(chosen, settings, source=SOURCE, checkpoint=found)
         restore(restored, found)
         weights, values = capture(restored)
-    assert same({name: weights[name] for name in found.model}, found.model)
-    assert same({"format": 1, **{name: values[name] for name in list(found.state)[1:]}}, found.state)
+    assert same({key: weights[key] for key in found.model}, found.model)
+    assert same({"format": 1, **{key: values[key] for key in list(found.state)[1:]}}, found.state)
 
 
 if __name__ == "__main__":

@@ -140,6 +140,9 @@ FAULTS = {
     "a growing buffer": (middle("Growing"), ["not exact: the run goes through from its beginning, and a resume of it fails:", "\ncheckpoints/epoch_0001_step_00000006 does not fit the model", "let the constructor make every parameter and buffer in the shape"]),
     "state in a library": (middle("Library"), [f"{RESUMED}at epoch 2, batch 3: " + MIDDLE.format("Library"), "cause: state that no checkpoint holds"]),
     "a file's time": (data("FileTime"), [f"{TWICE}at epoch 1, batch 1: the batch", "data.train.written: ", "not from a file's time"]),
+    "a counter of an own update": (data("Data") | {"task": made("CountingUpdate")}, [f"{RESUMED}at epoch 2, batch 3: task (CountingUpdate) gives another loss", "task.calls: 6 there, 0 after the resume"]),
+    "a replay buffer of an own update": (data("Data") | {"task": made("Replaying")}, [f"{RESUMED}at epoch 2, batch 3: task (Replaying) gives another loss", "task.buffer"]),
+    "an environment of an own update": (data("Data") | {"task": made("Playing")}, [f"{RESUMED}at epoch 2, batch 3: task (Playing) gives another loss", "task.environment: a generator of random numbers"]),
     "an optimizer's own count": (data("Data") | {"optimizer": made("Momentum", _partial_=True)}, [f"{RESUMED}after update 7: ", "optimizer.steps: 6 there, 0 after the resume"]),
 }  # fmt: skip
 
@@ -165,6 +168,7 @@ SOUND = {
         {},
     ),
     "a search": (("experiment=diabetes", "optimizer=lbfgs", "~optimizer.weight_decay"), {}),
+    "an own update": ((), data("Data") | {"task": made("OwnUpdate")}),
     "a registered counter, and a cache that changes nothing": (
         (),
         data("Lazy") | {"model": made("Of", middle="Registered")},

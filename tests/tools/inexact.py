@@ -513,6 +513,56 @@ class Smoothing:
         return {}
 
 
+class OwnUpdate:
+    """Writes out its updates; the loss is weighted by `weight`. Sound by itself."""
+
+    metrics: tuple[str, ...] = ()
+
+    def update(self, step: Any, batch: tuple[Tensor, Tensor]) -> Outcome:
+        loss = cross_entropy(step.model(batch[0]), batch[1]) * self.weight(batch)
+        step.minimize(loss, samples=len(batch[0]))
+        return Outcome(loss=loss, samples=len(batch[0]), sums={})
+
+    def weight(self, batch: tuple[Tensor, Tensor]) -> float:
+        return 1.0
+
+    def __call__(self, model: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> Outcome:
+        return Outcome(loss=cross_entropy(model(batch[0]), batch[1]), samples=len(batch[0]), sums={})
+
+    def compute(self, sums: Any, samples: int) -> dict[str, float]:
+        return {}
+
+
+class CountingUpdate(OwnUpdate):
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def weight(self, batch: tuple[Tensor, Tensor]) -> float:
+        self.calls += 1
+        return 1 + self.calls / 10
+
+
+class Replaying(OwnUpdate):
+    """Learns from what it has seen before too."""
+
+    def __init__(self) -> None:
+        self.buffer: list[Tensor] = []
+
+    def weight(self, batch: tuple[Tensor, Tensor]) -> float:
+        self.buffer.append(batch[0])
+        return float(torch.cat(self.buffer).mean()) + 1
+
+
+class Playing(OwnUpdate):
+    """Has an environment with a generator of its own, seeded and so the same in each whole run."""
+
+    def __init__(self) -> None:
+        self.environment = np.random.default_rng(3)
+
+    def weight(self, batch: tuple[Tensor, Tensor]) -> float:
+        return 1 + self.environment.random()
+
+
 class Momentum(torch.optim.SGD):
     """Keeps a part of its state to itself."""
 

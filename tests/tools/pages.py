@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Page:
-    """files: by the path in their first line, a comment. commands: the lines of the blocks marked `sh`, without comments."""
+    """files: by the path in the comment that they begin with. commands: the lines of the blocks marked `sh`, without comments."""
 
     name: str
     files: dict[str, str]
@@ -25,8 +25,10 @@ class Page:
 def read(path: Path) -> Page:
     text = path.read_text(encoding="utf-8")
     blocks = re.findall(r"^```(python|yaml|sh)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    files = {
-        block.partition("\n")[0].removeprefix("# "): block for _, block in blocks if re.match(r"# \S+/\S+\n", block)
-    }
+    files = {}
+    for _, block in blocks:
+        # Hydra reads `@package` in the very first line alone.
+        if found := re.match(r"(?:# @package .*\n)?# (\S+/\S+)\n", block):
+            files[found[1]] = block
     lines = [line.partition("  #")[0] for kind, block in blocks if kind == "sh" for line in block.splitlines()]
     return Page(path.stem, files, [shlex.split(line) for line in lines])
