@@ -94,3 +94,46 @@ def test_a_fallback_that_is_no_optimizer_to_be_built_later_is_refused(fallback: 
     config["optimizer"]["fallback"] = fallback
     with pytest.raises(ConfigError, match=r"^optimizer\.fallback(\._partial_)?: "):
         trust.check_config(config, source=SOURCE)
+
+
+# Optimizers and schedulers with names
+
+
+def named(optimizers: Any, schedulers: Any = None) -> dict[str, Any]:
+    config = composed("tracker=none", "scheduler=step")
+    return config | {"optimizer": optimizers, "scheduler": schedulers or config["scheduler"]}
+
+
+def adam(**own: Any) -> dict[str, Any]:
+    return {"_target_": "torch.optim.Adam", "_partial_": True, **own}
+
+
+STEP = {"_target_": "torch.optim.lr_scheduler.StepLR", "_partial_": True, "step_size": 1, "interval": "epoch"}
+
+
+def test_each_name_has_the_settings_of_its_schedule() -> None:
+    optimizers = {"a": adam(parameters="a.*"), "b": adam(parameters="b.*")}
+    shared = trust.check_config(named(optimizers, STEP | {"interval": "step"}), source=SOURCE)
+    assert [shared.schedule(name).interval for name in ("a", "b")] == ["step", "step"]
+    own = trust.check_config(named(optimizers, {"a": STEP, "b": STEP | {"interval": "step"}}), source=SOURCE)
+    assert [own.schedule(name).interval for name in ("a", "b")] == ["epoch", "step"]
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "schedulers", "told"),
+    [
+        ({"a": {"lr": 0.1}}, None, r"^optimizer\.a: needs a _target_, the class to build, for example torch\.optim\.AdamW\."),
+        ({"a": {"_target_": "torch.optim.Adam"}}, None, r"^optimizer\.a\._partial_: must be true"),
+        ({"a": adam(fallback={})}, None, r"^optimizer\.a\.fallback: needs a _target_"),
+        ({"a/b": adam()}, None, r"a/b.*: a name has letters, digits and _ only, and begins with a letter\."),
+        ({"a": adam()}, {"b": STEP}, r"^scheduler\.b: there is no optimizer of that name\. The config's optimizers: a\."),
+        (adam(), {"b": STEP}, r"^scheduler\.b: there is no optimizer of that name\. The config's optimizers: without a name"),
+        ({"a": adam()}, {"a": STEP | {"interval": "day"}}, r"^scheduler\.a\.interval='day': must be one of epoch, step\."),
+        ({"a": adam(), "b": None}, None, r"^optimizer: needs a _target_"),
+        ({}, None, r"^optimizer: needs a _target_"),
+    ],
+)  # fmt: skip
+def test_names_that_are_wrong_are_refused_in_one_line(optimizers: Any, schedulers: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as error:
+        trust.check_config(named(optimizers, schedulers), source=SOURCE)
+    assert "\n" not in str(error.value)
