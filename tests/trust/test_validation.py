@@ -129,6 +129,7 @@ def test_each_name_has_the_settings_of_its_schedule() -> None:
         ({"a": adam()}, {"b": STEP}, r"^scheduler\.b: there is no optimizer of that name\. The config's optimizers: a\."),
         (adam(), {"b": STEP}, r"^scheduler\.b: there is no optimizer of that name\. The config's optimizers: without a name"),
         ({"a": adam()}, {"a": STEP | {"interval": "day"}}, r"^scheduler\.a\.interval='day': must be one of epoch, step\."),
+        ({"a": adam()}, {"_target_": None, "a": STEP}, r"^scheduler\.a: would have no effect beside scheduler\._target_=null"),
         ({"a": adam(), "b": None}, None, r"^optimizer: needs a _target_"),
         ({}, None, r"^optimizer: needs a _target_"),
     ],

@@ -80,6 +80,13 @@ def _missing_classes(config: dict[str, Any]) -> list[str]:
     if "" not in schedulers and (unknown := sorted(schedulers.keys() - optimizers.keys())):
         names = ", ".join(sorted(optimizers)) if "" not in optimizers else "without a name"
         faults.append(f"scheduler.{unknown[0]}: there is no optimizer of that name. The config's optimizers: {names}.")
+    if "" in schedulers and schedulers[""].get("_target_") is None:
+        faults += [
+            f"{join_path('scheduler', key)}: would have no effect beside scheduler._target_=null, which is for all "
+            "optimizers. Write a file in conf/scheduler/ that has those with names alone: see docs/recipes/rates.md."
+            for key, value in schedulers[""].items()
+            if isinstance(value, dict) and "_target_" in value
+        ]
     return faults
 
 
