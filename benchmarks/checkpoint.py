@@ -276,8 +276,7 @@ def resident(field: str) -> int:
 
 def measure(size: str, repeats: int, folder: Path) -> Measured:
     """Each in a process of its own: what one leaves in memory is nothing to the next."""
-    fresh = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
-    multiprocessing.set_forkserver_preload(["torch._dynamo"])  # takes seconds to import, which is not measured
+    fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, fresh, max_tasks_per_child=1) as processes:
 
         def alone(function: Callable[..., object], *arguments: object, **keywords: object) -> object:
