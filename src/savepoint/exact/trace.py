@@ -201,8 +201,11 @@ class _Task:
             trace.record("output", {"model": output})
             return output
 
-        outcome: Outcome = self._task(compiled if self._watch.parts.settings.trainer.compile else model, batch)
-        trace.record("loss", {"loss": outcome.loss, "samples": outcome.samples, "sums": dict(outcome.sums)})
+        return self._recorded(self._task(compiled if self._watch.parts.settings.trainer.compile else model, batch))
+
+    def _recorded(self, outcome: Outcome) -> Outcome:
+        values = {"loss": outcome.loss, "samples": outcome.samples, "sums": dict(outcome.sums)}
+        self._watch.trace.record("loss", values)
         return outcome
 
     def compute(self, sums: Mapping[str, Tensor], samples: int) -> dict[str, float]:
@@ -224,11 +227,9 @@ class _TaskWithUpdate(_Task):
 
         step.minimize = recorded  # type: ignore[method-assign]
         try:
-            outcome: Outcome = self._task.update(step, batch)
+            return self._recorded(self._task.update(step, batch))
         finally:
             step.minimize = minimize  # type: ignore[method-assign]
-        trace.record("loss", {"loss": outcome.loss, "samples": outcome.samples, "sums": dict(outcome.sums)})
-        return outcome
 
 
 def about(state: TrainState, parts: Parts) -> dict[str, Any]:

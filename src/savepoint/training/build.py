@@ -105,12 +105,12 @@ def _optimizations(
         if optimizers.searches(optimizer) and (own_update or len(built) > 1):
             kind = type(optimizer).__name__
             raise ConfigError(
-                f"{join('optimizer', name)}: {kind} evaluates the loss itself, several times in each update. It has to "
-                "be the only optimizer, and the task may have no update of its own."
+                f"{_join('optimizer', name)}: {kind} evaluates the loss itself, several times in each update. It has "
+                "to be the only optimizer, and the task may have no update of its own."
             )
         node, path = nodes.get("", {"_target_": None}), "scheduler"
         if name in nodes:
-            node, path = nodes[name], join("scheduler", name)
+            node, path = nodes[name], _join("scheduler", name)
         named: dict[str, str] = {"name": name, "path": path}
         combinations.check(node, settings, model=model, optimizer=optimizer, device=device, **named)
         schedule, length = schedules.build(node, settings, optimizer, batches=batches, make=make, **named)
@@ -120,7 +120,7 @@ def _optimizations(
     return found
 
 
-def join(group: str, name: str) -> str:
+def _join(group: str, name: str) -> str:
     return f"{group}.{name}" if name else group
 
 
@@ -238,7 +238,7 @@ def _check_monitors(settings: Settings, task: Any) -> None:
     splits = ("train/", "val/", "val/ema_") if settings.trainer.ema_decay is not None else ("train/", "val/")
     names = [f"{split}{name}" for split in splits for name in ("loss", *task.metrics)]
     monitors = {"checkpoint.monitor": settings.checkpoint.monitor}
-    monitors |= {f"{join('scheduler', name)}.monitor": each.monitor for name, each in settings.schedulers.items()}
+    monitors |= {f"{_join('scheduler', name)}.monitor": each.monitor for name, each in settings.schedulers.items()}
     faults = [
         f"{key}={value}: nothing logs that. Logged are {', '.join(names)}."
         for key, value in monitors.items()
