@@ -24,7 +24,6 @@ def own_update(state: TrainState, parts: Parts, window: list[Any]) -> int:
         outcome = step.take(parts.task, batch)
         outcome.add_to(state.sums)
         samples += outcome.samples
-    state.model.zero_grad()  # also what the task's own backward passes left: gradients are never saved
     return samples
 
 

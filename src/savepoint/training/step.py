@@ -34,7 +34,8 @@ def update(state: TrainState, parts: Parts, window: list[Any]) -> None:
         one.scaler.update()  # the optimizers of one loss share a scaler
     if state.averaged is not None:
         state.averaged.update_parameters(state.model)
-    # Here, before any checkpoint is taken, because gradients are never saved.
+    # Here, before any checkpoint is taken, because gradients are never saved. A model may have some of which no optimizer
+    # with a name knows: of frozen parameters, and of a task's own backward passes.
     (state.optimizers[""].optimizer if "" in state.optimizers else state.model).zero_grad()
     state.samples += samples
     state.batch += len(window)
