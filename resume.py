@@ -31,6 +31,7 @@ def resume(query: str, overrides: list[str]) -> None:
             state, parts = training.prepare(job)
             with training.supervise(job, state, parts) as (saves, progress, stop):
                 training.fit(state, parts, saves, reopened.tracker, progress, stop)
+                training.score_test(job, state, parts, stop)
 
 
 def main() -> int:

@@ -32,6 +32,7 @@ def train(invocation: launch.Invocation) -> float | None:
             state, parts = training.prepare(job)
             with training.supervise(job, state, parts) as (saves, progress, stop):
                 training.fit(state, parts, saves, tracker, progress, stop)
+                training.score_test(job, state, parts, stop)
 
     return state.best["value"] if state.best else None
 

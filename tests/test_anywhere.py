@@ -29,18 +29,18 @@ BATCHES, UPDATES = 6, 2  # in an epoch
 VAL = 12  # batches of validation in an epoch, of the weights and of their average
 PLACES = {
     "before the first step": Strike(1, of="step.update"),
-    "in the first batch": Strike(1, of="step._forward"),
-    "inside an accumulation window": Strike(3, of="step._forward"),
+    "in the first batch": Strike(1, of="state.outcome"),
+    "inside an accumulation window": Strike(3, of="state.outcome"),
     "between two updates": Strike(2, of="step.update"),
-    "in the last batch of an epoch": Strike(BATCHES, of="step._forward"),
-    "after the last batch, before validation": Strike(1, of="step.evaluate"),
-    "in the first batch of validation": Strike(BATCHES + 1, of="step._forward"),
-    "in the last batch of validation": Strike(BATCHES + VAL, of="step._forward"),
+    "in the last batch of an epoch": Strike(BATCHES, of="state.outcome"),
+    "after the last batch, before validation": Strike(1, of="evaluation.evaluate"),
+    "in the first batch of validation": Strike(BATCHES + 1, of="state.outcome"),
+    "in the last batch of validation": Strike(BATCHES + VAL, of="state.outcome"),
     "on the boundary of two epochs": Strike(1, of="loop._note_best"),
     "in the save of an epoch": Strike(1, of="saves._draft"),
-    "in the first batch of the second epoch": Strike(BATCHES + VAL + 1, of="step._forward"),
-    "in the last epoch, inside a window": Strike(2 * (BATCHES + VAL) + 2, of="step._forward"),
-    "when the data is exhausted": Strike(3, of="step.evaluate"),
+    "in the first batch of the second epoch": Strike(BATCHES + VAL + 1, of="state.outcome"),
+    "in the last epoch, inside a window": Strike(2 * (BATCHES + VAL) + 2, of="state.outcome"),
+    "when the data is exhausted": Strike(3, of="evaluation.evaluate"),
     "after the last epoch, before its save": Strike(3, of="saves._draft"),
 }
 
@@ -109,7 +109,7 @@ def test_an_epoch_that_is_interrupted_so_often_goes_on_to_the_same_bits(
 def test_a_resumed_run_loads_and_trains_on_what_is_left_and_nothing_else(zygote: Zygote, tmp_path: Path) -> None:
     config, count = (*CONFIG, "trainer.max_epochs=1"), tmp_path / "count"
     counted = {}
-    for what in ("step._forward", "digits.__getitems__"):
+    for what in ("state.outcome", "digits.__getitems__"):
         strike = Strike(of=what, count=str(count))
         ended = zygote.run("train.py", *config, f"hydra.run.dir={tmp_path / what / 'whole'}", strike=strike)
         assert ended.status == 0, ended.output
@@ -125,4 +125,4 @@ def test_a_resumed_run_loads_and_trains_on_what_is_left_and_nothing_else(zygote:
         ended = zygote.run("resume.py", f"run={directory}", strike=strike)
         assert ended.status == 0, ended.output
         counted[what] -= int(count.read_text())
-    assert counted == {"step._forward": 4, "digits.__getitems__": 4}
+    assert counted == {"state.outcome": 4, "digits.__getitems__": 4}

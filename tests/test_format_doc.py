@@ -102,10 +102,11 @@ def held(state: TrainState, generators: dict[str, Any]) -> dict[str, Any]:
     versions = {name: entry.get("version") for name, entry in state.model.state_dict()._metadata.items()}  # type: ignore[attr-defined]
     counts = {name: getattr(state, name) for name in ("epoch", "step", "batch", "samples", "history_lines")}
     one = state.optimizers[""]
-    values = {name: getattr(state, name) for name in ("metrics", "best")}
+    values = {name: getattr(state, name) for name in ("evaluated", "metrics", "best", "stale")}
     values |= {name: getattr(one, name) for name in ("learning_rates", "schedule_length")}
     torchs = {name: getattr(one, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
     epoch = {"sums": state.sums, "logged": state.logged}
+    epoch |= {"logged_sums": state.logged_sums, "grad_norms": state.grad_norms}
     model = {
         "model_extra": {},
         "model_versions": versions,

@@ -139,7 +139,14 @@ def test_every_value_of_a_frozen_run_is_restored(name: str) -> None:
         restore(restored, found)
         weights, values = capture(restored)
     assert same({key: weights[key] for key in found.model}, found.model)
-    assert same({"format": 1, **{key: values[key] for key in list(found.state)[1:]}}, found.state)
+    assert same(known({"format": 1, **values}, found.state), found.state)
+
+
+def known(now: Any, then: Any) -> Any:
+    """What a state has today, without the keys that it has gained."""
+    if type(now) is dict and isinstance(then, dict):
+        return {key: known(now[key], each) for key, each in then.items() if key in now}
+    return now
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: python -m savepoint diff A B | verify RUN [--exact] | demo | ui."""
+"""The command line: python -m savepoint diff A B | verify RUN [--exact] | evaluate RUN | demo | ui."""
 
 import os
 import sys
@@ -12,6 +12,8 @@ usage: python -m savepoint diff <run> <run>   what differs between two runs' new
        python -m savepoint verify <run>       whether its checkpoints are sound, all of them or the one after @
        python -m savepoint verify <run> --exact
                                               whether a resume of it gives the same bits, tried on its own config
+       python -m savepoint evaluate <run>[@best] [--split val|test] [--json] [data.…=…]
+                                              measure a checkpoint, on its own data or others
        python -m savepoint demo               train, kill, resume, and compare every bit
        python -m savepoint ui [--port 5000]   the tracker's web page, on this machine only"""
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -38,6 +40,8 @@ def _run(arguments: list[str]) -> int:
             return commands.verify_exact(REPOSITORY, query)
         case ["verify", query] if query != "--exact":
             return commands.verify_run(REPOSITORY, query)
+        case ["evaluate", *rest] if rest and not {"-h", "--help"} & {*rest}:
+            return commands.evaluate_run(REPOSITORY, rest)
         case ["demo"]:
             return commands.play_demo(REPOSITORY)
         case ["ui"]:

@@ -9,7 +9,7 @@ from killed import make_config
 from tools.processes import REPOSITORY, command
 
 from savepoint import system, training, trust
-from savepoint.training.build import Average
+from savepoint.training.averaging import Average
 
 PROGRAM = "tests/accelerator/run.py"
 

@@ -25,7 +25,7 @@ from torch._subclasses import FakeTensorMode
 from savepoint import __main__, commands, runs
 from savepoint.config import composition
 from savepoint.errors import UserError
-from savepoint.exact import explain, outside, probe, trace
+from savepoint.exact import explain, outside, probe, watch
 from savepoint.exact.explain import Trace
 from savepoint.exact.workplace import FailedError
 from savepoint.training.optimization import NoSchedule, Optimization
@@ -143,6 +143,7 @@ FAULTS = {
     "a counter of an own update": (data("Data") | {"task": made("CountingUpdate")}, [f"{RESUMED}at epoch 2, batch 3: task (CountingUpdate) gives another loss", "task.calls: 6 there, 0 after the resume"]),
     "a replay buffer of an own update": (data("Data") | {"task": made("Replaying")}, [f"{RESUMED}at epoch 2, batch 3: task (Replaying) gives another loss", "task.buffer"]),
     "an environment of an own update": (data("Data") | {"task": made("Playing")}, [f"{RESUMED}at epoch 2, batch 3: task (Playing) gives another loss", "task.environment: a generator of random numbers"]),
+    "a count of an own evaluation": (data("Data") | {"task": made("Improving")}, [f"{RESUMED}at validation after epoch 2", "task.evaluations: 1 there, 0 after the resume"]),
     "an optimizer's own count": (data("Data") | {"optimizer": made("Momentum", _partial_=True)}, [f"{RESUMED}after update 7: ", "optimizer.steps: 6 there, 0 after the resume"]),
 }  # fmt: skip
 
@@ -169,6 +170,10 @@ SOUND = {
     ),
     "a search": (("experiment=diabetes", "optimizer=lbfgs", "~optimizer.weight_decay"), {}),
     "an own update": ((), data("Data") | {"task": made("OwnUpdate")}),
+    "an own evaluation, by steps": (
+        ("trainer.evaluate_every_n_steps=1", "trainer.evaluate_first=true", "scheduler=plateau"),
+        data("Data") | {"task": made("OwnEvaluation")},
+    ),
     "a registered counter, and a cache that changes nothing": (
         (),
         data("Lazy") | {"model": made("Of", middle="Registered")},
@@ -314,7 +319,7 @@ def test_the_command_takes_the_option_before_and_after_the_run(capsys: pytest.Ca
 def test_the_checkpoint_is_in_the_second_epoch_and_not_at_its_end(
     batches: int, accumulate: int, planned: tuple[int, int, int]
 ) -> None:
-    assert trace.planned(batches, accumulate) == planned
+    assert watch.planned(batches, accumulate) == planned
 
 
 def traced(*records: tuple[str, dict[str, str]], at: str = "epoch 1, batch 1") -> Trace:

@@ -127,23 +127,25 @@ def test_missing_scikit_learn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         Digits("train")
 
 
-@pytest.mark.parametrize("val_fraction", [0.1, 0.2, 0.5])
-def test_splits_are_disjoint_complete_and_stratified(val_fraction: float) -> None:
+@pytest.mark.parametrize("val_fraction, test_fraction", [(0.1, 0.0), (0.2, 0.1), (0.5, 0.45)])
+def test_splits_are_disjoint_complete_and_stratified(val_fraction: float, test_fraction: float) -> None:
     _, targets = read_digits()
-    train, val = split_indices(targets, val_fraction, split_seed=0)
-    assert sorted([*train, *val]) == list(range(len(targets)))
+    splits = split_indices(targets, val_fraction, test_fraction, split_seed=0)
+    assert sorted([*splits["train"], *splits["val"], *splits["test"]]) == list(range(len(targets)))
     for digit in range(10):
         of_class = targets == digit
-        assert abs(of_class[val].sum() - val_fraction * of_class.sum()) <= 1
+        assert abs(of_class[splits["val"]].sum() - val_fraction * of_class.sum()) <= 1
+        assert abs(of_class[splits["test"]].sum() - test_fraction * of_class.sum()) <= 1
+    assert np.array_equal(splits["val"], split_indices(targets, val_fraction, 0.0, split_seed=0)["val"])
 
 
 def test_split_depends_on_its_own_seed_and_nothing_else() -> None:
     _, targets = read_digits()
     seed_all(1)
-    train, first = split_indices(targets, 0.2, split_seed=0)
+    train, first, _ = split_indices(targets, 0.2, 0.0, split_seed=0).values()
     seed_all(2)
-    assert np.array_equal(first, split_indices(targets, 0.2, split_seed=0)[1])
-    assert not np.array_equal(first, split_indices(targets, 0.2, split_seed=1)[1])
+    assert np.array_equal(first, split_indices(targets, 0.2, 0.0, split_seed=0)["val"])
+    assert not np.array_equal(first, split_indices(targets, 0.2, 0.0, split_seed=1)["val"])
     # Pinned: another split would make old runs and new ones incomparable.
     assert train[:8].tolist() == [1707, 927, 713, 262, 182, 303, 895, 933]
     assert first[:8].tolist() == [1081, 1410, 1239, 458, 438, 1567, 1360, 745]
@@ -172,7 +174,11 @@ def test_limit_keeps_the_first_samples_of_each_split() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "test"}, "split='test': digits has the splits 'train' and 'val'."),
+        ({"split": "test"}, "data.dataset.test_fraction=0: no image is set aside for testing. Try 0.2."),
+        (
+            {"split": "val", "test_fraction": 0.8},
+            "data.dataset.test_fraction=0.8: must be at least 0, and below 1 - val",
+        ),
         ({"split": "val", "limit": 0}, "data.dataset.limit=0: must be at least 1, or null for all samples."),
         ({"split": "val", "val_fraction": 1.0}, "data.dataset.val_fraction=1.0: must be between 0 and 1, for example"),
     ],

@@ -57,7 +57,7 @@ def test_diabetes_is_354_training_and_88_validation_rows() -> None:
 def test_a_column_is_standardised_by_the_training_rows_alone() -> None:
     rng = np.random.RandomState(0)
     inputs, targets = rng.normal(5, 3, (50, 2)), rng.normal(-100, 20, 50)
-    train, val = split_rows(50, 0.2, 0)
+    train, val, _ = split_rows(50, 0.2, 0.0, split_seed=0).values()
     inputs[val] += 1e6  # what validates must leave no trace in the mean
     targets[val] += 1e6
     seen, held = (Table(split, inputs=inputs, targets=targets) for split in ("train", "val"))
@@ -71,7 +71,7 @@ def test_a_column_is_standardised_by_the_training_rows_alone() -> None:
 
 def test_scale_brings_a_target_back_to_its_own_units() -> None:
     _, targets = read_diabetes()
-    train, _ = split_rows(len(targets), 0.2, 0)
+    train = split_rows(len(targets), 0.2, 0.0, split_seed=0)["train"]
     _, standardised, scale = Diabetes("train").__getitems__([0, 1])
     apart = (standardised[1] - standardised[0]) * scale
     assert apart.item() == pytest.approx(targets[train[1]] - targets[train[0]], rel=1e-5)
@@ -94,19 +94,21 @@ def test_a_fetched_batch_equals_its_rows_stacked() -> None:
 
 
 @pytest.mark.parametrize("val_fraction", [0.01, 0.2, 0.99])
+@pytest.mark.parametrize("share", [0.0, 0.5])
 @pytest.mark.parametrize("rows", [2, 3, 442])
-def test_splits_are_disjoint_complete_and_never_empty(rows: int, val_fraction: float) -> None:
-    train, val = split_rows(rows, val_fraction, split_seed=0)
-    assert sorted([*train, *val]) == list(range(rows))
-    assert len(train) and len(val)
+def test_splits_are_disjoint_complete_and_never_empty(rows: int, val_fraction: float, share: float) -> None:
+    splits = split_rows(rows, val_fraction, share * (1 - val_fraction), split_seed=0)
+    assert sorted(row for each in splits.values() for row in each) == list(range(rows))
+    assert len(splits["train"]) and len(splits["val"])
+    assert np.array_equal(splits["val"], split_rows(rows, val_fraction, 0.0, split_seed=0)["val"])
 
 
 def test_split_depends_on_its_own_seed_and_nothing_else() -> None:
     np.random.seed(1)
-    train, val = split_rows(442, 0.2, split_seed=0)
+    train, val, _ = split_rows(442, 0.2, 0.0, split_seed=0).values()
     np.random.seed(2)
-    assert np.array_equal(val, split_rows(442, 0.2, split_seed=0)[1])
-    assert not np.array_equal(val, split_rows(442, 0.2, split_seed=1)[1])
+    assert np.array_equal(val, split_rows(442, 0.2, 0.0, split_seed=0)["val"])
+    assert not np.array_equal(val, split_rows(442, 0.2, 0.0, split_seed=1)["val"])
     # Pinned: another split would make old runs and new ones incomparable.
     assert train[:8].tolist() == [52, 74, 26, 45, 389, 154, 4, 386]
     assert val[:8].tolist() == [362, 249, 271, 435, 400, 403, 12, 399]
@@ -185,7 +187,9 @@ def test_a_missing_table_is_named(arguments: dict[str, Any], message: str) -> No
 
 
 def test_mistakes_in_the_config_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"^split='test': a table has the splits 'train' and 'val'\.$"):
+    with pytest.raises(ConfigError, match=r"^data\.dataset\.test_fraction=0: no row is set aside for testing"):
         Diabetes("test")
+    with pytest.raises(ConfigError, match=r"^data\.dataset\.test_fraction=-1: must be at least 0"):
+        Diabetes("test", test_fraction=-1)
     with pytest.raises(ConfigError, match=r"^data\.dataset\.val_fraction=1\.0: must be between 0 and 1, for example 0"):
         Diabetes("val", val_fraction=1.0)

@@ -112,7 +112,11 @@ def test_any_bytes_are_a_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "test"}, "split='test': text has the splits 'train' and 'val'."),
+        ({"split": "test"}, "data.dataset.test_fraction=0: no text is set aside for testing. Try 0.1."),
+        (
+            {"split": "test", "test_fraction": 0.9},
+            "data.dataset.test_fraction=0.9: must be at least 0, and below 1 - val",
+        ),
         ({"split": "val", "context": 0}, "data.dataset.context=0: must be at least 1."),
         ({"split": "val", "val_fraction": 0}, "data.dataset.val_fraction=0: must be between 0 and 1, for example 0.1."),
         ({"split": "val", "file": "/nowhere/a.txt"}, "data.dataset.file: there is no file /nowhere/a.txt."),

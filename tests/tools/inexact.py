@@ -11,7 +11,7 @@ import random
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -531,6 +531,28 @@ class OwnUpdate:
 
     def compute(self, sums: Any, samples: int) -> dict[str, float]:
         return {}
+
+
+class OwnEvaluation(OwnUpdate):
+    """Evaluates by itself too. Sound by itself."""
+
+    def evaluate(self, model: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        losses = [cross_entropy(model(inputs), targets) for inputs, targets in batches]
+        return {"loss": float(torch.stack(losses).median()) * self.level()}
+
+    def level(self) -> float:
+        return 1.0
+
+
+class Improving(OwnEvaluation):
+    """Measures by how much an evaluation is better than the one before."""
+
+    def __init__(self) -> None:
+        self.evaluations = 0
+
+    def level(self) -> float:
+        self.evaluations += 1
+        return self.evaluations
 
 
 class CountingUpdate(OwnUpdate):

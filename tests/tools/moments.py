@@ -23,7 +23,8 @@ from typing import Any
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 COUNTED = tuple(
-    str(SOURCE / "savepoint" / "training" / f"{name}.py") for name in ("loop", "step", "own_update", "state", "saves")
+    str(SOURCE / "savepoint" / "training" / f"{name}.py")
+    for name in ("loop", "step", "own_update", "evaluation", "logbook", "state", "saves")
 )
 OWN = tuple(str(SOURCE / "project" / name) for name in ("models", "tasks"))
 OFTEN = ("_extra", "_holds", "_misfit")  # called for each tensor: they would be most of all moments

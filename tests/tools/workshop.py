@@ -27,6 +27,8 @@ SOURCES = {
     "stream": "samples: 50, buffer: 0, ",
     "sized": "samples: 50, buffer: 0, length: null, ",
     "plain": "",
+    "guarded": "",
+    "untestable": "",
 }
 
 

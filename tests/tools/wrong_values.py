@@ -25,7 +25,7 @@ from savepoint import trust  # noqa: E402
 from savepoint.config import resolve  # noqa: E402
 from savepoint.errors import UserError  # noqa: E402
 from savepoint.system.signals import Stop  # noqa: E402
-from savepoint.training import build, step  # noqa: E402
+from savepoint.training import build, evaluation, step  # noqa: E402
 
 OPEN = ("model", "data.dataset", "data.sampler", "task", "optimizer", "scheduler")
 VALUES: tuple[Any, ...] = (None, "x", -1, [1], {"a": 1}, 1e30, True, 0, 1.5)
@@ -107,7 +107,7 @@ def attempt(case: Case) -> str | None:
         step.update(state, parts, [batch])
         if settings.schedule("").interval == "step":
             state.optimizers[""].scheduler.step()
-    measured = step.evaluate(state, parts, Stop())
+    measured = evaluation.evaluate(state, parts, Stop())
     if settings.schedule("").interval == "epoch":
         state.optimizers[""].scheduler.step(*([measured["loss"]] if settings.schedule("").monitor and measured else []))
     return None

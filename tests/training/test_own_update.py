@@ -326,7 +326,7 @@ def test_what_is_wrong_is_told_in_one_line(kind: str) -> None:
 
 
 def test_averaged_weights_follow_updates_of_ones_own() -> None:
-    from savepoint.training.build import Average
+    from savepoint.training.averaging import Average
 
     state, parts = made(Duel())
     state.averaged = Average(state.model, 0.5)

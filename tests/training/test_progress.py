@@ -20,7 +20,7 @@ def test_a_pipe_gets_one_row_an_epoch_under_one_header(tmp_path: Path, capsys: p
         for epoch in (1, 2):
             for step in range(1, 11):
                 shown.advance(epoch=epoch - 1, step=step)
-            shown.epoch(epoch=epoch, step=10 * epoch, values=VALUES)
+            shown.row(epoch=epoch, step=10 * epoch, values=VALUES)
     rows = [
         HEADER,
         "  1/3   10     0.1235  123,456    1e-05     4,322",
@@ -34,7 +34,7 @@ def test_a_pipe_gets_one_row_an_epoch_under_one_header(tmp_path: Path, capsys: p
 def test_a_process_that_resumes_prints_the_header_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for epoch in (1, 2):
         with progress.logs(tmp_path), progress.show(epochs=None, steps=30, done=0) as shown:
-            shown.epoch(epoch=epoch, step=10, values=VALUES)
+            shown.row(epoch=epoch, step=10, values=VALUES)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == lines[2] == HEADER
     assert [line.split()[:2] for line in lines[1::2]] == [["1", "10"], ["2", "10"]]
@@ -91,11 +91,13 @@ def test_eighty_columns_hold_what_is_usual_and_wider_ones_hold_more() -> None:
         assert len(shown[-1]) == 2 + len(METRICS[name])
 
 
-def test_a_metric_that_an_epoch_lacks_leaves_its_cell_empty_and_a_new_one_has_none() -> None:
+def test_a_metric_that_a_row_lacks_leaves_its_cell_empty_and_a_new_one_has_a_new_header() -> None:
     table = progress.Table(width=80, epochs=2, steps=10)
     header, _ = table.rows(epoch=1, step=5, values={"train/loss": 1.0, "val/loss": 2.0})
-    (row,) = table.rows(epoch=2, step=10, values={"val/loss": 3.0, "val/new": 4.0})
+    (row,) = table.rows(epoch=2, step=10, values={"val/loss": 3.0})
     assert row.split() == ["2/2", "10", "3"] and len(row) == len(header)
+    header, row = table.rows(epoch=2, step=10, values={"val/loss": 3.0, "val/new": 4.0})
+    assert header.split() == ["epoch", "step", "val/loss", "val/new"] and row.split() == ["2/2", "10", "3", "4"]
 
 
 def test_paths_are_short_on_the_terminal_and_without_the_run_in_the_log(

@@ -17,7 +17,7 @@ from savepoint.checkpoint import Checkpoint, layout
 from savepoint.errors import CheckpointError
 from savepoint.system import rng
 from savepoint.training import state
-from savepoint.training.optimization import NoSchedule, Optimization
+from savepoint.training.optimization import NoSchedule, Optimization, Scaler
 from savepoint.training.state import TrainState
 
 
@@ -55,7 +55,7 @@ def fresh(
 ) -> TrainState:
     model = make()
     built = optimizer(list(model.named_parameters()), **options)
-    scaler = torch.amp.GradScaler("cpu", enabled=fp16, init_scale=8.0, growth_interval=2)
+    scaler = Scaler("cpu", enabled=fp16, init_scale=8.0, growth_interval=2)
     return TrainState(model, {"": Optimization(built, scheduler(built) if scheduler else NoSchedule(), scaler)})
 
 

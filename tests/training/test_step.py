@@ -17,9 +17,10 @@ from savepoint.data.batches import Batches
 from savepoint.data.device import ALIGNMENT
 from savepoint.system import rng
 from savepoint.system.signals import Stop
+from savepoint.training.evaluation import evaluate, summarise
 from savepoint.training.optimization import NoSchedule, Optimization
 from savepoint.training.state import Parts, TrainState
-from savepoint.training.step import evaluate, summarise, update
+from savepoint.training.step import update
 from savepoint.training.task import Outcome
 
 

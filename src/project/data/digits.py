@@ -25,10 +25,11 @@ DARKEST = 0.8
 class Digits(Dataset[tuple[Tensor, Tensor]]):
     """One split of the digits: `inputs` (8, 8) float32 in 0..1, `target` () int64 in 0..9.
 
-    split: "train" (1,437 images) or "val" (360).
+    split: "train" (1,437 images), "val" (360), or "test", which is empty unless test_fraction sets images aside.
     augment: shift, dim and erase training images at random. Validation images never change.
     limit: keep only the first `limit` samples of each split; None keeps all.
-    val_fraction, split_seed: which images validate. They do not depend on the run's seed, so runs can be compared.
+    val_fraction, test_fraction, split_seed: which images validate and test. They do not depend on the run's seed, so
+    runs can be compared.
     """
 
     def __init__(
@@ -38,15 +39,15 @@ class Digits(Dataset[tuple[Tensor, Tensor]]):
         augment: bool = False,
         limit: int | None = None,
         val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
         split_seed: int = 0,
     ) -> None:
-        if split not in ("train", "val"):
-            raise ConfigError(f"split={split!r}: digits has the splits 'train' and 'val'.")
         if limit is not None and limit < 1:
             raise ConfigError(f"data.dataset.limit={limit}: must be at least 1, or null for all samples.")
         images, targets = read_digits()
-        train, val = split_indices(targets, val_fraction, split_seed)
-        chosen = (train if split == "train" else val)[:limit]
+        chosen = split_indices(targets, val_fraction, test_fraction, split_seed)[split][:limit]
+        if len(chosen) == 0:
+            raise ConfigError("data.dataset.test_fraction=0: no image is set aside for testing. Try 0.2.")
 
         self.augment = augment and split == "train"
         self.images = images[chosen]
@@ -102,19 +103,31 @@ def read_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def split_indices(
-    targets: NDArray[np.int64], val_fraction: float, split_seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the training and of the validation samples, both shuffled, with every class in proportion.
+    targets: NDArray[np.int64], val_fraction: float, test_fraction: float, split_seed: int
+) -> dict[str, NDArray[np.int64]]:
+    """Indices of the samples of "train", "val" and "test", each shuffled, with every class in proportion.
 
-    Sorted by class, every 1/val_fraction-th sample validates: so each class gives its share, to within one sample.
-    Raises: ConfigError if val_fraction is not between 0 and 1.
+    Sorted by class, every 1/val_fraction-th sample validates, and of the others as many test as test_fraction asks
+    for: so each class gives its share, to within one sample.
+    Raises: ConfigError if val_fraction is not between 0 and 1, or test_fraction leaves nothing to train on.
     """
     if not 0 < val_fraction < 1:
         raise ConfigError(f"data.dataset.val_fraction={val_fraction}: must be between 0 and 1, for example 0.2.")
+    if not 0 <= test_fraction < 1 - val_fraction:
+        raise ConfigError(
+            f"data.dataset.test_fraction={test_fraction}: must be at least 0, and below 1 - val_fraction."
+        )
     # RandomState, since NumPy promises its stream for good (NEP 19): the split survives an upgrade.
     order = np.random.RandomState(split_seed).permutation(len(targets))
     by_class = order[np.argsort(targets[order], kind="stable")]
-    passed = np.ceil(np.arange(len(targets) + 1) * val_fraction)
-    validates = np.zeros(len(targets), dtype=bool)
-    validates[by_class] = np.diff(passed) > 0
-    return order[~validates[order]], order[validates[order]]
+    validates = _every(by_class, val_fraction, of=len(targets))
+    tests = _every(by_class[~validates[by_class]], test_fraction / (1 - val_fraction), of=len(targets))
+    chosen = {"train": ~(validates | tests), "val": validates, "test": tests}
+    return {split: order[each[order]] for split, each in chosen.items()}
+
+
+def _every(indices: NDArray[np.int64], share: float, *, of: int) -> NDArray[np.bool_]:
+    """Mark every 1/share-th of the indices, the first one among them. Returns: (of,), for all samples."""
+    marked = np.zeros(of, dtype=bool)
+    marked[indices] = np.diff(np.ceil(np.arange(len(indices) + 1) * share)) > 0
+    return marked

@@ -8,6 +8,7 @@ import importlib.util
 import math
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,20 +28,28 @@ class Table(Dataset[tuple[Tensor, Tensor, Tensor]]):
     Every column, the target's too, has the mean 0 and the standard deviation 1 over the training rows: those alone, so
     that nothing is known of the validation rows. An error times `scale` is in the target's own units.
 
-    split: "train" or "val".
+    split: "train", "val", or "test", which is empty unless test_fraction sets rows aside.
     inputs, targets: all rows, (rows, columns) and (rows,).
-    val_fraction, split_seed: which rows validate. They do not depend on the run's seed, so runs can be compared.
+    val_fraction, test_fraction, split_seed: which rows validate and test. They do not depend on the run's seed, so runs
+    can be compared.
     """
 
     def __init__(
-        self, split: str, *, inputs: Numbers, targets: Numbers, val_fraction: float = 0.2, split_seed: int = 0
+        self,
+        split: str,
+        *,
+        inputs: Numbers,
+        targets: Numbers,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
+        split_seed: int = 0,
     ) -> None:
-        if split not in ("train", "val"):
-            raise ConfigError(f"split={split!r}: a table has the splits 'train' and 'val'.")
-        train, val = split_rows(len(targets), val_fraction, split_seed)
-        chosen = train if split == "train" else val
-        mean, deviation = moments(inputs[train])
-        target_mean, scale = moments(targets[train])
+        rows = split_rows(len(targets), val_fraction, test_fraction, split_seed)
+        chosen = rows[split]
+        if len(chosen) == 0:
+            raise ConfigError("data.dataset.test_fraction=0: no row is set aside for testing. Try 0.2.")
+        mean, deviation = moments(inputs[rows["train"]])
+        target_mean, scale = moments(targets[rows["train"]])
 
         self.inputs = torch.from_numpy((inputs[chosen] - mean) / deviation).float()
         self.targets = torch.from_numpy((targets[chosen] - target_mean) / scale).float()
@@ -61,9 +70,12 @@ class Table(Dataset[tuple[Tensor, Tensor, Tensor]]):
 class Diabetes(Table):
     """442 patients: how far their diabetes went in a year (25..346), from 10 measurements. Ships with scikit-learn."""
 
-    def __init__(self, split: str, *, val_fraction: float = 0.2, split_seed: int = 0) -> None:
+    def __init__(
+        self, split: str, *, val_fraction: float = 0.2, test_fraction: float = 0.0, split_seed: int = 0
+    ) -> None:
         inputs, targets = read_diabetes()
-        super().__init__(split, inputs=inputs, targets=targets, val_fraction=val_fraction, split_seed=split_seed)
+        parts: Any = {"val_fraction": val_fraction, "test_fraction": test_fraction, "split_seed": split_seed}
+        super().__init__(split, inputs=inputs, targets=targets, **parts)
 
 
 class Csv(Table):
@@ -79,12 +91,14 @@ class Csv(Table):
         csv: str | None = None,
         target: str | None = None,
         val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
         split_seed: int = 0,
     ) -> None:
         if csv is None or target is None:
             raise ConfigError("data=csv: which table? Add data.dataset.csv=<path> data.dataset.target=<column>.")
         inputs, targets = read_csv(csv, target)
-        super().__init__(split, inputs=inputs, targets=targets, val_fraction=val_fraction, split_seed=split_seed)
+        parts: Any = {"val_fraction": val_fraction, "test_fraction": test_fraction, "split_seed": split_seed}
+        super().__init__(split, inputs=inputs, targets=targets, **parts)
 
 
 @cache
@@ -152,17 +166,22 @@ def _numbers(row: list[str], header: list[str], *, place: str) -> list[float]:
     return numbers
 
 
-def split_rows(rows: int, val_fraction: float, split_seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the training and of the validation rows, both shuffled; each split has one row at least.
+def split_rows(rows: int, val_fraction: float, test_fraction: float, split_seed: int) -> dict[str, NDArray[np.int64]]:
+    """Indices of the rows of "train", "val" and "test", each shuffled; the first two have one row at least.
 
-    Raises: ConfigError if val_fraction is not between 0 and 1.
+    Raises: ConfigError if val_fraction is not between 0 and 1, or test_fraction leaves nothing to train on.
     """
     if not 0 < val_fraction < 1:
         raise ConfigError(f"data.dataset.val_fraction={val_fraction}: must be between 0 and 1, for example 0.2.")
+    if not 0 <= test_fraction < 1 - val_fraction:
+        raise ConfigError(
+            f"data.dataset.test_fraction={test_fraction}: must be at least 0, and below 1 - val_fraction."
+        )
     # RandomState, since NumPy promises its stream for good (NEP 19): the split survives an upgrade.
     order = np.random.RandomState(split_seed).permutation(rows).astype(np.int64)
     cut = min(max(round(rows * val_fraction), 1), rows - 1)
-    return order[cut:], order[:cut]
+    end = min(cut + round(rows * test_fraction), rows - 1)
+    return {"train": order[end:], "val": order[:cut], "test": order[cut:end]}
 
 
 def moments(values: Numbers) -> tuple[Numbers, Numbers]:

@@ -20,11 +20,11 @@ class Text(Dataset[tuple[Tensor, Tensor]]):
     The alphabet is that of bytes, 0..255, whatever the text: so any file will do, a model fits every text, and scores
     of different alphabets can be compared. In English nearly every character is one byte.
 
-    split: "train", the beginning of the text, or "val", its end.
+    split: "train", the beginning of the text, "val", what follows, or "test", its end: nothing without test_fraction.
     file: path of the text; None takes the manual that Python's `help()` shows, half a megabyte of English.
     context: bytes in a window. The windows lie side by side.
     shift: move each training window at random, by less than its length: epochs differ. Validation windows never move.
-    val_fraction: the share of the text that validates.
+    val_fraction, test_fraction: the shares of the text that validate and test.
     """
 
     def __init__(
@@ -35,16 +35,22 @@ class Text(Dataset[tuple[Tensor, Tensor]]):
         context: int = 64,
         shift: bool = True,
         val_fraction: float = 0.1,
+        test_fraction: float = 0.0,
     ) -> None:
-        if split not in ("train", "val"):
-            raise ConfigError(f"split={split!r}: text has the splits 'train' and 'val'.")
         if context < 1:
             raise ConfigError(f"data.dataset.context={context}: must be at least 1.")
         if not 0 < val_fraction < 1:
             raise ConfigError(f"data.dataset.val_fraction={val_fraction}: must be between 0 and 1, for example 0.1.")
+        if not 0 <= test_fraction < 1 - val_fraction:
+            raise ConfigError(
+                f"data.dataset.test_fraction={test_fraction}: must be at least 0, and below 1 - val_fraction."
+            )
         text = read_manual() if file is None else read_text(file)
-        cut = len(text) - round(len(text) * val_fraction)
-        part = text[:cut] if split == "train" else text[cut:]
+        end = len(text) - round(len(text) * test_fraction)
+        cut = end - round(len(text) * val_fraction)
+        part = {"train": text[:cut], "val": text[cut:end], "test": text[end:]}[split]
+        if split == "test" and not test_fraction:
+            raise ConfigError("data.dataset.test_fraction=0: no text is set aside for testing. Try 0.1.")
         if len(part) <= context:
             raise ConfigError(
                 f"data.dataset.file: {file or 'the manual'} is too short: its {split} split has {len(part)} bytes, and "

@@ -1,7 +1,9 @@
 """Classification: one class for each sample."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -42,3 +44,16 @@ class Classification:
     def compute(self, sums: Mapping[str, Tensor], samples: int) -> dict[str, float]:
         """The metrics of an epoch. accuracy: 0..1."""
         return {"accuracy": sums["correct"].item() / samples}
+
+    def figures(self, model: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        """Draw the confusion matrix of the validation set."""
+        from project.tasks.plots import confusion_matrix
+
+        pairs, classes = [], 0
+        for inputs, targets, *_ in batches:
+            logits = model(inputs)
+            classes = max(classes, logits.shape[1])
+            # Each pair of classes as one number. Counted on the CPU: no GPU counts them in a fixed order.
+            pairs.append((targets * logits.shape[1] + logits.argmax(dim=1)).cpu())
+        counts = torch.cat(pairs).bincount(minlength=classes**2).view(classes, classes)
+        return {"confusion_matrix": confusion_matrix(counts)}

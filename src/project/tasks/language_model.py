@@ -1,14 +1,17 @@
 """Language modelling: at every place of a text, which token comes next."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from project.tasks.sums import total
 from savepoint import Outcome
 from savepoint.errors import ConfigError
+
+WRITTEN = 240  # tokens of a sample
 
 
 class LanguageModel:
@@ -51,3 +54,20 @@ class LanguageModel:
         """The metrics of an epoch. perplexity: the vocabulary's size for a guess at random, 1 at best."""
         nats = sums["nats"] / samples
         return {"perplexity": nats.exp().item(), "bits_per_token": nats.item() / math.log(2)}
+
+    def figures(self, model: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, str]:
+        """Let the model go on from the beginning of the first validation row. Tokens below 256 are shown as bytes."""
+        row = next(iter(batches))[0][:1]
+        context, tokens = row.shape[1], row[0, : max(1, row.shape[1] // 2)].tolist()
+        begun = len(tokens)
+        for _ in range(WRITTEN):
+            logits = model(torch.tensor([tokens[-context:]], device=row.device))[0, -1]
+            # On the CPU: drawing from many classes is not deterministic on every GPU.
+            tokens.append(int(torch.multinomial(logits.float().cpu().softmax(dim=0), 1)))
+        return {"sample": f"{_text(tokens[:begun])} ▸ {_text(tokens[begun:])}\n"}
+
+
+def _text(tokens: list[int]) -> str:
+    if max(tokens) < 256:
+        return bytes(tokens).decode(errors="replace")
+    return " ".join(str(token) for token in tokens)

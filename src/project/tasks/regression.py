@@ -1,6 +1,7 @@
 """Regression: one number for each sample."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,17 @@ class Regression:
         spread = sums["squared_targets"] - samples * mean * mean
         r2 = 1 - errors / spread if spread > 0 else torch.tensor(torch.nan)
         return {"rmse": (errors / samples).sqrt().item(), "r2": r2.item()}
+
+    def figures(self, model: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Any]:
+        """Draw the predictions of the validation set against its targets, in the target's units, around its mean."""
+        from project.tasks.plots import predicted_against_true
+
+        targets, predictions = [], []
+        for inputs, actual, *scales in batches:
+            scale = scales[0] if scales else 1.0
+            targets.append((actual * scale).float().cpu())
+            predictions.append((model(inputs).view_as(actual).float() * scale).cpu())
+        return {"predicted_against_true": predicted_against_true(torch.cat(targets), torch.cat(predictions))}
 
 
 def _square(values: Tensor) -> Tensor:

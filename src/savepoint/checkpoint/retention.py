@@ -9,6 +9,7 @@ from pathlib import Path
 from savepoint import system
 from savepoint.checkpoint import layout
 from savepoint.checkpoint.selection import best, measured, names, position
+from savepoint.checkpoint.storage import SUPERSEDED
 from savepoint.errors import CheckpointError
 
 _PRUNED = ".tmp-pruned-"
@@ -86,8 +87,12 @@ def _delete(root: Path, dropped: list[str]) -> list[str]:
 def clean(root: Path) -> None:
     """Remove what a killed process left half written or half deleted. Call it while no other process uses the run.
 
+    A checkpoint that was about to be replaced by one that has an evaluation gets its name back.
     What the disk refuses to delete is left for the next start.
     """
     with contextlib.suppress(OSError):
+        for aside in root.glob(f"{SUPERSEDED}*"):
+            if not (final := root / aside.name.removeprefix(SUPERSEDED)).exists():
+                os.rename(aside, final)
         for entry in root.glob(".tmp-*"):
             system.files.remove(entry)

@@ -70,21 +70,22 @@ def select(root: Path, choice: str, *, monitor: str | None, mode: str) -> Checkp
 def best(root: Path, *, monitor: str, mode: str) -> list[str]:
     """List the names of the checkpoints at which `monitor` was measured, best first, without NaN.
 
-    A checkpoint in the middle of an epoch does not count: its metrics are those of the epoch before.
+    A checkpoint between two evaluations does not count: its metrics are those of the evaluation before.
     mode: `min` or `max`.
     """
-    scores = []
+    scores = {}
     for name in names(root):
         # A damaged checkpoint cannot be the best. Resume reports the damage.
         with contextlib.suppress(CheckpointError):
             score = measured(root / name).get(monitor)
             if isinstance(score, int | float) and score == score:
-                scores.append((score if mode == "min" else -score, position(name), name))
-    return [name for _, _, name in sorted(scores)]
+                # Of two checkpoints of one step, before and after the end of its epoch, the later one.
+                scores[position(name)[0]] = (score if mode == "min" else -score, position(name), name)
+    return [name for _, _, name in sorted(scores.values())]
 
 
 def measured(path: Path) -> dict[str, Any]:
-    """Return the metrics that were measured at this checkpoint; {} in the middle of an epoch.
+    """Return the metrics that were measured at this checkpoint; {} between two evaluations.
 
     Raises: CheckpointError if its state.json cannot be read.
     """
@@ -103,4 +104,6 @@ def _metrics(path: Path, identity: tuple[int, int, int]) -> dict[str, Any]:
         metrics = tree.join({}, values.get("metrics"))
     except tree.TreeError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return metrics if isinstance(metrics, dict) and values.get("batch") == 0 else {}
+    # The first checkpoints do not say when they were evaluated: at the end of each epoch.
+    there = values["evaluated"] == values.get("step") if "evaluated" in values else values.get("batch") == 0
+    return metrics if isinstance(metrics, dict) and there else {}

@@ -22,6 +22,7 @@ from savepoint.checkpoint.layout import CONFIG, FORMAT, MODEL, PROVENANCE, STATE
 from savepoint.errors import CheckpointError
 
 NAME = re.compile(r"epoch_([0-9]{4,9})_step_([0-9]{8,15})")
+SUPERSEDED = ".tmp-superseded-"
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,22 @@ def draft(
 def publish(root: Path, draft: Draft) -> Path:
     """Write a prepared checkpoint under `root`, and return its path once it is durable.
 
-    A sound checkpoint of the same name is kept: its bytes would be the same. A damaged one is set aside.
+    A sound checkpoint of the same name is kept: its bytes would be the same. Only one that lacks the evaluation of its
+    step, which was interrupted, is replaced by one that has it. A damaged one is set aside.
     Raises: OSError if the disk refuses, after whatever was written has been removed.
     """
-    final = root / draft.name
+    final, aside = root / draft.name, root / f"{SUPERSEDED}{draft.name}"
+    replaces = False
     if final.exists():
-        if verify(final) is None:
+        try:
+            replaces = _lacks_evaluation(load(final).state, draft)
+        except CheckpointError:
+            set_aside(final)
+        except layout.NewerFormatError:
             return final
-        set_aside(final)
+        else:
+            if not replaces:
+                return final
     hidden = root / f".tmp-{final.name}-{os.getpid()}"
     try:
         if not root.exists():
@@ -120,12 +129,24 @@ def publish(root: Path, draft: Draft) -> Path:
         system.files.write(hidden / layout.MANIFEST, layout.manifest(written))
         # The files' names must be on the disk before the directory gets the name that makes it a checkpoint.
         system.files.sync_directory(hidden)
+        if replaces:
+            os.rename(final, aside)  # if the process dies here, `retention.clean` gives it its name back
         os.rename(hidden, final)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
+        if replaces and not final.exists():
+            os.rename(aside, final)
         raise
     system.files.sync_directory(root)
+    if replaces:
+        system.files.remove(aside)
     return final
+
+
+def _lacks_evaluation(saved: Mapping[str, Any], draft: Draft) -> bool:
+    """Whether a checkpoint was saved before the evaluation of its step, and the draft after it."""
+    step = saved["step"]
+    return bool(draft.values.get("evaluated") == step and saved.get("evaluated", step) != step)
 
 
 def _write_files(directory: Path, draft: Draft) -> dict[str, tensorfile.Written]:

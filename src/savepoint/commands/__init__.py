@@ -6,6 +6,7 @@ Rooms, in reading order:
     places     find the checkpoints that a query names
     soundness  judge one checkpoint
     verify     report on a run's checkpoints, and from which one a resume would begin
+    evaluate   measure a checkpoint on its validation or test split
     exactness  verify --exact: prove that a resume of a run gives the same bits
     diff       compare two runs bit by bit
     demo       train, kill, resume, compare
@@ -18,16 +19,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from savepoint.commands.demo import play_demo
     from savepoint.commands.diff import compare, diff_checkpoints, diff_runs
+    from savepoint.commands.evaluate import evaluate_run
     from savepoint.commands.exactness import verify_exact
     from savepoint.commands.ui import serve_ui
     from savepoint.commands.verify import verify_run
 
-__all__ = ["compare", "diff_checkpoints", "diff_runs", "play_demo", "serve_ui", "verify_exact", "verify_run"]
+__all__ = [
+    "compare",
+    "diff_checkpoints",
+    "diff_runs",
+    "evaluate_run",
+    "play_demo",
+    "serve_ui",
+    "verify_exact",
+    "verify_run",
+]
 
 _ROOMS = {
     "compare": "diff",
     "diff_checkpoints": "diff",
     "diff_runs": "diff",
+    "evaluate_run": "evaluate",
     "play_demo": "demo",
     "serve_ui": "ui",
     "verify_exact": "exactness",

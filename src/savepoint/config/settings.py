@@ -56,6 +56,10 @@ class TrainerSettings:
     max_epochs: int | None = setting(20, at_least(1))
     max_steps: int | None = setting(None, at_least(1))
     patience: int | None = setting(None, at_least(1))
+    evaluate_every_n_steps: int | None = setting(None, at_least(1))
+    evaluate_first: bool = False
+    test: bool = False
+    figures_every_n_epochs: int | None = setting(None, at_least(1))
     accumulate: int = setting(1, at_least(1))
     clip_grad_norm: float | None = setting(None, above(0))
     ema_decay: float | None = setting(None, between(0, 1))
@@ -64,6 +68,7 @@ class TrainerSettings:
     deterministic: bool = True
     threads: int | None = setting(None, at_least(1))
     log_every_n_steps: int | None = setting(50, at_least(1))
+    log_grad_norm: bool = False
     on_nonfinite: str = setting("warn", one_of("warn", "stop"))
     detect_anomaly: bool = False
     profile: bool = False

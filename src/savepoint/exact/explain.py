@@ -20,7 +20,7 @@ REGISTER = 'savepoint.registry.register("name", thing) with an object that has s
 class Trace:
     """Everything that one process recorded.
 
-    about: classes and files of the parts, see `trace.about`. notes: (file:line, words) for each use of unseeded
+    about: classes and files of the parts, see `watch.about`. notes: (file:line, words) for each use of unseeded
     randomness or of a clock.
     """
 

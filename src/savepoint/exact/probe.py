@@ -32,6 +32,18 @@ def digest(value: Any) -> str:
         raise UserError(f"A value of the class {type(value).__name__} cannot be compared: {error}") from error
 
 
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values in nested mappings and sequences, each with its path."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from leaves(each, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple) and 0 < len(value) <= ITEMS:
+        for index, each in enumerate(value):
+            yield from leaves(each, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
 def contents(value: Any, depth: int = 0) -> Any:
     """Convert a value to plain data that `digest_of` reads whole: objects as their attributes, sets in order."""
     if isinstance(value, Tensor):

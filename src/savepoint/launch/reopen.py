@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from savepoint import runs, trackers, trust
-from savepoint.config import Settings, TrackerSettings, apply_overrides, compose, read_settings
-from savepoint.errors import ConfigError, UserError
+from savepoint.config import Settings, TrackerSettings, apply_overrides
+from savepoint.errors import UserError
 from savepoint.launch import continues
 from savepoint.launch.script import run_script
 
@@ -74,6 +74,7 @@ class Reopened:
         from savepoint import checkpoint
 
         root = self.run.checkpoints
+        checkpoint.clean(root)
         newest, damaged = checkpoint.latest(root)
         if damaged and newest is None:
             # Starting over would cut the run's history to nothing, and a disk that is ill may be well again tomorrow.
@@ -127,7 +128,9 @@ def reopen(query: str, overrides: list[str], repository: Path) -> Iterator[Reope
         lock = found.run.hold()
         try:
             own = runs.read_config(found.run.directory)
-            settings = _tracker_settings(own, overrides, conf)
+            kept = own.get("tracker")
+            kind = kept.get("kind") if isinstance(kept, dict) else None
+            settings = trackers.local_settings(kind, conf, [each for each in overrides if _is_tracker(each)])
             others = [override for override in overrides if not _is_tracker(override)]
             checked = trust.check_config(apply_overrides(own, others, conf), source=repository / "src")
             # Before torch is imported: the tracker starts in a process of its own, at the same time.
@@ -158,17 +161,3 @@ def _sweep(run: runs.Run) -> trackers.Sweep | None:
 
 def _is_tracker(override: str) -> bool:
     return override.partition("=")[0].partition(".")[0] == "tracker"
-
-
-def _tracker_settings(own: dict[str, Any], overrides: list[str], conf: Path) -> TrackerSettings:
-    """Compose the tracker's settings from conf/ and the command line.
-
-    A run's config may come from a stranger, so it never decides where data goes. It only says which kind of tracker
-    the run had.
-    """
-    kind = own["tracker"].get("kind") if isinstance(own.get("tracker"), dict) else None
-    choice = [f"tracker={kind}"] if isinstance(kind, str) and (conf / "tracker" / f"{kind}.yaml").is_file() else []
-    settings, faults = read_settings(compose([*choice, *(each for each in overrides if _is_tracker(each))], conf))
-    if settings is None:
-        raise ConfigError("\n".join(faults))
-    return settings.tracker

@@ -1,16 +1,18 @@
 """Runs: a run on the disk, and how it is found again. Importing this package does not import torch.
 
 Rooms, in reading order:
-    directory   a run's directory and its record, run.json
-    lookup      find the run that a person means
-    history     metrics.jsonl: every value that a run logged
-    provenance  git commit, uncommitted changes, versions, hardware
-    sweep       a sweep's directory and its table of results
+    directory    a run's directory and its record, run.json
+    lookup       find the run that a person means
+    history      metrics.jsonl: every value that a run logged
+    evaluations  evaluations.jsonl: what its checkpoints measured apart from training
+    provenance   git commit, uncommitted changes, versions, hardware
+    sweep        a sweep's directory and its table of results
 """
 
 from savepoint.runs.directory import (
     CHECKPOINTS,
     CONFIG,
+    FIGURES,
     FULL,
     LOCK,
     LOG,
@@ -27,6 +29,7 @@ from savepoint.runs.directory import (
     read_config,
     remove_empty,
 )
+from savepoint.runs.evaluations import EVALUATIONS, Evaluation, read_evaluations, record_evaluation
 from savepoint.runs.history import History, cut_history, read_history
 from savepoint.runs.lookup import Found, all_runs, find
 from savepoint.runs.provenance import gather_provenance, provenance_differences, uncommitted_changes
@@ -42,11 +45,14 @@ from savepoint.runs.sweep import (
 __all__ = [
     "CHECKPOINTS",
     "CONFIG",
+    "EVALUATIONS",
+    "FIGURES",
     "FULL",
     "LOCK",
     "LOG",
     "METRICS",
     "RECORD",
+    "Evaluation",
     "Found",
     "History",
     "Run",
@@ -64,7 +70,9 @@ __all__ = [
     "provenance_differences",
     "read",
     "read_config",
+    "read_evaluations",
     "read_history",
+    "record_evaluation",
     "redact_sweep_record",
     "remove_empty",
     "remove_unstarted_sweep",

@@ -22,7 +22,7 @@ from savepoint.errors import UserError
 from savepoint.runs import provenance
 
 RECORD, CONFIG, CHECKPOINTS, METRICS, LOG = "run.json", "config.yaml", "checkpoints", "metrics.jsonl", "train.log"
-LOCK = ".lock"
+FIGURES, LOCK = "figures", ".lock"
 _KEYS = ("id", "name", "status", "started", "tracker", "parents", "sweep", "overrides")
 # Error numbers of a disk that is full, and of one that cannot be written for another reason.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

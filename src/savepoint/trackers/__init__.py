@@ -11,14 +11,15 @@ Rooms, in reading order:
     mlflow    MLflow, in a process beside the training one
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from savepoint.config import TrackerSettings
+from savepoint.config import TrackerSettings, compose, read_settings
+from savepoint.errors import ConfigError
 from savepoint.trackers.none import NoTracker
 from savepoint.trackers.protocol import Found, Sweep, Tracker
 
-__all__ = ["Found", "NoTracker", "Sweep", "Tracker", "find_run", "finish_sweep", "open"]
+__all__ = ["Found", "NoTracker", "Sweep", "Tracker", "find_run", "finish_sweep", "local_settings", "open"]
 
 
 def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
@@ -55,6 +56,22 @@ def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
         warn=warn,
         announce=announce,
     )
+
+
+def local_settings(kind: object, conf: Path, overrides: Sequence[str] = ()) -> TrackerSettings:
+    """Compose the tracker's settings from conf/ and the command line.
+
+    A run's config may come from a stranger, so it never decides where data goes. It only says which kind of tracker
+    the run had.
+
+    kind: the tracker's kind in the run's config, if there is one. overrides: those of the tracker.
+    Raises: ConfigError that names what is wrong with the settings.
+    """
+    choice = [f"tracker={kind}"] if isinstance(kind, str) and (conf / "tracker" / f"{kind}.yaml").is_file() else []
+    settings, faults = read_settings(compose([*choice, *overrides], conf))
+    if settings is None:
+        raise ConfigError("\n".join(faults))
+    return settings.tracker
 
 
 def finish_sweep(

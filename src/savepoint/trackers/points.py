@@ -1,5 +1,6 @@
 """The values in metrics.jsonl as points, the form in which a tracker stores them: key, step, value and time."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,24 @@ def count(path: Path) -> int:
         return 0
     with open(path, "rb") as file:
         return sum(len(points(line)) for line in file if line.endswith(b"\n"))
+
+
+def evaluation_points(path: Path) -> list[Point]:
+    """Return the points of an evaluations.jsonl, which may be absent. Their keys begin with the split.
+
+    What was evaluated with overrides has them in its keys: `test data=other/loss`.
+    """
+    found = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+            evaluation = json.loads(line)
+            step, milliseconds = int(evaluation["step"]), int(evaluation["time"] * 1000)
+            prefix = " ".join([evaluation["split"], *evaluation["overrides"]])
+            found += [
+                Point(f"{prefix}/{name}", step, float(value), milliseconds)
+                for name, value in evaluation["values"].items()
+            ]
+    return found
 
 
 class Follower:

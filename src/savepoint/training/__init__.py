@@ -2,23 +2,28 @@
 
 Rooms, in reading order:
     loop          the training loop: fit
-    step          one optimizer update; one evaluation
+    step          one optimizer update
+    evaluation    when an evaluation is due; one evaluation
+    figures       pictures and texts that a task draws of its model
+    logbook       what is logged, and when
     state         TrainState, which is saved, and Parts, which are rebuilt from the config
     own_update    updates that a fork's task writes out itself, with `step.minimize`
     optimization  an optimizer with its schedule and its scaler: what is saved of them
     task          what a batch means: the interface of a fork's own tasks
     build         from a checked config to TrainState and Parts
+    averaging     an exponential average of the weights
     rehearsal     check on few samples that model, data and task fit each other
     patterns      choose parameters by patterns over their names
     optimizers    build optimizers and restore them exactly
     schedules     build a learning-rate schedule and plan its length
     combinations  combinations of options that torch refuses or gets wrong
     job           one run that this process trains
+    scoring       evaluate a checkpoint apart from training: the test split
     preparation   build a run and restore its checkpoint
     supervision   around the loop: train.log, signals, failures, how the run ended
     saves         when the loop saves: what goes into a checkpoint
     report        what is logged at the start, the end and the failure of a run
-    progress      the progress bar, the epoch lines and train.log
+    progress      the progress bar, the row of each evaluation and train.log
 """
 
 import os
@@ -35,6 +40,7 @@ from savepoint.training.optimization import NoSchedule, Optimization
 from savepoint.training.own_update import Step
 from savepoint.training.preparation import environment, prepare
 from savepoint.training.saves import Saves
+from savepoint.training.scoring import score, score_test
 from savepoint.training.state import Parts, TrainState, capture, restore
 from savepoint.training.supervision import session, supervise
 from savepoint.training.task import Outcome, Task
@@ -55,6 +61,8 @@ __all__ = [
     "fit",
     "prepare",
     "restore",
+    "score",
+    "score_test",
     "session",
     "supervise",
 ]

@@ -1,13 +1,12 @@
 """Build the objects of a run, `TrainState` and `Parts`, from a checked config."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import swa_utils
+from torch import nn
 
 from savepoint import registry, system, trust
 from savepoint.checkpoint import Checkpoint
@@ -15,7 +14,8 @@ from savepoint.config import Settings, by_name
 from savepoint.data import Batches, Stream, is_stream
 from savepoint.errors import ConfigError
 from savepoint.training import combinations, optimizers, schedules
-from savepoint.training.optimization import NoSchedule, Optimization
+from savepoint.training.averaging import make_average
+from savepoint.training.optimization import NoSchedule, Optimization, Scaler
 from savepoint.training.rehearsal import rehearse
 from savepoint.training.state import Parts, TrainState, fits
 
@@ -40,21 +40,12 @@ def assemble(
     torch.empty(0, device=device)
     system.rng.seed(settings.seed)
     with registry.collecting() as registered:
-        model = make(config["model"], path="model")
-        if not isinstance(model, nn.Module):
-            raise ConfigError(f"model: {config['model']['_target_']} is not a torch.nn.Module.")
-        if lazy := [name for name, each in model.named_parameters() if isinstance(each, nn.UninitializedParameter)]:
-            raise ConfigError(f"model: {lazy[0]} has no shape before the first batch, which is too late to restore it. "
-                              "Give its module the size of its inputs, in place of a lazy one.")  # fmt: skip
-        model.to(device)
+        model = make_model(config, source=source, device=device)
         task = make(config["task"], path="task")
-        pin = settings.data.pin_memory and device.type == "cuda"
-        train, val = (_batches(config, settings, split, make, pin_memory=pin) for split in ("train", "val"))
-    averaged = None
-    if (decay := settings.trainer.ema_decay) is not None:
-        averaged = Average(model, decay)
+        train, val = (make_batches(config, settings, each, source=source, device=device) for each in ("train", "val"))
+    averaged = make_average(model, settings)
     _check_sizes(settings, train, val)
-    _check_monitors(settings, task)
+    _check_task(task)
     own = hasattr(task, "update")
     optimizations = _optimizations(config, settings, model, device, batches=len(train), make=make, own_update=own)
     state = TrainState(
@@ -67,14 +58,14 @@ def assemble(
     parts = Parts(
         settings=settings,
         task=task,
-        forward=_compiled(model, settings, in_parts=own) if settings.trainer.compile else model,
+        forward=compiled(model, task, settings),
         train=train,
         val=val,
         device=device,
         autocast=AUTOCAST[settings.amp.dtype],
         searches=any(optimizers.searches(one.optimizer) for one in optimizations.values()),
     )
-    rehearse(state, parts, source=source)
+    _check_monitors(settings, task, rehearse(state, parts, source=source))
     return state, parts
 
 
@@ -91,7 +82,7 @@ def _optimizations(
     """Build each optimizer with its schedule and its scaler. own_update: the task decides what each one steps on."""
     amp, nodes, found = settings.amp, by_name(config["scheduler"]), {}
     scale = functools.partial(
-        torch.amp.GradScaler,
+        Scaler,
         device.type,
         init_scale=amp.init_scale,
         growth_factor=amp.growth_factor,
@@ -124,48 +115,32 @@ def _join(group: str, name: str) -> str:
     return f"{group}.{name}" if name else group
 
 
-def _compiled(model: nn.Module, settings: Settings, *, in_parts: bool) -> Any:
-    """Compile the model. in_parts: each direct child alone, in place, for an update that calls them one by one."""
+def make_model(config: dict[str, Any], *, source: Path, device: torch.device) -> nn.Module:
+    """Build the model on its device. Raises: ConfigError if it is no module, or has parameters without a shape."""
+    model = trust.make(config["model"], path="model", source=source)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model: {config['model']['_target_']} is not a torch.nn.Module.")
+    if lazy := [name for name, each in model.named_parameters() if isinstance(each, nn.UninitializedParameter)]:
+        raise ConfigError(f"model: {lazy[0]} has no shape before the first batch, which is too late to restore it. "
+                          "Give its module the size of its inputs, in place of a lazy one.")  # fmt: skip
+    return model.to(device)
+
+
+def compiled(model: nn.Module, task: Any, settings: Settings) -> Any:
+    """Compile the model where `trainer.compile` asks for it.
+
+    For a task with an update of its own, which may call the direct children one by one, each is compiled alone.
+    """
+    if not settings.trainer.compile:
+        return model
     # Otherwise the compiler times some kernels on a GPU, and another process may choose differently.
     options: dict[str, Any] = {"deterministic": settings.trainer.deterministic}
-    if not in_parts:
+    if not hasattr(task, "update"):
         # The plain model stays the one that is saved: a compiled wrapper would prefix every name with `_orig_mod.`.
         return torch.compile(model, options=options)
     for child in model.children():
         child.compile(options=options)
     return model
-
-
-class Average(swa_utils.AveragedModel):
-    """An exponential average of a model's weights and buffers that is updated without waiting for the device.
-
-    torch's own update copies its counter to the device and waits for the copy, though this average never reads it.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        average: Any = swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        # Buffers too: batch norm's statistics belong to the weights that they were measured with.
-        super().__init__(model, multi_avg_fn=average, use_buffers=True)
-        self._average = average
-
-    def update_parameters(self, model: nn.Module) -> None:
-        """Move the average towards `model`. The first update copies the model."""
-        if self.n_averaged == 0:
-            super().update_parameters(model)
-            return
-        kinds: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for mine, theirs in zip(_tensors(self.module), _tensors(model), strict=True):
-            averages, values = kinds.setdefault(mine.dtype, ([], []))
-            averages.append(mine.detach())
-            values.append(theirs.detach())
-        for averages, values in kinds.values():
-            self._average(averages, values, None)
-        self.n_averaged += 1
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
 
 
 def pick_device(name: str) -> torch.device:
@@ -196,9 +171,12 @@ def _compare(node: Any, checkpoint: Checkpoint, source: Path) -> None:
     fits(model, checkpoint)
 
 
-def _batches(
-    config: dict[str, Any], settings: Settings, split: str, make: Callable[..., Any], *, pin_memory: bool
+def make_batches(
+    config: dict[str, Any], settings: Settings, split: str, *, source: Path, device: torch.device
 ) -> Batches | Stream:
+    """Build a split of the data set and its batches. Raises: ConfigError for what is no data set."""
+    make = functools.partial(trust.make, source=source)
+    pin_memory = settings.data.pin_memory and device.type == "cuda"
     node = config["data"]["dataset"]
     dataset = make({**node, "split": split}, path="data.dataset")
     sampler = config["data"].get("sampler") if split == "train" else None
@@ -232,11 +210,21 @@ def _check_sizes(settings: Settings, train: Batches | Stream, val: Batches | Str
         raise ConfigError("data.dataset: its validation split is empty.")
 
 
-def _check_monitors(settings: Settings, task: Any) -> None:
-    if not callable(task) or not isinstance(getattr(task, "metrics", None), tuple | list):
+def _check_task(task: Any) -> None:
+    called = callable(task) or (hasattr(task, "update") and hasattr(task, "evaluate"))
+    if not called or not isinstance(getattr(task, "metrics", None), tuple | list):
         raise ConfigError(f"task: {type(task).__name__} is no task. It needs __call__, compute and metrics: see docs/.")
-    splits = ("train/", "val/", "val/ema_") if settings.trainer.ema_decay is not None else ("train/", "val/")
-    names = [f"{split}{name}" for split in splits for name in ("loss", *task.metrics)]
+
+
+def _check_monitors(settings: Settings, task: Any, evaluated: set[str] | None) -> None:
+    """Check that whatever follows a metric follows one that is logged.
+
+    evaluated: the names that an evaluation of the task's own measures, where they are known.
+    """
+    trained = ["loss", *task.metrics]
+    splits = ("val/", "val/ema_") if settings.trainer.ema_decay is not None else ("val/",)
+    names = [f"train/{name}" for name in trained]
+    names += [f"{split}{name}" for split in splits for name in (trained if evaluated is None else sorted(evaluated))]
     monitors = {"checkpoint.monitor": settings.checkpoint.monitor}
     monitors |= {f"{_join('scheduler', name)}.monitor": each.monitor for name, each in settings.schedulers.items()}
     faults = [

@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from savepoint.checkpoint import Checkpoint
@@ -35,6 +36,26 @@ class NoSchedule:
         pass
 
 
+class Scaler(torch.amp.GradScaler):
+    """torch's gradient scaler, which also counts the updates that it skipped, without waiting for the device."""
+
+    skipped: Tensor | int = 0
+
+    def update(self, new_scale: float | Tensor | None = None) -> None:
+        if self.is_enabled():
+            scale: Tensor = self._scale  # type: ignore[assignment]  # None before the first loss
+            before = scale.clone()
+            super().update(new_scale)
+            self.skipped = self.skipped + (scale < before)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | ({"skipped": int(self.skipped)} if self.is_enabled() else {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.skipped = state_dict.get("skipped", 0)  # the first checkpoints lack it
+
+
 @dataclass
 class Optimization:
     """An optimizer and what belongs to it.
@@ -44,7 +65,7 @@ class Optimization:
 
     optimizer: Optimizer
     scheduler: Scheduler
-    scaler: torch.amp.GradScaler
+    scaler: Scaler
     learning_rates: list[float] = field(default_factory=list)  # used by the last update, one for each parameter group
     schedule_length: int | None = None  # planned once, from the end of training as the run was started
 

@@ -3,7 +3,7 @@
 For GANs, distillation, adversarial and reinforcement learning, and whatever else is not one loss and one step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,16 @@ def own_update(state: TrainState, parts: Parts, window: list[Any]) -> int:
         outcome = step.take(parts.task, batch)
         outcome.add_to(state.sums)
         samples += outcome.samples
+    state.grad_norms |= step.grad_norms
     return samples
+
+
+def clip(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
+    """Scale gradients down to a norm, if there is a limit. Returns: their norm before, 0-dim, on the device."""
+    given = [parameter for parameter in parameters if parameter.grad is not None]
+    if limit is None:
+        return nn.utils.get_total_norm([each.grad for each in given if each.grad is not None])
+    return nn.utils.clip_grad_norm_(given, limit)
 
 
 class Step:
@@ -39,12 +48,18 @@ class Step:
         self.number, self.epoch, self.device = state.step, state.epoch, parts.device
         self._parts, self._left = parts, batches
         self._accumulates = parts.settings.trainer.accumulate > 1
-        self._shares = {name: _Share(one, parts) for name, one in state.optimizers.items()}
+        wants_norm = parts.wants_norm(state)
+        self._shares = {name: _Share(one, parts, wants_norm=wants_norm) for name, one in state.optimizers.items()}
 
     @property
     def optimizers(self) -> Mapping[str, Optimizer]:
         """The optimizers by name, to look at. The only one of a config without names is under ""."""
         return {name: share.one.optimizer for name, share in self._shares.items()}
+
+    @property
+    def grad_norms(self) -> dict[str, Tensor]:
+        """The norms of the last gradients, where they were computed, by the names of the optimizers."""
+        return {name: share.norm for name, share in self._shares.items() if share.norm is not None}
 
     def minimize(
         self,
@@ -113,9 +128,10 @@ class Step:
 class _Share:
     """An optimizer's share of an update: its gradient so far, and the samples that it is a sum over."""
 
-    def __init__(self, one: Optimization, parts: Parts) -> None:
-        self.one = one
+    def __init__(self, one: Optimization, parts: Parts, *, wants_norm: bool) -> None:
+        self.one, self._wants_norm = one, wants_norm
         self.limit: float | None = None
+        self.norm: Tensor | None = None  # of the last gradient that it stepped on
         self.minimized = False  # in this batch
         self.samples = self._unit = 0
         self._kind = parts.device.type
@@ -137,9 +153,9 @@ class _Share:
             raise ConfigError("task: a loss that minimize is given depends on no parameter of its optimizer.")
         if self.samples != self._unit:
             torch._foreach_mul_(gradients, self._unit / self.samples)
-        if self.limit is not None:
+        if self.limit is not None or self._wants_norm:
             one.scaler.unscale_(one.optimizer)
-            nn.utils.clip_grad_norm_(self._parameters(), self.limit)
+            self.norm = clip(self._parameters(), self.limit)
         one.scaler.step(one.optimizer)
         one.scaler.update()
         one.optimizer.zero_grad()

@@ -13,6 +13,7 @@ from savepoint.data import end_workers
 from savepoint.errors import UserError
 from savepoint.training import build, optimization, schedules, state
 from savepoint.training.job import Job
+from savepoint.training.scoring import check_test_split
 from savepoint.training.state import Parts, TrainState
 
 THREADS = torch.get_num_threads()  # before any run of this process sets another number
@@ -34,7 +35,6 @@ def prepare(job: Job) -> tuple[TrainState, Parts]:
     path = job.run.directory / runs.CONFIG
     if path.read_bytes() != config:
         system.files.replace(path, config)
-    checkpoint.clean(job.run.checkpoints)
     runs.cut_history(job.run.metrics, lines=state.history_lines)
     return state, parts
 
@@ -44,6 +44,8 @@ def _build(job: Job) -> tuple[TrainState, Parts]:
     recorded = resumed.provenance.get("threads") if resumed else None
     environment(settings, threads=settings.trainer.threads or recorded or THREADS)
     train_state, parts = build.assemble(job.config, settings, source=job.repository / "src", checkpoint=resumed)
+    if settings.trainer.test:
+        check_test_split(job.config, settings, source=job.repository / "src")
     parts = dataclasses.replace(parts, fingerprints=_fingerprints(parts, resumed))
     if resumed is not None:
         _check_length(job, train_state, resumed)

@@ -1,4 +1,4 @@
-"""Show a run while it trains: one table row for each epoch, a bar with rate and ETA on a terminal, and train.log."""
+"""Show a run while it trains: a table row for each evaluation, a bar with rate and ETA on a terminal, and train.log."""
 
 import contextlib
 import copy
@@ -25,13 +25,13 @@ class Progress(Protocol):
         """Note that an update is done. Called at every step, so it has to cost next to nothing."""
         ...
 
-    def epoch(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """Show what was measured for an epoch that is done."""
+    def row(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        """Show what an evaluation measured."""
         ...
 
 
 class Table:
-    """One row of text for each epoch under one header, never wider than `width` columns.
+    """One row of text for each evaluation under one header, never wider than `width` columns.
 
     Metrics that do not fit are left out. Losses come first, then what was measured in validation.
     epochs, steps: the planned end, which sets the width of the first two columns.
@@ -42,10 +42,11 @@ class Table:
         digits = len(str(steps))
         self._first = max(len("epoch"), 2 * len(str(epochs)) + 1 if epochs else digits), max(len("step"), digits)
         self._columns: dict[str, int] = {}
+        self._names: set[str] = set()
 
     def rows(self, *, epoch: int, step: int, values: Mapping[str, float]) -> list[str]:
-        """Lay out the row of an epoch, and the header before the first row."""
-        header = [] if self._columns else [self._header(values)]
+        """Lay out the row of an evaluation, and a header before a row with new metrics."""
+        header = [] if values.keys() <= self._names else [self._header(values)]
         cells = [_number(values[name], size) if name in values else "" for name, size in self._columns.items()]
         return [*header, self._row(f"{epoch}{self._planned}", str(step), cells)]
 
@@ -56,6 +57,7 @@ class Table:
             if room < 0:
                 break
             chosen.append(name)
+        self._names |= {*values}
         self._columns = {name: max(NUMBER_WIDTH, len(_short(name))) for name in values if name in chosen}
         return self._row("epoch", "step", [_short(name) for name in self._columns])
 
@@ -73,7 +75,7 @@ class _Plain:
     def advance(self, *, epoch: int, step: int) -> None:
         pass
 
-    def epoch(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
+    def row(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
         for row in self._table.rows(epoch=epoch, step=step, values=values):
             log.info("%s", row)
 
@@ -97,11 +99,11 @@ class _Bar(_Plain):
             self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}{self._planned}", rate=rate)
             self._bar.refresh()
 
-    def epoch(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
+    def row(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
         self._bar.update(self._task, completed=step)
         # The bar shows the speed.
         shown = {name: value for name, value in values.items() if name != SPEED}
-        super().epoch(epoch=epoch, step=step, values=shown)
+        super().row(epoch=epoch, step=step, values=shown)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,10 @@ Otherwise the first batch would tell, and leave the directory of a run that neve
 
 import copy
 import functools
+import logging
 import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +17,63 @@ from torch import Tensor, nn
 
 from savepoint import data, system
 from savepoint.errors import BuildError, ConfigError, UserError
+from savepoint.training import figures
+from savepoint.training.evaluation import measure
 from savepoint.training.own_update import Step
 from savepoint.training.state import Parts, TrainState
 from savepoint.training.task import Outcome
 
 # What torch raises for shapes and types that do not fit. Anything else may as well be a bug in the fork's code.
 MISFITS = (ValueError, RuntimeError, TypeError, IndexError)
+log = logging.getLogger("savepoint")
 
 
-def rehearse(state: TrainState, parts: Parts, *, source: Path) -> None:
+def rehearse(state: TrainState, parts: Parts, *, source: Path) -> set[str] | None:
     """Call the task on a training and on a validation batch, and leave no trace.
 
-    An update of the task's own is made without the steps of its optimizers. Model and task are copies, so buffers,
-    counters and what a fork registers stay as they are; generators are restored.
+    An update of the task's own is made without the steps of its optimizers; an evaluation of its own gets one batch.
+    Model and task are copies, so buffers, counters and what a fork registers stay as they are; generators are restored.
     Models that cannot be copied are not rehearsed.
 
     source: the directory that holds the `project` package.
+    Returns: the names that an evaluation of the task's own measures, if it has one and they are known now.
     Raises: ConfigError or BuildError that names the classes, the batch and the line of the fork's own code.
     """
     with system.rng.isolated():
         try:
             model, task = copy.deepcopy((state.model, parts.task))
         except Exception:  # a lock or an open file among its attributes, for example: the first batch will tell
-            return
-        for split, batches in (("training", parts.train), ("validation", parts.val)):
-            call = functools.partial(_update, state) if split == "training" and hasattr(task, "update") else _call
-            try:
-                call(model, task, batches.glance(), parts, split)
-            except Exception:  # whatever it was: two samples may be too few, or of shapes that no real batch mixes
-                batch = batches.glance(whole=True)
-                try:
-                    call(model, task, batch, parts, split)
-                except UserError:
-                    raise
-                except Exception as error:
-                    raise _fault(error, (model, batches.dataset, task), batch, split, source) from error
+            return None
+        update = functools.partial(_update, state) if hasattr(task, "update") else _call
+        evaluate = _evaluate if hasattr(task, "evaluate") else _call
+        _try(update, model, task, parts, "training", source)
+        measured = _try(evaluate, model, task, parts, "validation", source)
+        if hasattr(task, "figures") and parts.settings.trainer.figures_every_n_epochs is not None:
+            _try(_draw, model, task, parts, "validation", source)
+    return measured
+
+
+def _try(
+    call: Callable[..., set[str] | None], model: nn.Module, task: Any, parts: Parts, split: str, source: Path
+) -> set[str] | None:
+    """Make a call with two samples, and if that fails with a whole batch. Returns: its result, None if it has none."""
+    batches = parts.train if split == "training" else parts.val
+    try:
+        return call(model, task, batches.glance(), parts, split)
+    except Exception:  # whatever it was: two samples may be too few, or of shapes that no real batch mixes
+        batch = batches.glance(whole=True)
+        try:
+            return call(model, task, batch, parts, split)
+        except UserError:
+            raise
+        except Exception as error:
+            if call not in (_evaluate, _draw) or not isinstance(error, ValueError):
+                raise _fault(error, (model, batches.dataset, task), batch, split, source) from error
+            # The word of metric libraries for samples on which a metric is undefined.
+            name, words = "evaluate" if call is _evaluate else "figures", " ".join(str(error).split())
+            log.warning("%s of %s was tried on one batch of validation and failed, which more samples may mend: %s",
+                        name, type(task).__name__, words)  # fmt: skip
+            return None
 
 
 def _fault(error: Exception, parts: tuple[Any, ...], batch: Any, split: str, source: Path) -> ConfigError:
@@ -74,6 +99,20 @@ def _call(model: nn.Module, task: Any, batch: Any, parts: Parts, split: str) -> 
             f"task: {type(task).__name__} returns a {type(outcome).__name__}, and has to return an Outcome."
         )
     _check_loss(task, outcome)
+
+
+def _evaluate(model: nn.Module, task: Any, batch: Any, parts: Parts, split: str) -> set[str]:
+    model.eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # metric libraries warn of a metric that is undefined on so few samples
+        return set(measure(task, model, [batch], parts))
+
+
+def _draw(model: nn.Module, task: Any, batch: Any, parts: Parts, split: str) -> None:
+    model.eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figures.render(task, model, [batch], parts)
 
 
 def _check_loss(task: Any, outcome: Outcome) -> None:

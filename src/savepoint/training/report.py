@@ -7,7 +7,7 @@ from typing import Any
 
 from savepoint import checkpoint, runs
 from savepoint.training.job import Job
-from savepoint.training.loop import finished, stale
+from savepoint.training.loop import finished
 from savepoint.training.saves import Saves
 from savepoint.training.state import Parts, TrainState
 
@@ -53,7 +53,8 @@ def conclude(job: Job, train_state: TrainState, saves: Saves) -> None:
     """Log what was reached, where it is saved, and the commands that go on from there."""
     if train_state.best is not None:
         best = train_state.best
-        log.info("best %s %.4g at epoch %d", best["metric"], best["value"], best["epoch"])
+        key = "epoch" if job.settings.trainer.evaluate_every_n_steps is None else "step"
+        log.info("best %s %.4g at %s %d", best["metric"], best["value"], key, best[key])
     if train_state.metrics:
         log.info("last %s", "  ".join(f"{name} {value:.4g}" for name, value in train_state.metrics.items()))
     if saves.newest is not None:
@@ -70,7 +71,7 @@ def _further(job: Job, train_state: TrainState) -> str | None:
     trainer = job.settings.trainer
     if job.run.record["status"] != "finished":
         return ""
-    if trainer.patience is not None and stale(train_state) >= trainer.patience:
+    if trainer.patience is not None and train_state.stale >= trainer.patience:
         return f" trainer.patience={2 * trainer.patience}"
     if any(one.schedule_length is not None for one in train_state.optimizers.values()):
         return None  # the schedule ends where the run did

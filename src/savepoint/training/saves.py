@@ -15,7 +15,7 @@ from savepoint import checkpoint
 from savepoint.checkpoint import Snapshot
 from savepoint.config import Settings
 from savepoint.errors import CheckpointError
-from savepoint.runs import History, Run
+from savepoint.runs import FIGURES, History, Run
 from savepoint.training.state import TrainState, capture
 
 log = logging.getLogger("savepoint")
@@ -39,6 +39,7 @@ class Saves:
         resumed_from: str | None,
     ) -> None:
         self.history = History(run.metrics)
+        self.figures = run.directory / FIGURES
         self.newest: Path | None = run.checkpoints / resumed_from if resumed_from else None
         self._run, self._settings = run, settings.checkpoint
         self._config, self._patch, self._provenance = config, patch, provenance

@@ -18,12 +18,12 @@ from torch.optim.swa_utils import AveragedModel
 from savepoint import checkpoint, system
 from savepoint.checkpoint import Checkpoint
 from savepoint.config import Settings
-from savepoint.data import Batches, Stream
+from savepoint.data import Batches, Stream, to_device
 from savepoint.errors import CheckpointError, short_list
 from savepoint.registry import Stateful
 from savepoint.training import optimization
 from savepoint.training.optimization import Optimization, naming
-from savepoint.training.task import Task
+from savepoint.training.task import Outcome, Task
 
 
 @dataclass
@@ -38,14 +38,19 @@ class TrainState:
     epoch: int = 0  # epochs completed
     step: int = 0  # optimizer updates completed
     batch: int = 0  # batches of the current epoch that have been trained on
-    metrics: dict[str, float] = field(default_factory=dict)  # measured for the last complete epoch
+    evaluated: int | None = None  # the step of the last evaluation
+    metrics: dict[str, float] = field(default_factory=dict)  # logged at the last evaluation
     best: dict[str, Any] | None = None  # best value of checkpoint.monitor, with its epoch and step
+    stale: int = 0  # evaluations since the best one, or since the start if no value was a number
     history_lines: int = 0  # lines of metrics.jsonl
-    # Sums over the samples of the current epoch, on the device, and the number of these samples.
+    # Sums over the samples since the last evaluation, on the device, and the number of these samples.
     sums: dict[str, Tensor] = field(default_factory=dict)
     samples: int = 0
-    # The sum of losses and the number of samples when train/recent_loss was last logged.
+    # When train/recent_loss was last logged: the sum of losses and the number of samples; and the other sums.
     logged: tuple[float, int] = (0.0, 0)
+    logged_sums: dict[str, Tensor] = field(default_factory=dict)
+    # The norm of the last gradient before it was clipped, by the name of the optimizer; "" for all parameters.
+    grad_norms: dict[str, Tensor] = field(default_factory=dict)
     registered: dict[str, Stateful] = field(default_factory=dict)  # what a fork's own code registers
     averaged: AveragedModel | None = None  # for trainer.ema_decay
     stream: Stream | None = None  # the training data if they are a stream, whose position changes
@@ -75,6 +80,18 @@ class Parts:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast)
 
+    def wants_norm(self, state: TrainState) -> bool:
+        """Whether the norm of the coming update's gradient is logged, and nothing else computes it."""
+        trainer = self.settings.trainer
+        every = trainer.log_every_n_steps
+        return trainer.log_grad_norm and every is not None and (state.step + 1) % every == 0
+
+    def outcome(self, forward: Callable[..., Any], batch: Any) -> Outcome:
+        """Let the task measure a batch, on the device. forward: the model, or another that is called like it."""
+        batch = to_device(batch, self.device)
+        with self.autocasting():
+            return self.task(forward, batch)
+
 
 # The fields of TrainState that are saved as they are, and the further entries of every checkpoint.
 _PLAIN: dict[str, type | UnionType] = {
@@ -86,6 +103,12 @@ _PLAIN: dict[str, type | UnionType] = {
     "logged": tuple,
     "sums": dict,
 }
+# Fields that the first checkpoints lack. Those evaluated after every epoch, and only then.
+_LATER: dict[str, type | UnionType] = {
+    "evaluated": int | None,
+    "stale": int,
+    **dict.fromkeys(("logged_sums", "grad_norms"), dict),
+}
 _STATES = ("model_extra", "model_versions", "rng")
 
 
@@ -96,7 +119,7 @@ def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     whole = state.model.state_dict()
     model = {name: value for name, value in whole.items() if _holds(name, value)}
-    tree = {name: getattr(state, name) for name in _PLAIN}
+    tree = {name: getattr(state, name) for name in _PLAIN | _LATER}
     tree |= optimization.capture(state.optimizers)
     tree |= {
         # A state_dict also has entries that no safetensors file holds, and the versions of modules.
@@ -133,17 +156,38 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     optimization.restore(state.optimizers, checkpoint)
     _restore_registered(state.registered, checkpoint)
     _restore_stream(state.stream, checkpoint)
-    if state.averaged is not None:
-        with naming(checkpoint, "averaged"):
-            state.averaged.load_state_dict(saved["averaged"])
+    _restore_average(state, checkpoint)
     for name in _PLAIN:
         setattr(state, name, saved[name])
+    state.evaluated = saved.get("evaluated", state.step if state.batch == 0 else None)
+    state.stale = saved.get("stale", state.epoch - (state.best["epoch"] if state.best else 0))
     device = next(state.model.parameters()).device
-    with naming(checkpoint, "sums"):
-        state.sums = {name: value.to(device, copy=True) for name, value in saved["sums"].items()}
+    for name in ("sums", "logged_sums", "grad_norms"):
+        with naming(checkpoint, name):
+            values = {key: value.to(device, copy=True) for key, value in saved.get(name, {}).items()}
+        setattr(state, name, values)
     # Last, because building the model and the data drew from these generators.
     with naming(checkpoint, "rng"):
         system.rng.restore(saved["rng"])
+
+
+def restore_for_evaluation(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Restore what an evaluation depends on, and not what only training needs. Raises: CheckpointError."""
+    restore_model(state.model, checkpoint)
+    saved = checkpoint.state
+    there = saved.get("registered", {})
+    known = {name: each for name, each in state.registered.items() if isinstance(there, dict) and name in there}
+    _load_registered(known, checkpoint)
+    _restore_average(state, checkpoint)
+    state.epoch, state.step, state.batch = saved["epoch"], saved["step"], saved["batch"]
+    with naming(checkpoint, "rng"):
+        system.rng.restore(saved["rng"])
+
+
+def _restore_average(state: TrainState, checkpoint: Checkpoint) -> None:
+    if state.averaged is not None:
+        with naming(checkpoint, "averaged"):
+            state.averaged.load_state_dict(checkpoint.state["averaged"])
 
 
 def _restore_registered(registered: dict[str, Stateful], checkpoint: Checkpoint) -> None:
@@ -153,9 +197,14 @@ def _restore_registered(registered: dict[str, Stateful], checkpoint: Checkpoint)
             f"{checkpoint.path}: its registered state is {short_list(sorted(saved), most=6)}, and the config registers "
             f"{short_list(sorted(registered), most=6)}."
         )
+    _load_registered(registered, checkpoint)
+
+
+def _load_registered(registered: dict[str, Stateful], checkpoint: Checkpoint) -> None:
     for name, stateful in registered.items():
         with naming(checkpoint, f"registered.{name}"):
-            stateful.load_state_dict(copy.deepcopy(saved[name]))  # the object may go on to change what it is given
+            # A copy, because the object may go on to change what it is given.
+            stateful.load_state_dict(copy.deepcopy(checkpoint.state["registered"][name]))
 
 
 def _restore_stream(stream: Stream | None, checkpoint: Checkpoint) -> None:
@@ -189,6 +238,7 @@ def fits(model: nn.Module, checkpoint: Checkpoint) -> None:
     Raises: CheckpointError that lists what is missing, unexpected or different.
     """
     kinds = _PLAIN | dict.fromkeys(_STATES, dict)
+    kinds |= {name: kind for name, kind in _LATER.items() if name in checkpoint.state}
     faulty = [name for name, kind in kinds.items() if not isinstance(checkpoint.state.get(name), kind)]
     faulty += optimization.faulty(checkpoint.state)
     if faulty:

@@ -37,8 +37,15 @@ class Outcome:
 class Task(Protocol):
     """Turns a model and a batch into a loss and metrics.
 
-    A task may also have `update(step, batch) -> Outcome`. Then it makes the updates itself, with several losses and
-    optimizers: see `savepoint.Step`. `__call__` measures one batch of validation.
+    A task may also have these methods, each used only if it is there:
+
+    `update(step, batch) -> Outcome` makes an update itself, with several losses and optimizers: see `savepoint.Step`.
+    Then `__call__` measures one batch of validation.
+
+    `evaluate(model, batches) -> dict[str, float]` makes a whole evaluation itself, for metrics that are no sums over
+    samples, such as AUROC. The model is in evaluation mode, the batches are on its device, no gradients are computed,
+    and whatever is drawn changes no generator. Its names are logged under `val/`; return `loss` too if something is to
+    follow it.
 
     metrics: the names that `compute` returns, so that `checkpoint.monitor` can be checked before training.
     """

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from savepoint import system
 from savepoint.trackers.mlflow import store
 from savepoint.trackers.mlflow.process import Message
-from savepoint.trackers.points import Follower
+from savepoint.trackers.points import Follower, evaluation_points
 
 PLOT_SECONDS = 30.0
 
@@ -41,6 +42,7 @@ class Mirror:
         self._documents = [Path(document) for document in start["documents"]]
         self._order, self._artifact_uri = order, run.info.artifact_uri
         self._checkpoints: store.CheckpointMirror | None = None
+        self._figures: store.FigureMirror | None = None
         self._title = start["name"] or order["run_id"]
         self._series: dict[str, list[tuple[int, float]]] = {"train/loss": [], "val/loss": [], "lr": []}
         self._drawn, self._drawn_at = 0, time.monotonic()
@@ -64,6 +66,14 @@ class Mirror:
                     self._series[point.key].append((point.step, point.value))
             self._say("stored", points=self._points)
 
+    def send_evaluations(self) -> None:
+        """Send what checkpoints measured apart from training, each value once."""
+        path = Path(self._order["run_dir"], "evaluations.jsonl")
+        fresh = [point._replace(key=store.allowed(point.key)) for point in evaluation_points(path)]
+        fresh = [point for point in fresh if (point.key, point.step) not in self._history]
+        store.log_points(self._client, self._run_id, fresh)
+        self._history |= {(point.key, point.step) for point in fresh}
+
     def set_status(self, status: str) -> None:
         """Set how the run ended: "finished", "interrupted" or "failed"."""
         self._client.set_terminated(self._run_id, store.STATUS[status])
@@ -80,10 +90,20 @@ class Mirror:
         if not self._order["upload"]:
             return
         if self._checkpoints is None:
-            # Here and not when the run is opened: storage without its driver must not keep points from being stored.
-            artifacts = get_artifact_repository(self._artifact_uri, tracking_uri=self._order["uri"])
-            self._checkpoints = store.CheckpointMirror(Path(self._order["run_dir"], "checkpoints"), artifacts)
+            self._checkpoints = store.CheckpointMirror(Path(self._order["run_dir"], "checkpoints"), self._artifacts())
         self._checkpoints.sync()
+
+    def send_figures(self) -> None:
+        """Make the uploaded figures equal to those on the disk."""
+        root = Path(self._order["run_dir"], "figures")
+        if self._figures is None and root.is_dir():
+            self._figures = store.FigureMirror(root, self._artifacts())
+        if self._figures is not None:
+            self._figures.sync()
+
+    def _artifacts(self) -> ArtifactRepository:
+        # Here and not when the run is opened: storage without its driver must not keep points from being stored.
+        return get_artifact_repository(self._artifact_uri, tracking_uri=self._order["uri"])
 
     def send_plot(self, *, now: bool) -> None:
         """Draw and store loss.png if there is something new to draw. now: do not wait until the last one is old."""

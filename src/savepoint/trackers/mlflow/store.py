@@ -222,6 +222,32 @@ class CheckpointMirror:
         return True
 
 
+class FigureMirror:
+    """Keeps a run's artifacts under `figures/` equal to its directory of figures, the oldest of which are deleted."""
+
+    def __init__(self, root: Path, artifacts: ArtifactRepository) -> None:
+        self._root, self._artifacts = root, artifacts
+        self._stored: set[str] | None = None  # paths below figures/
+
+    def sync(self) -> None:
+        """Upload new figures, and delete those that are gone from the disk."""
+        if not self._root.is_dir():
+            return
+        if self._stored is None:
+            folders = [info.path for info in self._artifacts.list_artifacts("figures") if info.is_dir]
+            files = [info.path for folder in folders for info in self._artifacts.list_artifacts(folder)]
+            self._stored = {path.removeprefix("figures/") for path in files}
+        local = {path.relative_to(self._root).as_posix() for path in self._root.glob("*/epoch_*")}
+        for name in sorted(local - self._stored):
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, since newer ones came
+                folder = f"figures/{name.rpartition('/')[0]}"
+                self._artifacts.log_artifact(str(self._root / name), folder)  # type: ignore[no-untyped-call]
+                self._stored.add(name)
+        for name in sorted(self._stored - local):
+            self._artifacts.delete_artifacts(f"figures/{name}")  # type: ignore[no-untyped-call]
+            self._stored.remove(name)
+
+
 def finish_sweep(order: Message) -> Message:
     """Set the status of a sweep's parent run, and store the table of results with it."""
     client = connect(order)

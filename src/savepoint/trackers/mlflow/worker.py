@@ -77,8 +77,10 @@ class Rounds:
         if status is not None:
             # First, because what follows may take long or fail for want of space, and the status matters more.
             self._done("set the status", lambda: mirror.set_status(status))
+        self._done("store evaluations", mirror.send_evaluations)
         self._done("store documents", mirror.send_documents)
         self._done("store checkpoints", mirror.send_checkpoints)
+        self._done("store figures", mirror.send_figures)
         self._done("draw", lambda: mirror.send_plot(now=self._last))
 
     def _connect(self) -> None:

@@ -1,0 +1,124 @@
+"""Evaluate a checkpoint of a run on its validation or test split, with the run's own config."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from savepoint import checkpoint, runs, system, trackers, training, trust
+from savepoint.config import apply_overrides
+from savepoint.errors import UserError
+from savepoint.runs import Evaluation
+
+SPLITS = ("val", "test")
+# What may differ from the config that the checkpoint was trained with: the data, and how they are computed on.
+ALLOWED = ("data.", "trainer.device=", "trainer.threads=", "trainer.compile=")
+TRACKER_SECONDS = 60.0
+USAGE = f"usage: python -m savepoint evaluate <run>[@best] [--split {'|'.join(SPLITS)}] [--json] [data.batch_size=64 …]"
+
+
+def evaluate_run(repository: Path, arguments: list[str]) -> int:
+    """Evaluate the checkpoint that is named, say what it measured, and record that with the run. Returns: exit code.
+
+    arguments: as typed after `evaluate`.
+    Raises: UserError for a wrong argument, and for what cannot be built or restored.
+    """
+    query, split, as_json, overrides = _parse(arguments)
+    # Notes of the engine belong to people, and the answer may be for a program.
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    found = runs.find(query, repository)
+    loaded = _load(found)
+    config = apply_overrides(trust.parse_config(loaded.config), overrides, repository / "conf")
+    settings = trust.check_config(config, source=repository / "src")
+    recorded = loaded.provenance.get("threads")
+    training.environment(settings, threads=settings.trainer.threads or recorded or torch.get_num_threads())
+    with system.signals.watch() as stop:
+        values = training.score(config, settings, loaded, split=split, source=repository / "src", stop=stop)
+    if values is None:
+        assert stop.signal is not None
+        raise system.signals.Interrupted(stop.signal, "Stopped before every sample was evaluated. Nothing is recorded.")
+    at: Any = {key: loaded.state[key] for key in ("epoch", "step")}
+    evaluation = Evaluation(checkpoint=loaded.path.name, **at, split=split, overrides=overrides, values=values)
+    _print(found.run, evaluation, as_json=as_json)
+    try:
+        runs.record_evaluation(found.run.directory, evaluation)
+    except OSError as error:
+        raise UserError(f"It could not be recorded in {found.run.directory}: {error.strerror}.") from error
+    _track(found.run, repository)
+    return 0
+
+
+def _parse(arguments: list[str]) -> tuple[str, str, bool, list[str]]:
+    """Return the query, the split, whether JSON is wanted, and the overrides."""
+    split, as_json, rest, left = "val", False, [], [*arguments]
+    while left:
+        match left.pop(0):
+            case "--json":
+                as_json = True
+            case "--split" if left:
+                split = left.pop(0)
+            case argument if argument.startswith("--split="):
+                split = argument.removeprefix("--split=")
+            case argument if argument.startswith("-"):
+                raise UserError(f"evaluate has no option {argument}. {USAGE}")
+            case argument:
+                rest.append(argument)
+    if split not in SPLITS:
+        raise UserError(f"--split {split}: there are {' and '.join(SPLITS)}.")
+    # An override has a key without slashes before its `=`; a directory may contain one.
+    overrides = [each for each in rest if "=" in each and not Path(each).exists()]
+    queries = [each for each in rest if each not in overrides]
+    if len(queries) != 1:
+        raise UserError(f"Which run? {USAGE}")
+    for each in overrides:
+        if not each.lstrip("+~").startswith((*ALLOWED, "data=")):
+            raise UserError(f"{each}: only the data and the device can differ from the run's own config.")
+    return queries[0], split, as_json, overrides
+
+
+def _load(found: runs.Found) -> checkpoint.Checkpoint:
+    kept: Any = runs.read_config(found.run.directory).get("checkpoint")
+    kept = kept if isinstance(kept, dict) else {}
+    root, choice = found.run.checkpoints, found.checkpoint or "last"
+    return checkpoint.select(root, choice, monitor=kept.get("monitor"), mode=kept.get("mode", "min"))
+
+
+def _print(run: runs.Run, evaluation: Evaluation, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"run": run.id, **evaluation.to_json()}, allow_nan=False))
+        return
+    print(f"run {run.id}  {evaluation.checkpoint}  {evaluation.split}")
+    width = max((len(name) for name in evaluation.values), default=0)
+    for name, value in evaluation.values.items():
+        print(f"  {name:<{width}}  {value:.6g}")
+
+
+def _track(run: runs.Run, repository: Path) -> None:
+    """Send the run's evaluations to its tracker, if it has one. A run that trains at the moment does so by itself."""
+    if run.tracker_id is None:
+        return
+    try:
+        lock = run.hold()
+    except UserError:
+        return
+    try:
+        settings = trackers.local_settings((run.record.get("tracker") or {}).get("kind"), repository / "conf")
+        tracker = trackers.open(
+            settings,
+            run_dir=run.directory,
+            run_id=run.id,
+            repository=repository,
+            known_run_id=run.tracker_id,
+            upload=False,
+            warn=lambda _: None,
+        )
+        tracker.start(name=run.record["name"], params={}, tags={})
+        status = run.record["status"]
+        unstored = tracker.close("interrupted" if status == "running" else status, TRACKER_SECONDS)
+    finally:
+        lock.release()
+    if unstored is not None:
+        print(trust.printable(unstored), file=sys.stderr)

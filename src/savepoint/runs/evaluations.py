@@ -1,0 +1,63 @@
+"""evaluations.jsonl: what checkpoints of a run measured apart from its training, one JSON object a line.
+
+Not in metrics.jsonl, which a resume cuts back to its checkpoint. An evaluation of a checkpoint stays true.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+EVALUATIONS = "evaluations.jsonl"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one checkpoint measured on one split.
+
+    overrides: how the config differed from the checkpoint's, as typed. values: by name, without the split.
+    """
+
+    checkpoint: str
+    epoch: int
+    step: int
+    split: str
+    overrides: Sequence[str]
+    values: Mapping[str, float]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the evaluation as JSON has it. Non-finite values are the strings "nan", "inf" and "-inf"."""
+        values = {name: each if math.isfinite(each) else str(float(each)) for name, each in self.values.items()}
+        return {**vars(self), "overrides": [*self.overrides], "values": values}
+
+
+def record_evaluation(directory: Path, evaluation: Evaluation) -> None:
+    """Add an evaluation to a run's file, unless it has the same one. Raises: OSError if the disk refuses."""
+    line = evaluation.to_json()
+    there = [{key: value for key, value in each.items() if key != "time"} for each in read_evaluations(directory)]
+    if line in there:
+        return
+    path = directory / EVALUATIONS
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")
+    text = "\n" * torn + json.dumps({"time": time.time(), **line}, allow_nan=False) + "\n"
+    # In one piece: two processes may evaluate a run at the same time.
+    with open(path, "ab", buffering=0) as file:
+        file.write(text.encode())
+        os.fsync(file.fileno())
+
+
+def read_evaluations(directory: Path) -> list[dict[str, object]]:
+    """Read every evaluation of a run, oldest first. A line that is not JSON, torn by a kill, is left out."""
+    path = directory / EVALUATIONS
+    found = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict):
+            found.append(values)
+    return found

@@ -1,0 +1,130 @@
+"""One evaluation: measure the model on the validation set, and leave training as it was."""
+
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from savepoint import data, system
+from savepoint.errors import ConfigError
+from savepoint.training.state import Parts, TrainState
+
+
+def due(state: TrainState, parts: Parts) -> bool:
+    """Whether the state is one that the config wants evaluated, and that has not been evaluated yet.
+
+    These are: the end of each epoch, or with `trainer.evaluate_every_n_steps` every n-th update and the planned end;
+    and with `trainer.evaluate_first` the state before the first update.
+    """
+    trainer = parts.settings.trainer
+    if state.evaluated == state.step:
+        return False
+    if state.step == 0:
+        return trainer.evaluate_first
+    if trainer.evaluate_every_n_steps is None:
+        return state.batch == len(parts.train)
+    last = state.batch == len(parts.train) and state.epoch + 1 == trainer.max_epochs
+    return state.step % trainer.evaluate_every_n_steps == 0 or state.step == trainer.max_steps or last
+
+
+def evaluate(state: TrainState, parts: Parts, stop: system.signals.Stop) -> dict[str, float] | None:
+    """Measure loss and metrics over the validation set.
+
+    Returns: values by name, with those of averaged weights under `ema_loss` and so on; None if `stop.signal` was set
+    meanwhile.
+    """
+    measured = _evaluate(state.model, parts.forward, state.epoch, parts, stop)
+    if measured is None or state.averaged is None:
+        return measured
+    average = state.averaged.module
+    averaged = _evaluate(average, average, state.epoch, parts, stop)
+    return None if averaged is None else measured | {f"ema_{name}": value for name, value in averaged.items()}
+
+
+class Stopped(Exception):
+    """Ends an evaluation that is not needed any more."""
+
+
+@contextlib.contextmanager
+def validating(model: nn.Module, parts: Parts, epoch: int, stop: system.signals.Stop) -> Iterator[Iterator[Any]]:
+    """Provide the batches of validation, which raise Stopped once `stop.signal` is set.
+
+    The model is in evaluation mode. Every generator and every module's mode is afterwards as before, so training is
+    unaffected.
+    """
+    with (
+        system.rng.isolated(),
+        _evaluating(model),
+        torch.no_grad(),
+        contextlib.closing(_until(stop, parts.val.epoch(epoch))) as batches,
+    ):
+        yield batches
+
+
+def _evaluate(
+    model: nn.Module, forward: Callable[..., Any], epoch: int, parts: Parts, stop: system.signals.Stop
+) -> dict[str, float] | None:
+    own = hasattr(parts.task, "evaluate")
+    with contextlib.suppress(Stopped), validating(model, parts, epoch, stop) as batches:
+        values = measure(parts.task, forward, batches, parts) if own else _means(forward, batches, parts)
+        # A task that catches every error has also caught the end of its batches.
+        return None if own and stop.signal is not None else values
+    return None
+
+
+def _until(stop: system.signals.Stop, batches: Iterable[Any]) -> Generator[Any]:
+    for batch in batches:
+        if stop.signal is not None:
+            raise Stopped
+        yield batch
+
+
+def on_device(batches: Iterable[Any], parts: Parts) -> Iterator[Any]:
+    """Move each batch to the device, as it is asked for."""
+    return (data.to_device(batch, parts.device) for batch in batches)
+
+
+def measure(task: Any, forward: Callable[..., Any], batches: Iterable[Any], parts: Parts) -> dict[str, float]:
+    """Let a task evaluate by itself. Raises: ConfigError if it returns anything but numbers by name."""
+    with parts.autocasting():
+        values = task.evaluate(forward, on_device(batches, parts))
+    name = type(task).__name__
+    if not isinstance(values, Mapping):
+        kind = type(values).__name__
+        raise ConfigError(f"task: evaluate of {name} returns a {kind}, and has to return numbers by name.")
+    try:
+        return {str(key): float(value) for key, value in values.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"task: evaluate of {name} returns what is no number: {error}.") from error
+
+
+def _means(forward: Callable[..., Any], batches: Iterable[Any], parts: Parts) -> dict[str, float]:
+    """Compute the means over all samples."""
+    sums: dict[str, Tensor] = {}
+    samples = 0
+    for batch in batches:
+        outcome = parts.outcome(forward, batch)
+        samples += outcome.samples
+        outcome.add_to(sums)
+    return summarise(parts, sums, samples)
+
+
+def summarise(parts: Parts, sums: Mapping[str, Tensor], samples: int) -> dict[str, float]:
+    """Compute `loss` and the task's metrics from sums over samples. Waits for the device."""
+    host = {name: value.cpu() for name, value in sums.items()}
+    loss = float(host.pop("loss")) / samples
+    # Python's own floats, because a metric library may return NumPy scalars or tensors, which JSON cannot hold.
+    return {"loss": loss} | {name: float(value) for name, value in parts.task.compute(host, samples).items()}
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:  # one by one, since a model may keep some of its layers in evaluation mode
+            module.training = mode

@@ -1,0 +1,106 @@
+"""Evaluate a checkpoint apart from training, on any split: for one on the test split, which training never sees."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from savepoint import checkpoint, registry, runs, system, trust
+from savepoint.checkpoint import Checkpoint
+from savepoint.config import Settings
+from savepoint.errors import ConfigError
+from savepoint.runs import Evaluation
+from savepoint.training import build, evaluation
+from savepoint.training.averaging import make_average
+from savepoint.training.job import Job
+from savepoint.training.loop import finished
+from savepoint.training.state import Parts, TrainState, restore_for_evaluation
+
+TEST = "test"
+log = logging.getLogger("savepoint")
+
+
+def score(
+    config: dict[str, Any],
+    settings: Settings,
+    loaded: Checkpoint,
+    *,
+    split: str,
+    source: Path,
+    stop: system.signals.Stop,
+) -> dict[str, float] | None:
+    """Measure what the task measures in validation, on a split, with a checkpoint's weights.
+
+    config, settings: a config and its settings, from `trust.check_config`. split: `val` or `test`.
+    source: the directory that holds the `project` package.
+    Returns: values by name; None if `stop.signal` was set meanwhile.
+    Raises: ConfigError if something cannot be built, for one if the data set has no such split; CheckpointError if
+    the checkpoint does not fit.
+    """
+    state, parts = _assemble(config, settings, split=split, source=source)
+    restore_for_evaluation(state, loaded)
+    # As it was when training evaluated this state.
+    if begin := getattr(state.model, "begin_epoch", None):
+        begin(max(0, state.epoch - (state.batch == 0)))
+    return evaluation.evaluate(state, parts, stop)
+
+
+def _assemble(config: dict[str, Any], settings: Settings, *, split: str, source: Path) -> tuple[TrainState, Parts]:
+    """Build the model, the task and one split of the data, and nothing that only training needs."""
+    device = build.pick_device(settings.trainer.device)
+    system.rng.seed(settings.seed)
+    with registry.collecting() as registered:
+        model = build.make_model(config, source=source, device=device)
+        task = trust.make(config["task"], path="task", source=source)
+        batches = build.make_batches(config, settings, split, source=source, device=device)
+    state = TrainState(model, {}, registered=registered, averaged=make_average(model, settings))
+    return state, Parts(
+        settings=settings,
+        task=task,
+        forward=build.compiled(model, task, settings),
+        train=batches,
+        val=batches,
+        device=device,
+        autocast=build.AUTOCAST[settings.amp.dtype],
+    )
+
+
+def score_test(job: Job, state: TrainState, parts: Parts, stop: system.signals.Stop) -> None:
+    """Evaluate the best checkpoint on the test split, once training is finished, where `trainer.test` asks for it.
+
+    Without a `checkpoint.monitor`, or where none of the kept checkpoints was measured, it is the last one.
+    """
+    if not job.settings.trainer.test or not finished(state, parts):
+        return
+    root, kept = job.run.checkpoints, job.settings.checkpoint
+    ranked = [] if kept.monitor is None else checkpoint.best(root, monitor=kept.monitor, mode=kept.mode)
+    name = (ranked or checkpoint.names(root)[::-1])[0]
+    known = (
+        each["values"]
+        for each in runs.read_evaluations(job.run.directory)
+        if (each.get("checkpoint"), each.get("split"), each.get("overrides")) == (name, TEST, [])
+    )
+    values: Any = next(known, None)
+    if values is None:
+        loaded = checkpoint.load(root / name)
+        values = score(job.config, job.settings, loaded, split=TEST, source=job.repository / "src", stop=stop)
+        if values is None:
+            return
+        at = {key: loaded.state[key] for key in ("epoch", "step")}
+        done = Evaluation(checkpoint=name, **at, split=TEST, overrides=[], values=values)
+        runs.record_evaluation(job.run.directory, done)
+        job.tracker.wake()
+    log.info("test %s: %s", name, "  ".join(f"{key} {float(value):.4g}" for key, value in values.items()))
+
+
+def check_test_split(config: dict[str, Any], settings: Settings, *, source: Path) -> None:
+    """Check before training that the data set has a test split. None of its samples is loaded.
+
+    Raises: ConfigError if it has none.
+    """
+    with system.rng.isolated(), registry.collecting():
+        try:
+            dataset = trust.make({**config["data"]["dataset"], "split": TEST}, path="data.dataset", source=source)
+            if hasattr(dataset, "__len__") and len(dataset) == 0:
+                raise ConfigError("data.dataset: its test split is empty.")
+        except ConfigError as error:
+            raise ConfigError(f"trainer.test=true: there is nothing to test on. {error}") from error
