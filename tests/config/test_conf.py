@@ -123,7 +123,7 @@ def test_yaml_reads_as_it_is_written(group: str, option: str) -> None:
 def test_a_data_set_need_not_repeat_how_it_is_batched() -> None:
     """conf/config.yaml spells out the closed part of `data`, so that a fork's file says only what differs."""
     shared = yaml.safe_load((CONF / "config.yaml").read_text())["data"]
-    assert set(shared) == {field.name for field in dataclasses.fields(settings.DataSettings)} | {"sampler"}
+    assert set(shared) == {field.name for field in dataclasses.fields(settings.DataSettings)} | {"sampler", "collate"}
     for path in (CONF / "data").glob("*.yaml"):
         assert set(yaml.safe_load(path.read_text())) - {"dataset"} <= set(shared), path
 

@@ -148,7 +148,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_and_with_all() -> None:
     )
     assert "Did you mean dataset?" in faults("data.datasets", {})[0]
     assert faults("data.smpler", {}) == [
-        "data.smpler: data has no such key. Did you mean sampler? It has: batch_size, dataset, drop_last, limit_batches, "
+        "data.smpler: data has no such key. Did you mean sampler? It has: batch_size, collate, dataset, drop_last, limit_batches, "
         "num_workers, persistent_workers, pin_memory, prefetch, sampler, shuffle."
     ]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tools import sources
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, default_collate
 from torch.utils.data._utils import pin_memory
 
 from savepoint.config.settings import DataSettings
@@ -175,7 +175,7 @@ def test_a_state_that_was_loaded_or_told_is_not_written_into(workers: int) -> No
 def test_the_state_that_a_worker_sends_along_is_a_copy() -> None:
     """The queue takes it up in its own time, while the stream goes on."""
     data, settings = sources.Sized("train", buffer=2), DataSettings(batch_size=BATCH, num_workers=1)
-    reader = module._Reader(data, name="", split="train", settings=settings, length=50)
+    reader = module._Reader(data, name="", split="train", settings=settings, length=50, collate=default_collate)
     given = reader.read(module._Request(0, 0, 0, reader.beginning))
     kept = copy.deepcopy(given.place)
     reader.read(module._Request(1, 0, 1, None))

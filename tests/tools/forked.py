@@ -7,6 +7,7 @@ Run as a program it is such a warm process: for each JSON line `{"order": path, 
 child that does the order, and prints first the child's process id and later its exit status.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -22,7 +23,9 @@ Popen = subprocess.Popen  # the real one, whatever stands in for it
 class Warm:
     """The warm processes, by hash seed. Each one is started when it is first asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, preload: tuple[str, ...] = ()) -> None:
+        """preload: modules that the warm processes import too."""
+        self._preload = preload
         self._processes: dict[str, subprocess.Popen[str]] = {}
 
     def popen(self, command: list[str], *, env: dict[str, str], stdout: Any, **_: Any) -> "Forked":
@@ -30,7 +33,7 @@ class Warm:
         seed = env["PYTHONHASHSEED"]
         if seed not in self._processes:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            self._processes[seed] = Popen([sys.executable, "-P", __file__], env=env, text=True, **pipes)
+            self._processes[seed] = Popen([sys.executable, "-P", __file__, *self._preload], env=env, text=True, **pipes)
         return Forked(self._processes[seed], {"order": command[-1], "output": stdout.name})
 
     @contextmanager
@@ -68,6 +71,9 @@ def main() -> None:
     import torch._dynamo  # noqa: F401  # by the first optimizer of a process, and it takes seconds
 
     from savepoint.exact import trace
+
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
 
     for line in sys.stdin:
         order = json.loads(line)

@@ -28,11 +28,12 @@ class Ended:
 class Zygote:
     """Forks a child of a warm process for each command; see tests/tools/zygote.py."""
 
-    def __init__(self, folder: Path, repository: Path = REPOSITORY) -> None:
+    def __init__(self, folder: Path, repository: Path = REPOSITORY, preload: tuple[str, ...] = ()) -> None:
+        """preload: modules that the warm process imports too, since its children need seconds for them."""
         self._folder, self._count = folder, 0
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "HYDRA_"))}
         self._process = subprocess.Popen(
-            [sys.executable, str(repository / "tests" / "tools" / "zygote.py")],
+            [sys.executable, str(repository / "tests" / "tools" / "zygote.py"), *preload],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None,

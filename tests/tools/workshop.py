@@ -29,6 +29,9 @@ SOURCES = {
     "plain": "",
     "guarded": "",
     "untestable": "",
+    "prepared": "folder: null, ",
+    "unready": "",
+    "images": "",
 }
 
 

@@ -37,6 +37,9 @@ from savepoint import training  # noqa: E402, F401
 from savepoint.config import compose  # noqa: E402
 from tools import disk, moments  # noqa: E402
 
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+
 
 def child(order: dict) -> int:
     output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)

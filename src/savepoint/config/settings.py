@@ -106,7 +106,7 @@ class TrackerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """The keys of `data` except `dataset` and `sampler`, whose keys are arguments of the classes that they name."""
+    """The keys of `data` but `dataset`, `sampler` and `collate`, whose keys are arguments of the classes they name."""
 
     batch_size: int = setting(check=at_least(1))
     num_workers: int = setting(0, at_least(0))
@@ -198,7 +198,8 @@ def _read_group(group: str, cls: type, node: object, faults: list[str]) -> objec
     if not isinstance(node, Mapping):
         faults.append(f"{group}={node!r}: must be a group of settings.")
         return None
-    known = {f.name for f in dataclasses.fields(cls)} | ({"dataset", "sampler"} if group == "data" else set())
+    classes = {"dataset", "sampler", "collate"} if group == "data" else set()
+    known = {f.name for f in dataclasses.fields(cls)} | classes
     if cls is not SchedulerSettings:  # whose other keys are arguments of a class
         faults += [_unknown(f"{group}.", key, group, known) for key in node if key not in known]
     before = len(faults)

@@ -4,16 +4,28 @@ Rooms, in reading order:
     batches      batches of a data set, as a function of seed and epoch
     sampling     which samples each batch holds
     stream       batches of a data set that can only be read in its own order
+    absent       no data: an epoch is a number of updates
     loading      load in this process or in workers, with equal bits
     workers      start, watch and end loading workers
     device       move a batch to the device that trains on it
     fingerprint  digest of any value, to detect changed data
 """
 
+from savepoint.data.absent import NoData
 from savepoint.data.batches import Batches
 from savepoint.data.device import to_device
 from savepoint.data.fingerprint import digest_of, spread
 from savepoint.data.stream import Stream, is_stream
 from savepoint.data.workers import end_workers, worker_death
 
-__all__ = ["Batches", "Stream", "digest_of", "end_workers", "is_stream", "spread", "to_device", "worker_death"]
+__all__ = [
+    "Batches",
+    "NoData",
+    "Stream",
+    "digest_of",
+    "end_workers",
+    "is_stream",
+    "spread",
+    "to_device",
+    "worker_death",
+]

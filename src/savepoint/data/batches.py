@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ class Batches:
 
     dataset: has `__len__`, and `__getitem__(index)` or `__getitems__(indices)`, which may return the finished batch.
     split: "train" is shuffled if `settings.shuffle`. "val" is always in order, and draws the same in every epoch.
+    collate: makes a batch of a list of samples; None for torch's default_collate.
     sampler: chooses the samples of each batch, as `sampling.Sampled` describes; None for each sample once.
     """
 
@@ -53,12 +54,14 @@ class Batches:
         seed: int,
         sampler: Any = None,
         pin_memory: bool = False,
+        collate: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         self.samples, self.sampled = len(dataset), sampler is not None
         self._split, self._settings, self._seed, self._pin = split, settings, seed, pin_memory
         self._sampler = sampler
         self.dataset = dataset
-        self._load = functools.partial(_load, dataset)
+        self._collate = collate
+        self._load = functools.partial(_load, dataset, collate or default_collate)
         self._order: Order = (
             Plain(self.samples, split=split, settings=settings, seed=seed)
             if sampler is None
@@ -79,6 +82,7 @@ class Batches:
             seed=self._seed,
             sampler=self._sampler,
             pin_memory=self._pin,
+            collate=self._collate,
         )
 
     def facts(self, digested: int | None = None) -> dict[str, Any]:
@@ -154,10 +158,10 @@ class Batches:
                 yield pin(batch) if self._pin else batch
 
 
-def _load(dataset: Any, request: _Request) -> Any:
+def _load(dataset: Any, collate: Callable[[list[Any]], Any], request: _Request) -> Any:
     system.rng.seed(request.seed)
     if hasattr(dataset, "__getitems__"):
         batch = dataset.__getitems__(request.indices)
     else:
         batch = [dataset[index] for index in request.indices]
-    return default_collate(batch) if isinstance(batch, list) else batch
+    return collate(batch) if isinstance(batch, list) else batch

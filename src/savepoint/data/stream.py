@@ -6,7 +6,7 @@ that nothing interrupts, so a resumed run takes the same path. (seed, epoch, bat
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -40,7 +40,14 @@ class Stream:
     sampled = False
 
     def __init__(
-        self, dataset: Any, *, split: str, settings: DataSettings, seed: int, pin_memory: bool = False
+        self,
+        dataset: Any,
+        *,
+        split: str,
+        settings: DataSettings,
+        seed: int,
+        pin_memory: bool = False,
+        collate: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         name = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
         _check(dataset, name, settings)
@@ -53,7 +60,10 @@ class Stream:
                 f"data.dataset: {name} is a stream without a length, so nothing says where an epoch ends. "
                 "Set data.limit_batches, the number of batches in an epoch, or give it __len__."
             )
-        self._reader = _Reader(dataset, name=name, split=split, settings=settings, length=self.samples)
+        self._collate = collate
+        self._reader = _Reader(
+            dataset, name=name, split=split, settings=settings, length=self.samples, collate=collate or default_collate
+        )
         self._workers = Workers(self._reader.read, settings, pin_memory=pin_memory) if settings.num_workers else None
         # The state after the batch that was handed out last; None if that is the data set's current state.
         self._place: Any = self._reader.beginning
@@ -66,7 +76,8 @@ class Stream:
     def first(self, count: int) -> "Stream":
         """Make the same split with at most `count` batches in an epoch. It takes this one's data set and position."""
         settings = replace(self._settings, limit_batches=min(count, len(self)))
-        short = Stream(self.dataset, split=self._split, settings=settings, seed=self._seed, pin_memory=self._pin)
+        about: Any = {"split": self._split, "seed": self._seed, "pin_memory": self._pin, "collate": self._collate}
+        short = Stream(self.dataset, settings=settings, **about)
         short._reader.beginning, short._place = self._reader.beginning, self._place
         return short
 
@@ -164,7 +175,17 @@ class _Result:
 class _Reader:
     """Reads the stream, in the training process or in its one worker."""
 
-    def __init__(self, dataset: Any, *, name: str, split: str, settings: DataSettings, length: int | None) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        name: str,
+        split: str,
+        settings: DataSettings,
+        length: int | None,
+        collate: Callable[[list[Any]], Any],
+    ) -> None:
+        self._collate = collate
         self.beginning: Any = copy.deepcopy(dataset.state_dict())
         self._dataset, self._name, self._train, self._settings = dataset, name, split == "train", settings
         self._length = length if settings.limit_batches is None else None  # set if an epoch is one pass
@@ -185,7 +206,7 @@ class _Reader:
         self._restarted = False
         # A worker reads on while the batch waits in a queue, so it sends a copy of the state along.
         by_worker = self._settings.num_workers and self._train
-        return _Result(default_collate(samples), copy.deepcopy(self._dataset.state_dict()) if by_worker else None)
+        return _Result(self._collate(samples), copy.deepcopy(self._dataset.state_dict()) if by_worker else None)
 
     def _begin(self, place: Any, request: _Request) -> None:
         # One seed for the whole epoch, so that `iter()` draws the same in a run that resumes within it.

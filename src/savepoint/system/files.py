@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -161,6 +162,11 @@ class Lock:
             error.filename = self._file.name
             raise
         return True
+
+    def wait(self) -> None:
+        """Take the lock, once no other process has it. Raises: OSError if the file system has no locks."""
+        while not self.acquire():
+            time.sleep(0.1)
 
     def release(self) -> None:
         """Free the lock and close its file."""

@@ -11,6 +11,7 @@ Rooms, in reading order:
     optimization  an optimizer with its schedule and its scaler: what is saved of them
     task          what a batch means: the interface of a fork's own tasks
     build         from a checked config to TrainState and Parts
+    datasets      build a split of the data and its batches
     averaging     an exponential average of the weights
     rehearsal     check on few samples that model, data and task fit each other
     patterns      choose parameters by patterns over their names

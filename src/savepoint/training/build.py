@@ -11,10 +11,11 @@ from torch import nn
 from savepoint import registry, system, trust
 from savepoint.checkpoint import Checkpoint
 from savepoint.config import Settings, by_name
-from savepoint.data import Batches, Stream, is_stream
+from savepoint.data import NoData, Stream
 from savepoint.errors import ConfigError
 from savepoint.training import combinations, optimizers, schedules
 from savepoint.training.averaging import make_average
+from savepoint.training.datasets import check_sizes, make_batches
 from savepoint.training.optimization import NoSchedule, Optimization, Scaler
 from savepoint.training.rehearsal import rehearse
 from savepoint.training.state import Parts, TrainState, fits
@@ -44,8 +45,8 @@ def assemble(
         task = make(config["task"], path="task")
         train, val = (make_batches(config, settings, each, source=source, device=device) for each in ("train", "val"))
     averaged = make_average(model, settings)
-    _check_sizes(settings, train, val)
-    _check_task(task)
+    check_sizes(settings, train, val)
+    _check_task(task, train)
     own = hasattr(task, "update")
     optimizations = _optimizations(config, settings, model, device, batches=len(train), make=make, own_update=own)
     state = TrainState(
@@ -171,46 +172,11 @@ def _compare(node: Any, checkpoint: Checkpoint, source: Path) -> None:
     fits(model, checkpoint)
 
 
-def make_batches(
-    config: dict[str, Any], settings: Settings, split: str, *, source: Path, device: torch.device
-) -> Batches | Stream:
-    """Build a split of the data set and its batches. Raises: ConfigError for what is no data set."""
-    make = functools.partial(trust.make, source=source)
-    pin_memory = settings.data.pin_memory and device.type == "cuda"
-    node = config["data"]["dataset"]
-    dataset = make({**node, "split": split}, path="data.dataset")
-    sampler = config["data"].get("sampler") if split == "train" else None
-    if is_stream(dataset):
-        if sampler is not None:
-            raise ConfigError(
-                f"data.sampler: {node['_target_']} is a stream, which has an order of its own. Set it to null."
-            )
-        return Stream(dataset, split=split, settings=settings.data, seed=settings.seed, pin_memory=pin_memory)
-    if not hasattr(dataset, "__len__") or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")):
+def _check_task(task: Any, train: Any) -> None:
+    if isinstance(train, NoData) and not hasattr(task, "update"):
         raise ConfigError(
-            f"data.dataset: {node['_target_']} is no data set. Give it __len__ and __getitem__ (a map-style data set), "
-            "or __iter__, state_dict and load_state_dict (a stream)."
+            f"data.dataset=null: {type(task).__name__} has no update of its own, and without data nothing else trains."
         )
-    if sampler is not None:
-        maker = make({**sampler, "_partial_": True}, path="data.sampler")
-        sampler = trust.call(maker, path="data.sampler", dataset=dataset)
-    return Batches(
-        dataset, split=split, settings=settings.data, seed=settings.seed, sampler=sampler, pin_memory=pin_memory
-    )
-
-
-def _check_sizes(settings: Settings, train: Batches | Stream, val: Batches | Stream) -> None:
-    # A sampler has a length of its own, which has been checked.
-    if not train.sampled and train.samples is not None and settings.data.batch_size > train.samples:
-        raise ConfigError(
-            f"data.batch_size={settings.data.batch_size} exceeds the training set ({train.samples} samples). "
-            "Lower data.batch_size or raise data.dataset.limit."
-        )
-    if val.samples == 0:
-        raise ConfigError("data.dataset: its validation split is empty.")
-
-
-def _check_task(task: Any) -> None:
     called = callable(task) or (hasattr(task, "update") and hasattr(task, "evaluate"))
     if not called or not isinstance(getattr(task, "metrics", None), tuple | list):
         raise ConfigError(f"task: {type(task).__name__} is no task. It needs __call__, compute and metrics: see docs/.")

@@ -67,6 +67,8 @@ def _evaluate(
     model: nn.Module, forward: Callable[..., Any], epoch: int, parts: Parts, stop: system.signals.Stop
 ) -> dict[str, float] | None:
     own = hasattr(parts.task, "evaluate")
+    if not own and len(parts.val) == 0:
+        return {}  # no data
     with contextlib.suppress(Stopped), validating(model, parts, epoch, stop) as batches:
         values = measure(parts.task, forward, batches, parts) if own else _means(forward, batches, parts)
         # A task that catches every error has also caught the end of its batches.

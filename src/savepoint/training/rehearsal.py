@@ -47,7 +47,9 @@ def rehearse(state: TrainState, parts: Parts, *, source: Path) -> set[str] | Non
         update = functools.partial(_update, state) if hasattr(task, "update") else _call
         evaluate = _evaluate if hasattr(task, "evaluate") else _call
         _try(update, model, task, parts, "training", source)
-        measured = _try(evaluate, model, task, parts, "validation", source)
+        measured: set[str] | None = set()
+        if len(parts.val) > 0 or evaluate is _evaluate:
+            measured = _try(evaluate, model, task, parts, "validation", source)
         if hasattr(task, "figures") and parts.settings.trainer.figures_every_n_epochs is not None:
             _try(_draw, model, task, parts, "validation", source)
     return measured
@@ -105,14 +107,14 @@ def _evaluate(model: nn.Module, task: Any, batch: Any, parts: Parts, split: str)
     model.eval()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # metric libraries warn of a metric that is undefined on so few samples
-        return set(measure(task, model, [batch], parts))
+        return set(measure(task, model, [batch] if len(parts.val) else [], parts))
 
 
 def _draw(model: nn.Module, task: Any, batch: Any, parts: Parts, split: str) -> None:
     model.eval()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figures.render(task, model, [batch], parts)
+        figures.render(task, model, [batch] if len(parts.val) else [], parts)
 
 
 def _check_loss(task: Any, outcome: Outcome) -> None:

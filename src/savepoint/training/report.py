@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from savepoint import checkpoint, runs
+from savepoint.data import NoData
 from savepoint.training.job import Job
 from savepoint.training.loop import finished
 from savepoint.training.saves import Saves
@@ -28,15 +29,20 @@ def introduce(job: Job, parts: Parts, train_state: TrainState, source: dict[str,
     log.info("run %s  %s", job.run.id, job.run.directory)
     log.info("device %s (%d threads)  %s: %s parameters", parts.device, source["threads"],
              type(train_state.model).__name__, f"{parameters:,}")  # fmt: skip
-    samples = ["a stream of" if each.samples is None else f"{each.samples:,}" for each in (parts.train, parts.val)]
-    log.info("data %s training samples in %s batches, %s validation samples", samples[0], f"{len(parts.train):,}",
-             samples[1])  # fmt: skip
+    log.info("%s", _data(parts))
     if resumed is not None:
         log.info("resumed from %s: epoch %d, step %d", resumed.path.name, train_state.epoch, train_state.step)
         if finished(train_state, parts):
             log.info("the run is finished: there is nothing to train up to its planned end")
         if changed := runs.provenance_differences(resumed.provenance, source):
             log.warning("changed since that checkpoint, so bits may differ: %s", "; ".join(changed))
+
+
+def _data(parts: Parts) -> str:
+    if isinstance(parts.train, NoData):
+        return f"no data: an epoch has {len(parts.train):,} batches with nothing in them"
+    train, val = ("a stream of" if each.samples is None else f"{each.samples:,}" for each in (parts.train, parts.val))
+    return f"data {train} training samples in {len(parts.train):,} batches, {val} validation samples"
 
 
 def _tags(git: dict[str, Any], command: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from savepoint.errors import ConfigError
 from savepoint.runs import Evaluation
 from savepoint.training import build, evaluation
 from savepoint.training.averaging import make_average
+from savepoint.training.datasets import make_batches, make_dataset
 from savepoint.training.job import Job
 from savepoint.training.loop import finished
 from savepoint.training.state import Parts, TrainState, restore_for_evaluation
@@ -51,7 +52,7 @@ def _assemble(config: dict[str, Any], settings: Settings, *, split: str, source:
     with registry.collecting() as registered:
         model = build.make_model(config, source=source, device=device)
         task = trust.make(config["task"], path="task", source=source)
-        batches = build.make_batches(config, settings, split, source=source, device=device)
+        batches = make_batches(config, settings, split, source=source, device=device)
     state = TrainState(model, {}, registered=registered, averaged=make_average(model, settings))
     return state, Parts(
         settings=settings,
@@ -99,7 +100,9 @@ def check_test_split(config: dict[str, Any], settings: Settings, *, source: Path
     """
     with system.rng.isolated(), registry.collecting():
         try:
-            dataset = trust.make({**config["data"]["dataset"], "split": TEST}, path="data.dataset", source=source)
+            if config["data"]["dataset"] is None:
+                raise ConfigError("data.dataset is null.")
+            dataset = make_dataset(config["data"]["dataset"], TEST, source=source)
             if hasattr(dataset, "__len__") and len(dataset) == 0:
                 raise ConfigError("data.dataset: its test split is empty.")
         except ConfigError as error:

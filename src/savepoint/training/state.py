@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from savepoint import checkpoint, system
 from savepoint.checkpoint import Checkpoint
 from savepoint.config import Settings
-from savepoint.data import Batches, Stream, to_device
+from savepoint.data import Batches, NoData, Stream, to_device
 from savepoint.errors import CheckpointError, short_list
 from savepoint.registry import Stateful
 from savepoint.training import optimization
@@ -67,8 +67,8 @@ class Parts:
     settings: Settings
     task: Task
     forward: Callable[..., Any]
-    train: Batches | Stream
-    val: Batches | Stream
+    train: Batches | Stream | NoData
+    val: Batches | Stream | NoData
     device: torch.device
     autocast: torch.dtype | None
     searches: bool = False
