@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 
 from project.data.digits import Digits  # noqa: E402
 from savepoint import runs, system, training, trust  # noqa: E402
-from savepoint.config import compose  # noqa: E402
+from savepoint.config import Settings, compose  # noqa: E402
 from savepoint.data import Batches  # noqa: E402
 from savepoint.trackers import NoTracker  # noqa: E402
 from savepoint.training import (  # noqa: E402
@@ -104,21 +105,23 @@ def savepoint(assemble: Assemble, folder: Path) -> float:
         torch.use_deterministic_algorithms(False)  # the other two run as torch comes
 
 
+def repeated(config: dict[str, Any], settings: Settings, steps: int, *, source: Path) -> tuple[TrainState, Parts]:
+    """Assemble a run on the digits again and again: an epoch that is longer than a round."""
+    digits = Digits("train")
+    copies = 1 + 64 * (steps + 1) // len(digits)
+    digits.images, digits.targets = np.tile(digits.images, (copies, 1, 1)), np.tile(digits.targets, copies)
+    state, parts = training.assemble(config, settings, source=source)
+    train = Batches(digits, split="train", settings=settings.data, seed=settings.seed)
+    return state, dataclasses.replace(parts, train=train)
+
+
 def contestants(steps: int, folder: Path) -> dict[str, Timed]:
     overrides = ["trainer.max_epochs=null", f"trainer.max_steps={steps}", "trainer.threads=1", "tracker=none"]
     composed = compose([*overrides, "trainer.device=cpu", "data.batch_size=64"], REPOSITORY / "conf")
     settings = trust.check_config(composed, source=REPOSITORY / "src")
-    # The digits again and again: an epoch that is longer than a round, and equally long for all three.
-    digits = Digits("train")
-    copies = 1 + 64 * (steps + 1) // len(digits)
-    digits.images, digits.targets = np.tile(digits.images, (copies, 1, 1)), np.tile(digits.targets, copies)
-    train = Batches(digits, split="train", settings=settings.data, seed=settings.seed)
+    assemble = functools.partial(repeated, composed, settings, steps, source=REPOSITORY / "src")
+    digits = assemble()[1].train.dataset
     images, targets = torch.from_numpy(digits.images), torch.from_numpy(digits.targets)
-
-    def assemble() -> tuple[TrainState, Parts]:
-        state, parts = training.assemble(composed, settings, source=REPOSITORY / "src")
-        return state, dataclasses.replace(parts, train=train)
-
     return {
         LIMIT: functools.partial(bare, assemble, images, targets, steps),
         PLAIN: functools.partial(plain, assemble, images, targets, steps),

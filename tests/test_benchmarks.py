@@ -16,6 +16,13 @@ def test_step_benchmark_prints_a_ratio_for_each_loop() -> None:
     assert ratios[0] == 1.0 and min(ratios) > 0
 
 
+def test_gan_benchmark_prints_a_ratio() -> None:
+    ended = command("benchmarks/gan.py", "--rounds=1", "--steps=2")
+    assert ended.status == 0, ended.output
+    rows = [line.split() for line in ended.output.splitlines()[3:]]
+    assert [row[0] for row in rows] == ["by", "Savepoint"] and float(rows[1][-1]) > 0
+
+
 @pytest.mark.long
 def test_checkpoint_benchmark_prints_a_ratio_for_each_aim(tmp_path: Path) -> None:
     disk, out = tmp_path / "disk", tmp_path / "out"

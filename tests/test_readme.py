@@ -95,7 +95,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
                 if line not in ELSEWHERE and line not in told.ended and not line.startswith("python -m savepoint"):
                     told.ended[line] = run_small(told, line)
             for line in commands():
-                if line.startswith(("python -m savepoint diff", "python -m savepoint verify")):
+                if line.startswith(tuple(f"python -m savepoint {name}" for name in ("diff", "verify", "evaluate"))):
                     told.ended[line] = Background(clone, *shlex.split(told.meant(line))[1:]).end()
             told.ended["python -m savepoint ui"] = ui.page(port)
         told.ended["python -m savepoint demo"] = demo.end()
@@ -217,7 +217,7 @@ def test_resume_commands_continue_the_run_that_they_name(story: Story) -> None:
     resumed = [
         ended for line, ended in story.ended.items() if line.startswith("python resume.py") and SHOWN[:4] in line
     ]
-    assert len(resumed) == 2
+    assert len(resumed) == 1
     assert all(f"run {story.first.id} " in ended.output and "resumed from" in ended.output for ended in resumed)
     epochs = [line["epoch"] for line in history.read_history(story.first.metrics) if "val/loss" in line]
     assert epochs == list(range(1, 41))
@@ -238,6 +238,17 @@ def test_fine_tuned_run_begins_with_the_other_runs_weights(story: Story) -> None
     started = runs.read(story.clone / re.findall(r"^run \S+  (\S+)", output, re.MULTILINE)[0])
     fresh, tuned = (history.read_history(one.metrics)[0]["val/accuracy"] for one in (story.first, started))
     assert float(str(tuned)) > 0.95 > float(str(fresh))
+
+
+def test_evaluate_measures_the_best_checkpoint(story: Story) -> None:
+    (line,) = [line for line in story.ended if "evaluate" in line]
+    assert story.first is not None
+    best = checkpoint.best(story.first.checkpoints, monitor="val/loss", mode="min")[0]
+    head, *measured = story.ended[line].output.splitlines()
+    assert head == f"run {story.first.id}  {best}  val" and [each.split()[0] for each in measured] == [
+        "loss",
+        "accuracy",
+    ]
 
 
 def test_verify_names_every_checkpoint_of_the_run(story: Story) -> None:

@@ -40,7 +40,7 @@ def _run(arguments: list[str]) -> int:
             return commands.verify_exact(REPOSITORY, query)
         case ["verify", query] if query != "--exact":
             return commands.verify_run(REPOSITORY, query)
-        case ["evaluate", *rest] if rest and not {"-h", "--help"} & {*rest}:
+        case ["evaluate", *rest]:
             return commands.evaluate_run(REPOSITORY, rest)
         case ["demo"]:
             return commands.play_demo(REPOSITORY)

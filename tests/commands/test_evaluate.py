@@ -43,22 +43,22 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any
 
 def test_a_run_is_tested_once_it_is_finished(tested: Path) -> None:
     (found,) = read_evaluations(tested)
-    assert found["checkpoint"] == "epoch_0003_step_00000009" and found["split"] == "test" and found["overrides"] == []
-    assert set(found["values"]) == {"loss", "accuracy"}  # type: ignore[call-overload]
+    assert (found.checkpoint, found.split, found.overrides) == ("epoch_0003_step_00000009", "test", [])
+    assert set(found.values) == {"loss", "accuracy"}
     assert not any(key.startswith("test/") for line in read_history(tested / "metrics.jsonl") for key in line)
 
 
 def test_evaluate_measures_what_training_measured(tested: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = read_evaluations(tested)
     again = answer(capsys, str(tested), "--split", "test")
-    assert again["values"] == before[0]["values"]
+    assert again["values"] == before[0].values
     assert read_evaluations(tested) == before, "the same result is recorded once"
     found = answer(capsys, f"{tested}@best")
     last = read_history(tested / "metrics.jsonl")[-1]
     assert {f"val/{name}": value for name, value in found["values"].items()} == {
         key: value for key, value in last.items() if key.startswith("val/")
     }
-    assert read_evaluations(tested)[1]["split"] == "val"
+    assert read_evaluations(tested)[1].split == "val"
 
 
 def test_evaluate_on_other_data_says_so(tested: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +66,7 @@ def test_evaluate_on_other_data_says_so(tested: Path, capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert out.startswith(f"run {runs.read(tested).id}  epoch_0003_step_00000009  test\n  loss      ")
     newest = read_evaluations(tested)[-1]
-    assert newest["overrides"] == ["data.dataset.limit=10"]
+    assert newest.overrides == ["data.dataset.limit=10"]
     keys = {point.key for point in evaluation_points(tested / "evaluations.jsonl")}
     assert {"test/loss", "test data.dataset.limit=10/loss"} <= keys
 
@@ -131,8 +131,8 @@ def test_the_best_checkpoint_is_tested_and_a_finished_run_can_be_tested_later(
     assert [path.name for path in tmp_path.glob("mlartifacts/*/artifacts/figures/confusion_matrix/*")] == [
         "epoch_0002_step_00000006.png"
     ]
-    values: Any = found["values"]
-    assert sorted(stored) == [("test/accuracy", pytest.approx(values["accuracy"]), 3), ("test/loss", values["loss"], 3)]
+    accuracy, loss = found.values["accuracy"], found.values["loss"]
+    assert sorted(stored) == [("test/accuracy", pytest.approx(accuracy), 3), ("test/loss", loss, 3)]
 
 
 # The record
@@ -146,7 +146,7 @@ def test_a_torn_line_is_left_out_and_the_next_one_whole(tmp_path: Path) -> None:
         file.write(b'{"time": 12')
     assert len(read_evaluations(tmp_path)) == 1
     record_evaluation(tmp_path, Evaluation("epoch_0001_step_00000002", 1, 2, "val", [], {"loss": 1.0}))
-    assert [each["split"] for each in read_evaluations(tmp_path)] == ["test", "val"]
+    assert [each.split for each in read_evaluations(tmp_path)] == ["test", "val"]
     assert [point.key for point in evaluation_points(tmp_path / "evaluations.jsonl")] == ["test/loss", "val/loss"]
 
 

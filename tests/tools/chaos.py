@@ -24,11 +24,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
-from tools import draws  # noqa: E402
+from tools import draws, pages  # noqa: E402
 from tools.draws import Trial  # noqa: E402
 from tools.grid import OPTIONS  # noqa: E402
 from tools.processes import Zygote  # noqa: E402
 from tools.trial import Bench, Outcome  # noqa: E402
+from tools.workshop import copy_repository  # noqa: E402
+
+REPOSITORY = "repository"  # a copy of this one, with the files of the recipes
 
 
 @dataclass
@@ -69,8 +72,12 @@ class Tally:
                 self.different.append(number)
 
 
+PAGES = [pages.read(path) for path in sorted((ROOT / "docs" / "recipes").glob("*.md"))]
+RECIPES = [tuple(line[2:]) for page in PAGES for line in page.commands]
+
+
 def attempt(tally: Tally, number: int, zygote: Zygote, root: Path) -> Outcome:
-    trial = draws.trial(random.Random(f"{tally.seed} {number}"))
+    trial = draws.trial(random.Random(f"{tally.seed} {number}"), RECIPES)
     folder = root / str(number)
     folder.mkdir()
     outcome = Bench(trial, zygote, folder).hold()
@@ -99,7 +106,7 @@ def again(seed: int, number: int) -> str:
 def work(tally: Tally, root: Path, name: str, numbers: Iterator[int]) -> None:
     folder = root / name
     folder.mkdir()
-    zygote = Zygote(folder)
+    zygote = Zygote(folder, root / REPOSITORY)
     try:
         for number in numbers:
             attempt(tally, number, zygote, root)
@@ -139,6 +146,10 @@ def main() -> int:
     given = parser.parse_args()
     tally = Tally(secrets.randbelow(2**32) if given.seed is None else given.seed)
     root = Path(tempfile.mkdtemp(prefix="savepoint-chaos-"))
+    (root / REPOSITORY).mkdir()
+    copy_repository(root / REPOSITORY)
+    for page in PAGES:
+        page.write(root / REPOSITORY)
     if given.trial is not None:
         work(tally, root, "outputs", iter([given.trial]))
     else:

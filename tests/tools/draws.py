@@ -4,7 +4,7 @@ An option that a file adds to conf/ takes part as soon as it is there. What is d
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tools.grid import FITTING, OPTIONS
@@ -39,7 +39,7 @@ PRESETS = {
     "debug=overfit": ("classification", "mlp"),
 }
 HOW = ("kill", "term", "ctrl-c", "ctrl-c twice", "worker", "disk full", "kill at the disk", "kill by the clock")
-MOST = 0.04, 0.1  # shares of the trials in fresh interpreters, and of those with a preset
+MOST = 0.04, 0.1, 0.15  # shares of the trials in fresh interpreters, of those with a preset, and of the recipes
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,16 @@ class Trial:
     fresh: bool = False
 
 
-def trial(chance: random.Random) -> Trial:
-    """Any config, interrupted one to ten times in any way."""
+def trial(chance: random.Random, recipes: Sequence[tuple[str, ...]] = ()) -> Trial:
+    """Any config, interrupted one to ten times in any way. recipes: the arguments of commands of docs/recipes/."""
+    if recipes and chance.random() < MOST[2]:
+        small = (
+            f"seed={chance.randrange(2**64)}",
+            "trainer.max_epochs=3",
+            f"data.limit_batches={chance.randint(3, 9)}",
+        )
+        config = (*chance.choice(recipes), *small, *_some(chance, 0.5, "trainer.log_every_n_steps=2"))
+        return Trial(config, interruptions(chance), _changes(chance))
     config = _preset(chance) if chance.random() < MOST[1] else _composed(chance, {})
     return Trial(config, interruptions(chance), _changes(chance), chance.random() < MOST[0])
 

@@ -109,6 +109,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "first": {"evaluate_first": True},
     "first, by steps, ended within an epoch": {"evaluate_first": True, "evaluate_every_n_steps": 4, "max_steps": 10},
     "ended with an epoch": {"evaluate_every_n_steps": 4, "max_steps": 2 * BATCHES, "max_epochs": None},
+    "patience ends with an epoch": {
+        "evaluate_every_n_steps": BATCHES,
+        "patience": 1,
+        "keep": {"monitor": "train/loss", "mode": "max"},
+    },
     "plateau": {"evaluate_every_n_steps": 2, **PLATEAU},
     "windows": {"evaluate_every_n_steps": 2, "accumulate": 4},
     "patience": {"evaluate_every_n_steps": 2, "patience": 2, "keep": {"monitor": "train/loss", "mode": "max"}},

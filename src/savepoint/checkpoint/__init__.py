@@ -28,7 +28,18 @@ from savepoint.checkpoint.layout import (
 from savepoint.checkpoint.retention import clean, prune
 from savepoint.checkpoint.selection import best, latest, names, select
 from savepoint.checkpoint.snapshot import Snapshot
-from savepoint.checkpoint.storage import Checkpoint, Draft, draft, load, name_of, publish, save, set_aside, verify
+from savepoint.checkpoint.storage import (
+    SUPERSEDED,
+    Checkpoint,
+    Draft,
+    draft,
+    load,
+    name_of,
+    publish,
+    save,
+    set_aside,
+    verify,
+)
 from savepoint.checkpoint.tensorfile import MAX_HEADER, NAMES, nameable, read_header
 from savepoint.checkpoint.tree import TreeError, join, split
 
@@ -42,6 +53,7 @@ __all__ = [
     "PROVENANCE",
     "REQUIRED",
     "STATE",
+    "SUPERSEDED",
     "TRAINING",
     "Checkpoint",
     "Draft",

@@ -26,6 +26,9 @@ def evaluate_run(repository: Path, arguments: list[str]) -> int:
     arguments: as typed after `evaluate`.
     Raises: UserError for a wrong argument, and for what cannot be built or restored.
     """
+    if {"-h", "--help"} & {*arguments}:
+        print(USAGE)
+        return 0
     query, split, as_json, overrides = _parse(arguments)
     # Notes of the engine belong to people, and the answer may be for a program.
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
@@ -40,6 +43,8 @@ def evaluate_run(repository: Path, arguments: list[str]) -> int:
     if values is None:
         assert stop.signal is not None
         raise system.signals.Interrupted(stop.signal, "Stopped before every sample was evaluated. Nothing is recorded.")
+    if not values:
+        raise UserError("There is nothing to measure: the run has no data, and its task has no evaluate of its own.")
     at: Any = {key: loaded.state[key] for key in ("epoch", "step")}
     evaluation = Evaluation(checkpoint=loaded.path.name, **at, split=split, overrides=overrides, values=values)
     _print(found.run, evaluation, as_json=as_json)

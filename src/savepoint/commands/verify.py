@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from savepoint import checkpoint, runs, trust
+from savepoint.checkpoint import SUPERSEDED
 from savepoint.commands.places import Place, find
 from savepoint.commands.soundness import DAMAGED, GONE, NEWER, REFUSED, SOUND, Verdict, judge, shorten
 from savepoint.errors import ConfigError, HostileError, UserError, short_list
@@ -70,7 +71,10 @@ def _hidden(root: Path) -> Iterator[str]:
     """Yield a line for what was set aside as damaged, and one for what is half written or half deleted."""
     names = sorted(entry.name for entry in os.scandir(root)) if root.is_dir() else []
     aside = [_line(name) for name in names if name.startswith(".damaged-")]
-    stale = [_line(name) for name in names if name.startswith(".tmp-")]
+    superseded = [name.removeprefix(SUPERSEDED) for name in names if name.startswith(SUPERSEDED)]
+    if cut := [_line(name) for name in superseded if name not in names]:
+        yield f"cut short while it was replaced, back when the run next starts: {short_list(cut, most=4)}"
+    stale = [_line(name) for name in names if name.startswith(".tmp-") and not name.startswith(SUPERSEDED)]
     if aside:
         yield f"set aside as damaged before: {short_list(aside, most=4)}"
     if stale:

@@ -3,6 +3,7 @@
 Not in metrics.jsonl, which a resume cuts back to its checkpoint. An evaluation of a checkpoint stays true.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -37,8 +38,7 @@ class Evaluation:
 def record_evaluation(directory: Path, evaluation: Evaluation) -> None:
     """Add an evaluation to a run's file, unless it has the same one. Raises: OSError if the disk refuses."""
     line = evaluation.to_json()
-    there = [{key: value for key, value in each.items() if key != "time"} for each in read_evaluations(directory)]
-    if line in there:
+    if line in [each.to_json() for each in read_evaluations(directory)]:
         return
     path = directory / EVALUATIONS
     torn = path.exists() and not path.read_bytes().endswith(b"\n")
@@ -49,15 +49,21 @@ def record_evaluation(directory: Path, evaluation: Evaluation) -> None:
         os.fsync(file.fileno())
 
 
-def read_evaluations(directory: Path) -> list[dict[str, object]]:
-    """Read every evaluation of a run, oldest first. A line that is not JSON, torn by a kill, is left out."""
+def read_evaluations(directory: Path) -> list[Evaluation]:
+    """Read every evaluation of a run, oldest first. A line that is none, torn by a kill for one, is left out."""
     path = directory / EVALUATIONS
     found = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(values, dict):
-            found.append(values)
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            stored = json.loads(line)
+            found.append(
+                Evaluation(
+                    checkpoint=str(stored["checkpoint"]),
+                    epoch=int(stored["epoch"]),
+                    step=int(stored["step"]),
+                    split=str(stored["split"]),
+                    overrides=[str(each) for each in stored["overrides"]],
+                    values={str(name): float(value) for name, value in stored["values"].items()},
+                )
+            )
     return found

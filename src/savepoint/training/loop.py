@@ -76,11 +76,12 @@ def finished(state: TrainState, parts: Parts) -> bool:
     trainer = parts.settings.trainer
     if trainer.max_epochs is not None and state.epoch >= trainer.max_epochs:
         return True
+    # An epoch with all its batches done is ended first: evaluated, drawn and counted.
+    if state.batch == len(parts.train) or evaluation.due(state, parts):
+        return False
     if trainer.patience is not None and state.stale >= trainer.patience:
         return True
-    # An epoch with all its batches done is ended first: evaluated, and drawn.
-    pending = state.batch == len(parts.train) or evaluation.due(state, parts)
-    return trainer.max_steps is not None and state.step >= trainer.max_steps and not pending
+    return trainer.max_steps is not None and state.step >= trainer.max_steps
 
 
 def _due(every: int | None, count: int) -> bool:

@@ -76,11 +76,11 @@ def score_test(job: Job, state: TrainState, parts: Parts, stop: system.signals.S
     ranked = [] if kept.monitor is None else checkpoint.best(root, monitor=kept.monitor, mode=kept.mode)
     name = (ranked or checkpoint.names(root)[::-1])[0]
     known = (
-        each["values"]
+        each.values
         for each in runs.read_evaluations(job.run.directory)
-        if (each.get("checkpoint"), each.get("split"), each.get("overrides")) == (name, TEST, [])
+        if (each.checkpoint, each.split, each.overrides) == (name, TEST, [])
     )
-    values: Any = next(known, None)
+    values = next(known, None)
     if values is None:
         loaded = checkpoint.load(root / name)
         values = score(job.config, job.settings, loaded, split=TEST, source=job.repository / "src", stop=stop)
@@ -90,7 +90,7 @@ def score_test(job: Job, state: TrainState, parts: Parts, stop: system.signals.S
         done = Evaluation(checkpoint=name, **at, split=TEST, overrides=[], values=values)
         runs.record_evaluation(job.run.directory, done)
         job.tracker.wake()
-    log.info("test %s: %s", name, "  ".join(f"{key} {float(value):.4g}" for key, value in values.items()))
+    log.info("test %s: %s", name, trust.printable("  ".join(f"{key} {value:.4g}" for key, value in values.items())))
 
 
 def check_test_split(config: dict[str, Any], settings: Settings, *, source: Path) -> None:

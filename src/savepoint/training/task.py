@@ -47,6 +47,10 @@ class Task(Protocol):
     and whatever is drawn changes no generator. Its names are logged under `val/`; return `loss` too if something is to
     follow it.
 
+    `figures(model, batches) -> dict[str, Figure | image | str]` draws what the model predicts, in the same setting,
+    every `trainer.figures_every_n_epochs`: matplotlib figures, images (height, width) or (1 or 3, height, width) as
+    uint8 or floats in 0..1, and texts.
+
     metrics: the names that `compute` returns, so that `checkpoint.monitor` can be checked before training.
     """
 
