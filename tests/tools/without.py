@@ -91,10 +91,10 @@ def from_the_start(epoch: Callable[..., Any]) -> Callable[..., Any]:
 def unseeded(request: Any) -> Callable[..., Any]:
     load, seed = request, rng.seed
 
-    def loaded(dataset: Any, asked: Any) -> Any:
+    def loaded(dataset: Any, collate: Any, asked: Any) -> Any:
         rng.seed = nothing
         try:
-            return load(dataset, asked)
+            return load(dataset, collate, asked)
         finally:
             rng.seed = seed
 
