@@ -27,7 +27,13 @@ SMALL = (
     "trainer.log_every_n_steps=2",
 )
 IMPORTED = ("matplotlib.figure", "torchmetrics.classification")  # by the pages' code, and it takes seconds
-TRIALS = 6  # interrupted runs of each command; one of them in `make test`
+TRIALS = 6  # interrupted runs of each command; in `make test` one of each page's first command
+FIRST = dict(reversed(LINES))
+KILLED = [
+    pytest.param(page, line, trial, marks=() if trial == 0 and line == FIRST[page] else pytest.mark.long)
+    for page, line in LINES
+    for trial in range(TRIALS)
+]
 
 
 @dataclass
@@ -75,10 +81,7 @@ def test_a_command_of_a_page_runs(kitchen: Kitchen, page: str, line: str) -> Non
     kitchen.trained(line)
 
 
-@pytest.mark.parametrize(
-    "trial", [pytest.param(trial, marks=pytest.mark.long) if trial > 0 else trial for trial in range(TRIALS)]
-)
-@pytest.mark.parametrize(("page", "line"), LINES, ids=[line for _, line in LINES])
+@pytest.mark.parametrize(("page", "line", "trial"), KILLED)
 def test_a_recipe_that_is_killed_anywhere_goes_on_to_the_same_bits(
     kitchen: Kitchen, tmp_path: Path, page: str, line: str, trial: int
 ) -> None:
