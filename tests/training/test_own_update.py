@@ -126,6 +126,19 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.parametrize(
+    "trainer", [{"clip_grad_norm": 0.01}, {"log_grad_norm": True, "log_every_n_steps": 1}], ids=str
+)
+def test_the_norm_of_each_optimizers_gradient_is_kept_as_it_was_before_it_was_clipped(trainer: dict[str, Any]) -> None:
+    state, parts = made(Duel(), **trainer)
+    other, (real, noise) = copy.deepcopy(state.model), batch(6)
+    judge_loss(other, real, noise).backward()
+    expected = nn.utils.get_total_norm([each.grad for each in other.judge.parameters() if each.grad is not None])
+    update(state, parts, [(real, noise)])
+    assert state.grad_norms.keys() == {"judge", "generator"}
+    assert torch.equal(state.grad_norms["judge"], expected)
+
+
 @pytest.mark.parametrize(("steps", "clip"), [(1, None), (3, None), (1, 0.01), (2, 0.5)])
 def test_updates_equal_those_of_a_loop_by_hand(steps: int, clip: float | None) -> None:
     trainer = {} if clip is None else {"clip_grad_norm": clip}
