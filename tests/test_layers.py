@@ -11,7 +11,19 @@ from tools.processes import REPOSITORY
 ENGINE = REPOSITORY / "src" / "savepoint"
 # From the top down. A wing imports from wings below it, and from nothing else of the engine.
 WINGS = (
-    *("__main__", "launch", "commands", "exact", "training", "data", "runs", "checkpoint", "trackers", "trust"),
+    *(
+        "__main__",
+        "launch",
+        "commands",
+        "exact",
+        "training",
+        "weights",
+        "data",
+        "runs",
+        "checkpoint",
+        "trackers",
+        "trust",
+    ),
     *("config", "system", "registry", "errors"),
 )
 RANK = {wing: rank for rank, wing in enumerate(reversed(WINGS))}

@@ -4,9 +4,10 @@ This is the face for forks and notebooks. Names are imported at their first use,
 
 Wings, from the top down. Each has one idea, lists its rooms in its docstring, and imports only wings below it:
     launch      from a command line to a run: what train.py and resume.py call
-    commands    look at runs: diff, verify, demo, ui
+    commands    look at runs: diff, verify, evaluate, export, demo, ui
     exact       prove on a run's own config that a resume gives the same bits: verify --exact
     training    the heart: one loop, the state that it changes, and what both are built from
+    weights     find them in runs and files, and load them into a model
     data        the batches of an epoch, in an order that depends on the seed and the epoch alone
     runs        a run on the disk: directory, lookup, metrics history, provenance, sweep
     checkpoint  state to files and back: one checkpoint, and a root of many
@@ -21,12 +22,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from savepoint.registry import register
+    from savepoint.runs import open_run
     from savepoint.training import Outcome, Step, Task
+    from savepoint.weights import load_model, load_weights
 
 __version__ = "0.1.0"
-__all__ = ["Outcome", "Step", "Task", "register"]
+__all__ = ["Outcome", "Step", "Task", "load_model", "load_weights", "open_run", "register"]
 
-_HOMES = dict.fromkeys(("Outcome", "Step", "Task"), "savepoint.training") | {"register": "savepoint.registry"}
+_HOMES = {
+    **dict.fromkeys(("Outcome", "Step", "Task"), "savepoint.training"),
+    **dict.fromkeys(("load_model", "load_weights"), "savepoint.weights"),
+    "open_run": "savepoint.runs",
+    "register": "savepoint.registry",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: python -m savepoint diff A B | verify RUN [--exact] | evaluate RUN | demo | ui."""
+"""The command line: python -m savepoint diff A B | verify RUN [--exact] | evaluate RUN | export RUN | demo | ui."""
 
 import os
 import sys
@@ -14,6 +14,8 @@ usage: python -m savepoint diff <run> <run>   what differs between two runs' new
                                               whether a resume of it gives the same bits, tried on its own config
        python -m savepoint evaluate <run>[@best] [--split val|test] [--json] [data.…=…]
                                               measure a checkpoint, on its own data or others
+       python -m savepoint export <run>[@best] --to DIR [--onnx] [--pt2] [--ema] [--json]
+                                              weights, config and model card, for use elsewhere
        python -m savepoint demo               train, kill, resume, and compare every bit
        python -m savepoint ui [--port 5000]   the tracker's web page, on this machine only"""
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -42,6 +44,8 @@ def _run(arguments: list[str]) -> int:
             return commands.verify_run(REPOSITORY, query)
         case ["evaluate", *rest]:
             return commands.evaluate_run(REPOSITORY, rest)
+        case ["export", *rest]:
+            return commands.export_model(REPOSITORY, rest)
         case ["demo"]:
             return commands.play_demo(REPOSITORY)
         case ["ui"]:

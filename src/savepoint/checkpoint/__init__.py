@@ -26,12 +26,13 @@ from savepoint.checkpoint.layout import (
     NewerFormatError,
 )
 from savepoint.checkpoint.retention import clean, prune
-from savepoint.checkpoint.selection import best, latest, names, select
+from savepoint.checkpoint.selection import best, latest, measured, names, position, select
 from savepoint.checkpoint.snapshot import Snapshot
 from savepoint.checkpoint.storage import (
     SUPERSEDED,
     Checkpoint,
     Draft,
+    digests,
     draft,
     load,
     name_of,
@@ -62,13 +63,16 @@ __all__ = [
     "TreeError",
     "best",
     "clean",
+    "digests",
     "draft",
     "join",
     "latest",
     "load",
+    "measured",
     "name_of",
     "nameable",
     "names",
+    "position",
     "prune",
     "publish",
     "read_header",

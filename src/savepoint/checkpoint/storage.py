@@ -198,6 +198,11 @@ def _parse(path: Path, contents: dict[str, trust.Memory], stated: Any) -> Checkp
     return Checkpoint(path, model, state, config, trust.parse_json(contents[PROVENANCE], path / PROVENANCE))
 
 
+def digests(path: Path) -> dict[str, str]:
+    """Return the SHA-256 that the manifest states for each file. Raises: CheckpointError if there is no manifest."""
+    return {name: entry.sha256 for name, entry in layout.read_manifest(path)[1].items()}
+
+
 def verify(path: Path) -> str | None:
     """Return why a checkpoint is damaged, or None if it is sound, even if this version cannot read its format."""
     try:

@@ -7,6 +7,9 @@ Rooms, in reading order:
     soundness  judge one checkpoint
     verify     report on a run's checkpoints, and from which one a resume would begin
     evaluate   measure a checkpoint on its validation or test split
+    export     write a checkpoint's model for use elsewhere
+    graphs     a model as a graph without Python: ONNX and torch.export
+    card       the model card of an export
     exactness  verify --exact: prove that a resume of a run gives the same bits
     diff       compare two runs bit by bit
     demo       train, kill, resume, compare
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from savepoint.commands.diff import compare, diff_checkpoints, diff_runs
     from savepoint.commands.evaluate import evaluate_run
     from savepoint.commands.exactness import verify_exact
+    from savepoint.commands.export import export_model
     from savepoint.commands.ui import serve_ui
     from savepoint.commands.verify import verify_run
 
@@ -29,6 +33,7 @@ __all__ = [
     "diff_checkpoints",
     "diff_runs",
     "evaluate_run",
+    "export_model",
     "play_demo",
     "serve_ui",
     "verify_exact",
@@ -40,6 +45,7 @@ _ROOMS = {
     "diff_checkpoints": "diff",
     "diff_runs": "diff",
     "evaluate_run": "evaluate",
+    "export_model": "export",
     "play_demo": "demo",
     "serve_ui": "ui",
     "verify_exact": "exactness",

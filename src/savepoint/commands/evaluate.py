@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from savepoint import checkpoint, runs, system, trackers, training, trust
+from savepoint import runs, system, trackers, training, trust, weights
 from savepoint.config import apply_overrides
 from savepoint.errors import UserError
 from savepoint.runs import Evaluation
@@ -33,7 +33,7 @@ def evaluate_run(repository: Path, arguments: list[str]) -> int:
     # Notes of the engine belong to people, and the answer may be for a program.
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     found = runs.find(query, repository)
-    loaded = _load(found)
+    loaded = weights.load_checkpoint(found)
     config = apply_overrides(trust.parse_config(loaded.config), overrides, repository / "conf")
     settings = trust.check_config(config, source=repository / "src")
     recorded = loaded.provenance.get("threads")
@@ -82,13 +82,6 @@ def _parse(arguments: list[str]) -> tuple[str, str, bool, list[str]]:
         if not each.lstrip("+~").startswith((*ALLOWED, "data=")):
             raise UserError(f"{each}: only the data and the device can differ from the run's own config.")
     return queries[0], split, as_json, overrides
-
-
-def _load(found: runs.Found) -> checkpoint.Checkpoint:
-    kept: Any = runs.read_config(found.run.directory).get("checkpoint")
-    kept = kept if isinstance(kept, dict) else {}
-    root, choice = found.run.checkpoints, found.checkpoint or "last"
-    return checkpoint.select(root, choice, monitor=kept.get("monitor"), mode=kept.get("mode", "min"))
 
 
 def _print(run: runs.Run, evaluation: Evaluation, *, as_json: bool) -> None:

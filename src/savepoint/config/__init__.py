@@ -5,6 +5,7 @@ Importing this package imports neither torch nor Hydra.
 Rooms, in reading order:
     annotations  compare a value with a type annotation, in words
     settings     the closed groups as frozen dataclasses: keys, types and ranges
+    patterns     choose and rename names by patterns
     composition  compose conf/ with Hydra; the text of --help
     overrides    overrides as people type them: quoting, errors in plain words, changes to a stored config
 """
@@ -12,10 +13,12 @@ Rooms, in reading order:
 from savepoint.config.annotations import hints, misfit
 from savepoint.config.composition import compose, help_text, resolve
 from savepoint.config.overrides import apply_overrides, explain, quote_raw
+from savepoint.config.patterns import match, rename
 from savepoint.config.settings import (
     AmpSettings,
     CheckpointSettings,
     DataSettings,
+    InitSettings,
     SchedulerSettings,
     Settings,
     TrackerSettings,
@@ -29,6 +32,7 @@ __all__ = [
     "AmpSettings",
     "CheckpointSettings",
     "DataSettings",
+    "InitSettings",
     "SchedulerSettings",
     "Settings",
     "TrackerSettings",
@@ -40,8 +44,10 @@ __all__ = [
     "explain",
     "help_text",
     "hints",
+    "match",
     "misfit",
     "quote_raw",
     "read_settings",
+    "rename",
     "resolve",
 ]

@@ -127,12 +127,24 @@ class SchedulerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InitSettings:
+    """Which weights of `init_from` are loaded, and which parameters are not trained. See docs/weights.md."""
+
+    include: str | list[str] | None = None
+    exclude: str | list[str] | None = None
+    rename: dict[str, str] | None = None
+    strict: bool = True
+    freeze: str | list[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     trainer: TrainerSettings
     checkpoint: CheckpointSettings
     amp: AmpSettings
     tracker: TrackerSettings
     data: DataSettings
+    init: InitSettings
     schedulers: Mapping[str, SchedulerSettings]  # by name; that of a config with one scheduler for all is under ""
     seed: int = setting(check=lambda value: None if 0 <= value < SEEDS else "must be at least 0 and below 2**64")
     name: str | None = setting(None, not_empty)
@@ -149,6 +161,7 @@ GROUPS = {
     "amp": AmpSettings,
     "tracker": TrackerSettings,
     "data": DataSettings,
+    "init": InitSettings,
 }
 
 

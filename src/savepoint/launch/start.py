@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from savepoint import runs, system, trackers, trust
+from savepoint import runs, system, trackers, trust, weights
 from savepoint.config import Settings, TrackerSettings, resolve
 from savepoint.errors import BuildError, UserError
 
@@ -42,15 +42,17 @@ def compose(invocation: Invocation) -> dict[str, Any]:
     return resolve(invocation.config)
 
 
-def find_weights(settings: Settings, repository: Path) -> runs.Found | None:
-    """Find the run that `init_from` names, or return None if there is no `init_from`.
+def find_weights(settings: Settings, repository: Path) -> weights.Source | None:
+    """Find the run or the files that `init_from` names, or return None if there is no `init_from`.
 
     Call it before the new run exists: afterwards `init_from=latest` would name the new run itself.
-    Raises: UserError if the name fits no run, or more than one.
+    Raises: UserError if the name fits no run and no files, or more than one run.
     """
     if settings.init_from is None:
+        if unused := [key for key in ("include", "exclude", "rename") if getattr(settings.init, key)]:
+            raise UserError(f"init.{unused[0]} has no effect without init_from: give the weights, or leave it out.")
         return None
-    return runs.find(settings.init_from, repository, tracker=settings.tracker)
+    return weights.find(settings.init_from, repository, tracker=settings.tracker)
 
 
 @contextlib.contextmanager

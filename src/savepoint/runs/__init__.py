@@ -6,6 +6,7 @@ Rooms, in reading order:
     history      metrics.jsonl: every value that a run logged
     evaluations  evaluations.jsonl: what its checkpoints measured apart from training
     provenance   git commit, uncommitted changes, versions, hardware
+    view         a run as a notebook reads it: open_run
     sweep        a sweep's directory and its table of results
 """
 
@@ -41,6 +42,7 @@ from savepoint.runs.sweep import (
     sweep_status,
     write_sweep_table,
 )
+from savepoint.runs.view import RunView, open_run
 
 __all__ = [
     "CHECKPOINTS",
@@ -56,6 +58,7 @@ __all__ = [
     "Found",
     "History",
     "Run",
+    "RunView",
     "all_runs",
     "create",
     "cut_history",
@@ -67,6 +70,7 @@ __all__ = [
     "is_disk_error",
     "new_id",
     "note_refused_job",
+    "open_run",
     "provenance_differences",
     "read",
     "read_config",

@@ -14,7 +14,7 @@ Rooms, in reading order:
     datasets      build a split of the data and its batches
     averaging     an exponential average of the weights
     rehearsal     check on few samples that model, data and task fit each other
-    patterns      choose parameters by patterns over their names
+    patterns      divide a model's parameters among optimizers
     optimizers    build optimizers and restore them exactly
     schedules     build a learning-rate schedule and plan its length
     combinations  combinations of options that torch refuses or gets wrong
@@ -41,7 +41,7 @@ from savepoint.training.optimization import NoSchedule, Optimization
 from savepoint.training.own_update import Step
 from savepoint.training.preparation import environment, prepare
 from savepoint.training.saves import Saves
-from savepoint.training.scoring import score, score_test
+from savepoint.training.scoring import example_call, score, score_test
 from savepoint.training.state import Parts, TrainState, capture, restore
 from savepoint.training.supervision import session, supervise
 from savepoint.training.task import Outcome, Task
@@ -59,6 +59,7 @@ __all__ = [
     "assemble",
     "capture",
     "environment",
+    "example_call",
     "fit",
     "prepare",
     "restore",

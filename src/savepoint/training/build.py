@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from savepoint import registry, system, trust
+from savepoint import registry, system, trust, weights
 from savepoint.checkpoint import Checkpoint
-from savepoint.config import Settings, by_name
+from savepoint.config import Settings, by_name, match
 from savepoint.data import NoData, Stream
 from savepoint.errors import ConfigError
 from savepoint.training import combinations, optimizers, schedules
@@ -41,7 +41,8 @@ def assemble(
     torch.empty(0, device=device)
     system.rng.seed(settings.seed)
     with registry.collecting() as registered:
-        model = make_model(config, source=source, device=device)
+        model = weights.make_model(config, source=source).to(device)
+        _freeze(model, settings)
         task = make(config["task"], path="task")
         train, val = (make_batches(config, settings, each, source=source, device=device) for each in ("train", "val"))
     averaged = make_average(model, settings)
@@ -112,19 +113,19 @@ def _optimizations(
     return found
 
 
+def _freeze(model: nn.Module, settings: Settings) -> None:
+    """Freeze the parameters that `init.freeze` names. Raises: ConfigError if none would be left to train."""
+    if settings.init.freeze is None:
+        return
+    named = dict(model.named_parameters())
+    for name in match(settings.init.freeze, list(named), path="init.freeze"):
+        named[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise ConfigError("init.freeze: it leaves no parameter to train.")
+
+
 def _join(group: str, name: str) -> str:
     return f"{group}.{name}" if name else group
-
-
-def make_model(config: dict[str, Any], *, source: Path, device: torch.device) -> nn.Module:
-    """Build the model on its device. Raises: ConfigError if it is no module, or has parameters without a shape."""
-    model = trust.make(config["model"], path="model", source=source)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model: {config['model']['_target_']} is not a torch.nn.Module.")
-    if lazy := [name for name, each in model.named_parameters() if isinstance(each, nn.UninitializedParameter)]:
-        raise ConfigError(f"model: {lazy[0]} has no shape before the first batch, which is too late to restore it. "
-                          "Give its module the size of its inputs, in place of a lazy one.")  # fmt: skip
-    return model.to(device)
 
 
 def compiled(model: nn.Module, task: Any, settings: Settings) -> Any:

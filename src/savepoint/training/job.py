@@ -8,6 +8,7 @@ from savepoint import checkpoint as checkpoints
 from savepoint import runs
 from savepoint.config import Settings
 from savepoint.trackers import Tracker
+from savepoint.weights import Source
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Job:
     """A run to train.
 
     config, settings: the same config, checked; as plain data and as typed settings. repository: holds src/ and runs/.
-    checkpoint: continue from it; None to begin at the beginning. weights: the run that `init_from` names, if any.
+    checkpoint: continue from it; None to begin at the beginning. weights: what `init_from` names, if anything.
     """
 
     run: runs.Run
@@ -24,7 +25,7 @@ class Job:
     tracker: Tracker
     repository: Path
     checkpoint: checkpoints.Checkpoint | None = None
-    weights: runs.Found | None = None
+    weights: Source | None = None
 
     @property
     def resume_command(self) -> str:

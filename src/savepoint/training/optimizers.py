@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from savepoint import trust
-from savepoint.config import by_name
+from savepoint.config import by_name, match
 from savepoint.errors import CheckpointError, ConfigError, short_list
 from savepoint.training import patterns
 from savepoint.training.patterns import Named
@@ -228,7 +228,7 @@ def _grouped(partial: Any, parameters: Named, groups: list[Any], path: str) -> l
         where = f"{path}.groups[{index}]"
         if not isinstance(group, dict):
             raise ConfigError(f"{where}={group}: must be a group, with parameters and the values that differ there.")
-        matched = patterns.match(group.get("parameters"), [name for name, _ in parameters], path=f"{where}.parameters")
+        matched = match(group.get("parameters"), [name for name, _ in parameters], path=f"{where}.parameters")
         taken = [(name, parameter) for name, parameter in left if name in matched]
         if not taken:
             raise ConfigError(f"{where}.parameters={group['parameters']}: an earlier group has all that it matches.")

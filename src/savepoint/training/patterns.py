@@ -1,42 +1,14 @@
-"""Choose parameters by patterns over their names, and divide them among optimizers.
+"""Divide a model's parameters among optimizers, by patterns over names as `model.named_parameters()` gives them."""
 
-A pattern is a name as `model.named_parameters()` gives it, in which `*` stands for any characters, dots included, and
-`?` for one: `backbone.*`, `*.bias`.
-"""
-
-import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from savepoint.config import closest
+from savepoint.config import match
 from savepoint.errors import ConfigError, short_list
 
 Named = list[tuple[str, nn.Parameter]]
-
-
-def match(patterns: object, names: Sequence[str], *, path: str) -> set[str]:
-    """Return the names that at least one pattern matches.
-
-    patterns: a pattern or a list of them, from a config. path: their place in it.
-    Raises: ConfigError for a pattern that matches no name, with the closest one that would.
-
-    >>> sorted(match(["head.*", "*.bias"], ["body.weight", "body.bias", "head.weight"], path=""))
-    ['body.bias', 'head.weight']
-    """
-    listed = [patterns] if isinstance(patterns, str) else patterns
-    if not isinstance(listed, list) or not listed or not all(isinstance(each, str) for each in listed):
-        raise ConfigError(f"{path}={patterns}: must be a pattern over parameter names, or a list: for example head.*")
-    found: set[str] = set()
-    for pattern in listed:
-        matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-        if not matched:
-            modules = {f"{name[:at]}.*" for name in names for at, sign in enumerate(name) if sign == "."}
-            near = closest(pattern, {*names, *modules}) or f" There are: {short_list(names, most=6)}."
-            raise ConfigError(f"{path}={pattern}: matches no parameter.{near}")
-        found.update(matched)
-    return found
 
 
 def divide(nodes: Mapping[str, dict[str, Any]], model: nn.Module) -> dict[str, Named]:

@@ -3,11 +3,12 @@
 import dataclasses
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from savepoint import checkpoint, runs, system, trust
+from savepoint import checkpoint, runs, system, trust, weights
 from savepoint.config import Settings, by_name
 from savepoint.data import end_workers
 from savepoint.errors import UserError
@@ -41,18 +42,24 @@ def prepare(job: Job) -> tuple[TrainState, Parts]:
 
 def _build(job: Job) -> tuple[TrainState, Parts]:
     settings, resumed = job.settings, job.checkpoint
-    recorded = resumed.provenance.get("threads") if resumed else None
-    environment(settings, threads=settings.trainer.threads or recorded or THREADS)
-    train_state, parts = build.assemble(job.config, settings, source=job.repository / "src", checkpoint=resumed)
-    if settings.trainer.test:
-        check_test_split(job.config, settings, source=job.repository / "src")
-    parts = dataclasses.replace(parts, fingerprints=_fingerprints(parts, resumed))
-    if resumed is not None:
-        _check_length(job, train_state, resumed)
-        state.restore(train_state, resumed)
-    elif settings.init_from is not None:
-        _load_weights(job, train_state)
-    return train_state, parts
+    threads = resumed.provenance.get("threads") if resumed else None
+    environment(settings, threads=settings.trainer.threads or threads or THREADS)
+    recorded = resumed.provenance.get("weights") if resumed else job.run.record.get("weights")
+    with weights.tracing(recorded) as loaded:
+        train_state, parts = build.assemble(job.config, settings, source=job.repository / "src", checkpoint=resumed)
+        if settings.trainer.test:
+            check_test_split(job.config, settings, source=job.repository / "src")
+        parts = dataclasses.replace(parts, fingerprints=_fingerprints(parts, resumed))
+        if resumed is not None:
+            _check_length(job, train_state, resumed)
+            state.restore(train_state, resumed)
+        elif settings.init_from is not None:
+            _load_weights(job, train_state)
+    # What a resume has not loaded again stays on record: the weights that the run began with.
+    loaded += [each for each in recorded or [] if each not in loaded]
+    if loaded:
+        job.run.update(weights=loaded)
+    return train_state, dataclasses.replace(parts, weights=loaded)
 
 
 def environment(settings: Settings, *, threads: int) -> None:
@@ -69,20 +76,21 @@ def environment(settings: Settings, *, threads: int) -> None:
 
 
 def _load_weights(job: Job, train_state: TrainState) -> None:
-    """Fine-tune: load the weights and buffers of the run that `init_from` names, and nothing else of it."""
-    assert job.settings.init_from is not None
-    found = job.weights or runs.find(job.settings.init_from, job.repository)
-    settings = runs.read_config(found.run.directory).get("checkpoint")
-    kept = settings if isinstance(settings, dict) else {}
-    loaded = checkpoint.select(
-        found.run.checkpoints, found.checkpoint or "last", monitor=kept.get("monitor"), mode=kept.get("mode", "min")
-    )
-    state.restore_model(train_state.model, loaded)
-    # The very checkpoint: `latest` would name another one if this run starts over.
-    listed = found.run.address(job.repository) == found.run.id
-    job.config["init_from"] = f"{found.run.id if listed else found.run.directory}@{loaded.path.name}"
-    job.run.update(parents=[found.run.id])
-    log.info("weights from run %s, %s", found.run.id, loaded.path.name)
+    """Fine-tune: load the weights and buffers that `init_from` names, and nothing else."""
+    query = job.settings.init_from
+    assert query is not None
+    source = job.weights or weights.find(query, job.repository)
+    read = weights.read(source, query=query)
+    notes = weights.load(train_state.model, read, job.settings.init)
+    # The very checkpoint or file: `latest` and a relative path would mean others if this run starts over.
+    if isinstance(source, Path):
+        job.config["init_from"] = str(source)
+    else:
+        listed = source.run.address(job.repository) == source.run.id
+        job.config["init_from"] = f"{source.run.id if listed else source.run.directory}@{read.origin.checkpoint}"
+        job.run.update(parents=[source.run.id])
+    weights.note(dataclasses.replace(read.origin, query=job.config["init_from"]))
+    log.info("weights from %s%s", read.origin.title, "".join(f"; {note}" for note in notes))
 
 
 def _check_length(job: Job, train_state: TrainState, resumed: checkpoint.Checkpoint) -> None:

@@ -4,10 +4,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from savepoint import checkpoint, registry, runs, system, trust
+import torch
+from torch import nn
+
+from savepoint import checkpoint, registry, runs, system, trust, weights
 from savepoint.checkpoint import Checkpoint
 from savepoint.config import Settings
-from savepoint.errors import ConfigError
+from savepoint.data import to_device
+from savepoint.errors import ConfigError, UserError
 from savepoint.runs import Evaluation
 from savepoint.training import build, evaluation
 from savepoint.training.averaging import make_average
@@ -37,7 +41,8 @@ def score(
     Raises: ConfigError if something cannot be built, for one if the data set has no such split; CheckpointError if
     the checkpoint does not fit.
     """
-    state, parts = _assemble(config, settings, split=split, source=source)
+    with weights.tracing(loaded.provenance.get("weights")):
+        state, parts = _assemble(config, settings, split=split, source=source)
     restore_for_evaluation(state, loaded)
     # As it was when training evaluated this state.
     if begin := getattr(state.model, "begin_epoch", None):
@@ -50,7 +55,7 @@ def _assemble(config: dict[str, Any], settings: Settings, *, split: str, source:
     device = build.pick_device(settings.trainer.device)
     system.rng.seed(settings.seed)
     with registry.collecting() as registered:
-        model = build.make_model(config, source=source, device=device)
+        model = weights.make_model(config, source=source).to(device)
         task = trust.make(config["task"], path="task", source=source)
         batches = make_batches(config, settings, split, source=source, device=device)
     state = TrainState(model, {}, registered=registered, averaged=make_average(model, settings))
@@ -91,6 +96,36 @@ def score_test(job: Job, state: TrainState, parts: Parts, stop: system.signals.S
         runs.record_evaluation(job.run.directory, done)
         job.tracker.wake()
     log.info("test %s: %s", name, trust.printable("  ".join(f"{key} {value:.4g}" for key, value in values.items())))
+
+
+def example_call(
+    config: dict[str, Any], settings: Settings, model: nn.Module, *, source: Path, whole: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with which the task calls the model on validation data, to trace the model with.
+
+    model: on the CPU, in evaluation mode. whole: a whole batch, otherwise two samples.
+    Returns: positional arguments and keywords of the first call.
+    Raises: ConfigError if something cannot be built, or there are no data; UserError if the task calls no model.
+    """
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def note(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        calls.append((arguments, keywords))
+
+    with system.rng.isolated(), registry.collecting(), torch.no_grad():
+        task = trust.make(config["task"], path="task", source=source)
+        batches = make_batches(config, settings, "val", source=source, device=torch.device("cpu"))
+        if len(batches) == 0:
+            raise ConfigError("data.dataset: there is no validation sample to trace the model with.")
+        batch = to_device(batches.glance(whole=whole), torch.device("cpu"))
+        handle = model.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            task(model, batch) if callable(task) else task.evaluate(model, iter([batch]))
+        finally:
+            handle.remove()
+    if not calls:
+        raise UserError(f"task: {type(task).__name__} does not call the model itself, so there is no call to trace.")
+    return calls[0]
 
 
 def check_test_split(config: dict[str, Any], settings: Settings, *, source: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from savepoint import checkpoint, system
+from savepoint import checkpoint, system, weights
 from savepoint.checkpoint import Checkpoint
 from savepoint.config import Settings
 from savepoint.data import Batches, NoData, Stream, to_device
@@ -24,6 +24,7 @@ from savepoint.registry import Stateful
 from savepoint.training import optimization
 from savepoint.training.optimization import Optimization, naming
 from savepoint.training.task import Outcome, Task
+from savepoint.weights import restore_model
 
 
 @dataclass
@@ -61,7 +62,8 @@ class Parts:
     """Everything of a run that does not change, so it is rebuilt from the config and never saved.
 
     forward: the model, or its compiled wrapper. searches: whether the optimizer evaluates the model itself, several
-    times in each update. fingerprints: for each split, what tells its data from other data.
+    times in each update. fingerprints: for each split, what tells its data from other data. weights: the origin and
+    the digests of weights that were loaded from elsewhere.
     """
 
     settings: Settings
@@ -73,6 +75,7 @@ class Parts:
     autocast: torch.dtype | None
     searches: bool = False
     fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
+    weights: list[dict[str, Any]] = field(default_factory=list)
 
     def autocasting(self) -> contextlib.AbstractContextManager[Any]:
         """Compute what the body computes in the precision of `amp`."""
@@ -148,6 +151,7 @@ def _extra(name: str) -> bool:
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     """Make a freshly built state the saved one. Raises: CheckpointError that names what does not fit."""
+    _check_entries(checkpoint)
     saved = checkpoint.state
     restore_model(state.model, checkpoint)
     if "frozen" in saved:  # the first checkpoints lack it
@@ -173,6 +177,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
 
 def restore_for_evaluation(state: TrainState, checkpoint: Checkpoint) -> None:
     """Restore what an evaluation depends on, and not what only training needs. Raises: CheckpointError."""
+    _check_entries(checkpoint)
     restore_model(state.model, checkpoint)
     saved = checkpoint.state
     there = saved.get("registered", {})
@@ -217,26 +222,17 @@ def _restore_stream(stream: Stream | None, checkpoint: Checkpoint) -> None:
             stream.load_state_dict(saved)
 
 
-def restore_model(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Load the model's weights and buffers. Raises: CheckpointError that lists the names that do not fit."""
-    fits(model, checkpoint)
-    weights, own = _weights(checkpoint), model.state_dict()
-    ordered = type(own)((name, weights[name]) for name in own)
-    versions = checkpoint.state["model_versions"]
-    ordered._metadata = {name: {"version": version} for name, version in versions.items()}  # type: ignore[attr-defined]
-    model.load_state_dict(ordered)
-
-
-def _weights(checkpoint: Checkpoint) -> dict[str, Any]:
-    extra: dict[str, Any] = checkpoint.state["model_extra"]
-    return checkpoint.model | extra
-
-
 def fits(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Check that the model has the names, shapes and dtypes of a checkpoint. The model may be on the meta device.
+    """Check that a checkpoint is one of a training, and has the names, shapes and dtypes of the model.
 
-    Raises: CheckpointError that lists what is missing, unexpected or different.
+    The model may be on the meta device. Raises: CheckpointError that lists what is missing, unexpected or different.
     """
+    _check_entries(checkpoint)
+    weights.check(model, checkpoint)
+
+
+def _check_entries(checkpoint: Checkpoint) -> None:
+    """Check that the state has the entries of a training. Raises: CheckpointError that lists the faulty ones."""
     kinds = _PLAIN | dict.fromkeys(_STATES, dict)
     kinds |= {name: kind for name, kind in _LATER.items() if name in checkpoint.state}
     faulty = [name for name, kind in kinds.items() if not isinstance(checkpoint.state.get(name), kind)]
@@ -245,27 +241,3 @@ def fits(model: nn.Module, checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"{checkpoint.path} holds no training state: {', '.join(faulty)} missing in state.json or of wrong type."
         )
-    own, weights = model.state_dict(), _weights(checkpoint)
-    differing = (_difference(name, weights[name], own[name]) for name in own if name in weights)
-    faults = {
-        "missing": [name for name in own if name not in weights],
-        "unexpected": [name for name in weights if name not in own],
-        "different": [difference for difference in differing if difference],
-    }
-    if any(faults.values()):
-        listed = "; ".join(f"{kind}: {short_list(sorted(names), most=6)}" for kind, names in faults.items() if names)
-        raise CheckpointError(f"{checkpoint.path} does not fit the model that the config builds. {listed}.")
-
-
-def _difference(name: str, saved: Any, built: Any) -> str | None:
-    """Say how a saved entry differs from the model's in type, shape or dtype; None if it does not."""
-    if _extra(name):
-        return None  # extra state may be anything, and of another shape at every step
-    words = "{} is {} in the checkpoint and {} in the model".format
-    if isinstance(saved, Tensor) != isinstance(built, Tensor):
-        return words(name, type(saved).__name__, type(built).__name__)
-    if isinstance(saved, Tensor) and saved.shape != built.shape:
-        return words(name, list(saved.shape), list(built.shape))
-    if isinstance(saved, Tensor) and saved.dtype != built.dtype:
-        return words(name, saved.dtype, built.dtype)
-    return None

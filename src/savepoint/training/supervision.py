@@ -124,6 +124,7 @@ def _provenance(job: Job, parts: Parts) -> dict[str, Any]:
         "device": parts.device.type,
         "compile": job.settings.trainer.compile,
         "data": parts.fingerprints,
+        "weights": parts.weights,
     }
 
 

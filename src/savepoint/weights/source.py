@@ -1,0 +1,90 @@
+"""Find what a query names: a run's checkpoint, or safetensors files. Nothing is read but names and an index."""
+
+from pathlib import Path
+from typing import Any
+
+from savepoint import runs, trust
+from savepoint.config import TrackerSettings
+from savepoint.errors import UserError, short_list
+
+SUFFIX, INDEX = ".safetensors", ".safetensors.index.json"
+# A run's checkpoint, or a path: a file, a directory of files, or a checkpoint that was copied out of its run.
+Source = runs.Found | Path
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_MAX_INDEX = 100_000_000  # bytes
+
+
+def find(query: str, repository: Path, *, tracker: TrackerSettings | None = None) -> Source:
+    """Find the weights that a query names.
+
+    query: a run as people write it (see `runs.find`), a `.safetensors` file, a directory that holds one or several with
+    an index, as the Hugging Face hub has them, or a checkpoint directory.
+    tracker: where to look for a run that is not under runs/ and sweeps/. None takes the tracker of conf/.
+    Raises: UserError if there is nothing of that name, or only files that can run code.
+    """
+    path = Path(query)
+    if path.suffix == SUFFIX or path.is_file():
+        if path.suffix in _PICKLES:
+            raise UserError(f"{query}: {_pickles('it')}")
+        if not path.is_file():
+            raise UserError(f"{query}: there is no such file.")
+        if path.suffix != SUFFIX:
+            raise UserError(f"{query}: weights are read from {SUFFIX} files, and this is none.")
+        return path.absolute()
+    if path.is_dir() and not (path / runs.RECORD).exists():
+        alone = (path / "manifest.json").exists() and not (path.resolve().parent.parent / runs.RECORD).exists()
+        if alone or (not (path / "manifest.json").exists() and _has_weights(path)):
+            return path.absolute()
+        if not (path / "manifest.json").exists() and any(each.suffix in _PICKLES for each in path.iterdir()):
+            raise UserError(f"{query}: {_pickles('a file in it')}")
+    return runs.find(query, repository, tracker=tracker)
+
+
+def files(path: Path) -> dict[str, set[str] | None]:
+    """Return the weight files of a path: for each name, the tensors that an index says it holds, None without an index.
+
+    path: a file or a directory.
+    Raises: UserError if the directory's files are ambiguous, or its index is none.
+    """
+    if path.is_file():
+        return {path.name: None}
+    indexes = sorted(each.name for each in path.glob(f"*{INDEX}"))
+    names = sorted(each.name for each in path.glob(f"*{SUFFIX}"))
+    if len(indexes) == 1:
+        return _indexed(path / indexes[0])
+    if len(names) == 1 and not indexes:
+        return {names[0]: None}
+    found = short_list(indexes or names)
+    raise UserError(f"{path}: which of its files? It has {found}. Give the path of one.")
+
+
+def _indexed(path: Path) -> dict[str, set[str] | None]:
+    """Read an index, whose `weight_map` says for each tensor the file that holds it."""
+    try:
+        index: Any = trust.parse_json(trust.read_file(path, at_most=_MAX_INDEX), path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}.") from error
+    placed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(placed, dict) or not placed:
+        raise UserError(f"{path}: it is no index: it has no weight_map.")
+    found: dict[str, set[str] | None] = {}
+    for tensor, name in placed.items():
+        if not isinstance(name, str) or not name.endswith(SUFFIX) or Path(name).name != name or "\\" in name:
+            raise UserError(f"{path}: {trust.shown(name)} is no {SUFFIX} file of its directory.")
+        members = found.setdefault(name, set())
+        assert members is not None
+        members.add(tensor)
+    if missing := sorted(name for name in found if not (path.parent / name).is_file()):
+        raise UserError(f"{path}: files that it names are missing: {short_list(missing)}.")
+    return found
+
+
+def _has_weights(path: Path) -> bool:
+    return any(each.name.endswith((SUFFIX, INDEX)) for each in path.iterdir())
+
+
+def _pickles(which: str) -> str:
+    return (
+        f"{which} is a pickle, which can run code when it is loaded. Convert it once, where you trust it: "
+        "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')."
+    )
