@@ -73,11 +73,11 @@ class Tally:
 
 
 PAGES = [pages.read(path) for path in sorted((ROOT / "docs" / "recipes").glob("*.md"))]
-RECIPES = [tuple(line[2:]) for page in PAGES for line in page.commands]
 
 
 def attempt(tally: Tally, number: int, zygote: Zygote, root: Path) -> Outcome:
-    trial = draws.trial(random.Random(f"{tally.seed} {number}"), RECIPES)
+    recipes = [tuple(pages.placed(line, root / REPOSITORY)) for page in PAGES for line in page.trainings]
+    trial = draws.trial(random.Random(f"{tally.seed} {number}"), recipes)
     folder = root / str(number)
     folder.mkdir()
     outcome = Bench(trial, zygote, folder).hold()
@@ -118,6 +118,18 @@ def work(tally: Tally, root: Path, name: str, numbers: Iterator[int]) -> None:
             zygote.close()
 
 
+def prepare(root: Path) -> None:
+    """Train the runs whose weights recipes begin from."""
+    folder = root / "sources"
+    folder.mkdir()
+    zygote = Zygote(folder, root / REPOSITORY)
+    for line in (line for page in PAGES for line in page.sources):
+        short = ("tracker=none", "trainer.threads=1", "trainer.max_epochs=2")
+        ended = zygote.run("train.py", *pages.placed(line, root / REPOSITORY), *short)
+        assert ended.status == 0, ended.output
+    zygote.close()
+
+
 def numbers(tally: Tally, minutes: float) -> Iterator[int]:
     """Of the trials that one thread does, until the time is up."""
     while not tally.stopped and time.monotonic() - tally.started < 60 * minutes:
@@ -150,6 +162,7 @@ def main() -> int:
     copy_repository(root / REPOSITORY)
     for page in PAGES:
         page.write(root / REPOSITORY)
+    prepare(root)
     if given.trial is not None:
         work(tally, root, "outputs", iter([given.trial]))
     else:

@@ -48,6 +48,13 @@ def help_text(overrides: list[str], conf_dir: Path) -> str:
 def compose(overrides: list[str], conf_dir: Path) -> dict[str, Any]:
     """Compose the config that these overrides give, without a run. Raises: Hydra's errors."""
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
 
-    with hydra.initialize_config_dir(str(conf_dir), version_base="1.3"):
-        return resolve(hydra.compose("config", overrides))
+    # train.py runs inside of Hydra, which can be entered only once: a task that looks for a run's weights is in there.
+    around = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(conf_dir), version_base="1.3"):
+            return resolve(hydra.compose("config", overrides))
+    finally:
+        GlobalHydra.instance().hydra = around

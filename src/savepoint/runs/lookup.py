@@ -34,13 +34,16 @@ def all_runs(repository: Path) -> list[Run]:
     return sorted(runs, key=lambda run: str(run.record.get("started")))
 
 
-def find(query: str, repository: Path, *, tracker: TrackerSettings | None = None) -> Found:
+def find(
+    query: str, repository: Path, *, tracker: TrackerSettings | None = None, apart_from: str | None = None
+) -> Found:
     """Find the run that `query` names, and the checkpoint after its `@`.
 
     query: `<run>` or `<run>@<checkpoint>`. `<run>` is a run's id or at least 4 characters of it, the tracker's id or at
     least 6 characters of it, a run directory, a checkpoint directory, or `latest`. An existing path is taken whole,
     even if it contains an `@`.
     tracker: where to look for an id that is not under runs/ and sweeps/. None takes the tracker of conf/.
+    apart_from: the id of a run that is just being started, which `latest` does not mean.
     Raises: UserError if `query` names no run, or several. The message repeats the query and says what there is.
     """
     if os.path.lexists(query):
@@ -53,7 +56,7 @@ def find(query: str, repository: Path, *, tracker: TrackerSettings | None = None
     choice = checkpoint or None
     if os.path.lexists(name):
         return Found(_at(name).run, choice)
-    runs = all_runs(repository)[::-1]
+    runs = [run for run in reversed(all_runs(repository)) if run.id != apart_from]
     if name == "latest":
         if not runs:
             raise UserError(f"There are no runs yet under {repository}. Start one: python train.py")

@@ -148,14 +148,19 @@ def _exported(path: Path, query: str) -> tuple[nn.Module, Weights]:
 
 
 def _find(query: str) -> Source:
-    """Find weights. While a run is built again, they are those that it was built with before."""
-    before, found = lineage.known(query), None
+    """Find weights. While a run is built again, they are those that it was built with before.
+
+    A relative path is taken from the working directory, or else from the repository.
+    """
+    before, repository = lineage.known(query), SOURCE.parent
+    here, there = query.rpartition("@")[0] or query, repository / query
+    path = str(there) if not Path(here).exists() and Path(str(there).rpartition("@")[0] or there).exists() else query
     if before is None or before.run is None:
-        return find(query, SOURCE.parent)
+        return find(path, repository, apart_from=lineage.being_built())
     try:
-        found = find(query, SOURCE.parent)
+        found = find(path, repository)
     except UserError:
         found = None
     if not isinstance(found, runs.Found) or found.run.id != before.run:
-        found = runs.find(before.run, SOURCE.parent)
+        found = runs.find(before.run, repository)
     return runs.Found(found.run, before.checkpoint)

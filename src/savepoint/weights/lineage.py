@@ -14,6 +14,7 @@ from savepoint.weights.reading import Origin
 
 @dataclass
 class _Trace:
+    run: str | None
     known: dict[str, Origin]
     loaded: list[dict[str, Any]] = field(default_factory=list)
 
@@ -22,13 +23,14 @@ _open: list[_Trace] = []
 
 
 @contextlib.contextmanager
-def tracing(recorded: object = None) -> Iterator[list[dict[str, Any]]]:
+def tracing(recorded: object = None, *, run: str | None = None) -> Iterator[list[dict[str, Any]]]:
     """Collect the origin of all weights that are loaded inside, in the list that this yields, as plain values for JSON.
 
     recorded: the list that was collected when the run was built first. The same queries then give the same weights.
+    run: the id of the run that is built.
     """
     origins = [_parse(each) for each in recorded] if isinstance(recorded, list) else []
-    _open.append(_Trace({each.query: each for each in origins}))
+    _open.append(_Trace(run, {each.query: each for each in origins}))
     try:
         yield _open[-1].loaded
     finally:
@@ -51,6 +53,11 @@ def _parse(value: Any) -> Origin:
 def known(query: str) -> Origin | None:
     """Return where the weights of a query came from when the run was built first, if they were loaded then."""
     return _open[-1].known.get(query) if _open else None
+
+
+def being_built() -> str | None:
+    """Return the id of the run that is being built, if there is one. `latest` does not mean it."""
+    return _open[-1].run if _open else None
 
 
 def note(origin: Origin) -> None:

@@ -14,12 +14,14 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _MAX_INDEX = 100_000_000  # bytes
 
 
-def find(query: str, repository: Path, *, tracker: TrackerSettings | None = None) -> Source:
+def find(
+    query: str, repository: Path, *, tracker: TrackerSettings | None = None, apart_from: str | None = None
+) -> Source:
     """Find the weights that a query names.
 
     query: a run as people write it (see `runs.find`), a `.safetensors` file, a directory that holds one or several with
     an index, as the Hugging Face hub has them, or a checkpoint directory.
-    tracker: where to look for a run that is not under runs/ and sweeps/. None takes the tracker of conf/.
+    tracker, apart_from: see `runs.find`.
     Raises: UserError if there is nothing of that name, or only files that can run code.
     """
     path = Path(query)
@@ -37,7 +39,7 @@ def find(query: str, repository: Path, *, tracker: TrackerSettings | None = None
             return path.absolute()
         if not (path / "manifest.json").exists() and any(each.suffix in _PICKLES for each in path.iterdir()):
             raise UserError(f"{query}: {_pickles('a file in it')}")
-    return runs.find(query, repository, tracker=tracker)
+    return runs.find(query, repository, tracker=tracker, apart_from=apart_from)
 
 
 def files(path: Path) -> dict[str, set[str] | None]:
