@@ -95,7 +95,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
                 if line not in ELSEWHERE and line not in told.ended and not line.startswith("python -m savepoint"):
                     told.ended[line] = run_small(told, line)
             for line in commands():
-                if line.startswith(tuple(f"python -m savepoint {name}" for name in ("diff", "verify", "evaluate", "export"))):
+                if line.startswith(
+                    tuple(f"python -m savepoint {name}" for name in ("diff", "verify", "evaluate", "export"))
+                ):
                     told.ended[line] = Background(clone, *shlex.split(told.meant(line))[1:]).end()
             told.ended["python -m savepoint ui"] = ui.page(port)
         told.ended["python -m savepoint demo"] = demo.end()
