@@ -20,7 +20,7 @@ def train(invocation: launch.Invocation) -> float | None:
     """
     config = launch.compose(invocation)
     settings = trust.check_config(config, source=REPOSITORY / "src")
-    weights = launch.find_weights(settings, REPOSITORY)
+    weights = launch.find_weights(invocation, settings)
 
     with launch.open_run(invocation, config, settings) as (run, tracker):
         # Seconds, so only for a config that is known to be sound: `--help` and a typo answer at once.

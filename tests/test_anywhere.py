@@ -3,12 +3,14 @@
 Random places are in test_resume.py, test_matrix.py and chaos.py; these are those that a person would ask about.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tools.moments import Strike
 from tools.processes import Zygote
+from tools.share import some
 
 from savepoint import checkpoint, runs
 from savepoint.commands import diff
@@ -79,8 +81,10 @@ def test_a_run_that_is_stopped_here_goes_on_to_the_same_bits(
     assert diff.diff_runs(whole, runs.read(directory)) == []
 
 
-@pytest.mark.parametrize("how", ["kill", "term"])
-@pytest.mark.parametrize("times", [2, 3, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("times", "how"),
+    some(itertools.product((2, 3, 10), ("kill", "term")), lambda case: case in ((2, "term"), (3, "kill"))),
+)
 def test_an_epoch_that_is_interrupted_so_often_goes_on_to_the_same_bits(
     zygote: Zygote, tmp_path: Path, how: str, times: int
 ) -> None:

@@ -13,6 +13,7 @@ from tools import pages
 from tools.forked import Warm
 from tools.moments import Strike
 from tools.processes import REPOSITORY, Zygote
+from tools.share import some
 from tools.workshop import copy_repository
 
 from savepoint import checkpoint, commands, runs
@@ -111,7 +112,7 @@ def test_a_recipe_that_is_killed_anywhere_goes_on_to_the_same_bits(
     assert diff.diff_runs(whole, runs.read(directory)) == [], f"SAVEPOINT_TEST_SEED={SEED}"
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", some(PAGES, lambda name: name in ("gan", "reinforce", "distillation")))
 def test_a_recipe_passes_verify_exact(kitchen: Kitchen, name: str) -> None:
     whole, _ = kitchen.trained(next(line for page, line in LINES if page == name))
     said: list[str] = []

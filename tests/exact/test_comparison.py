@@ -19,6 +19,7 @@ import pytest
 import torch
 from tools.forked import Warm
 from tools.processes import REPOSITORY
+from tools.share import some
 from tools.workshop import copy_repository
 from torch._subclasses import FakeTensorMode
 
@@ -284,7 +285,9 @@ def test_a_config_that_may_not_be_built_is_refused_before_anything_runs(room: Ro
         commands.verify_exact(room.root, str(directory))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "number", some((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), lambda number: number == signal.SIGTERM)
+)
 def test_a_signal_ends_all_of_it(room: Room, temporary: Path, number: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "savepoint", "verify", "--exact", str(room.run(own=data("Data")))],

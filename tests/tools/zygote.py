@@ -37,9 +37,6 @@ from savepoint import training  # noqa: E402, F401
 from savepoint.config import compose  # noqa: E402
 from tools import disk, moments  # noqa: E402
 
-for module in sys.argv[1:]:
-    importlib.import_module(module)
-
 
 def child(order: dict) -> int:
     output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -98,6 +95,8 @@ def _begun(order: dict) -> bool:
 
 
 def main() -> None:
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     compose(["trainer.max_epochs=1"], REPOSITORY / "conf")  # Hydra finds its plugins and warms its parser
     print(json.dumps({"ready": True}), flush=True)
     # An empty line, and not the end of the pipe, which processes may hold that were forked beside this one.

@@ -1,5 +1,6 @@
 """Evaluations fall where the config wants them, measure what the task wants, and an interruption of one leaves no trace."""
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,6 +11,7 @@ import pytest
 import torch
 from tools.fitting import BATCHES, Fitted, Squares, assert_same_run, go
 from tools.processes import REPOSITORY
+from tools.share import some
 from torch import Tensor
 from torch.optim import lr_scheduler
 
@@ -120,8 +122,13 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("kind", [Squares, Median])
+# In `make test` each run with one kind of evaluation, by turns.
+EITHER = {(name, (Squares, Median)[number % 2]) for number, name in enumerate(RUNS)}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), some(itertools.product(RUNS, (Squares, Median)), lambda case: case in EITHER)
+)
 def test_a_run_stopped_in_an_evaluation_or_beside_it_equals_one_that_was_not(
     tmp_path: Path, name: str, kind: type[Squares]
 ) -> None:

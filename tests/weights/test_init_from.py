@@ -120,6 +120,14 @@ def test_a_wrong_choice_is_refused_in_one_line_and_leaves_no_run(
     assert workshop.left() == []
 
 
+def test_every_job_of_a_sweep_begins_from_the_latest_run_before_it(workshop: Workshop) -> None:
+    assert workshop.run("train.py", *SMALL, "trainer.max_epochs=1").status == 0
+    (before,) = runs.all_runs(workshop.root)
+    ended = workshop.run("train.py", "-m", *SMALL, "trainer.max_epochs=1", "optimizer.lr=0.1,0.2", "init_from=latest")
+    assert ended.status == 0, ended.output
+    assert [run.record["parents"] for run in runs.all_runs(workshop.root)[1:]] == [[before.id], [before.id]]
+
+
 def test_a_resume_with_another_choice_would_be_another_run(workshop: Workshop, directory: Path) -> None:
     ended = workshop.run("resume.py", f"run={directory}", "init.freeze=hidden.*", "trainer.max_epochs=4")
     assert ended.status == 2 and "init.freeze" in ended.output and "another run" in ended.output, ended.output

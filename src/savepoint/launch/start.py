@@ -42,17 +42,19 @@ def compose(invocation: Invocation) -> dict[str, Any]:
     return resolve(invocation.config)
 
 
-def find_weights(settings: Settings, repository: Path) -> weights.Source | None:
+def find_weights(invocation: Invocation, settings: Settings) -> weights.Source | None:
     """Find the run or the files that `init_from` names, or return None if there is no `init_from`.
 
-    Call it before the new run exists: afterwards `init_from=latest` would name the new run itself.
+    Call it before the new run exists: afterwards `init_from=latest` would name the new run itself. In a sweep, `latest`
+    is the newest run from before the sweep, for all jobs alike.
     Raises: UserError if the name fits no run and no files, or more than one run.
     """
     if settings.init_from is None:
         if unused := [key for key in ("include", "exclude", "rename") if getattr(settings.init, key)]:
             raise UserError(f"init.{unused[0]} has no effect without init_from: give the weights, or leave it out.")
         return None
-    return weights.find(settings.init_from, repository, tracker=settings.tracker)
+    sweep = invocation.sweep.id if invocation.sweep else None
+    return weights.find(settings.init_from, invocation.repository, tracker=settings.tracker, apart_from=sweep)
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ def find(
     least 6 characters of it, a run directory, a checkpoint directory, or `latest`. An existing path is taken whole,
     even if it contains an `@`.
     tracker: where to look for an id that is not under runs/ and sweeps/. None takes the tracker of conf/.
-    apart_from: the id of a run that is just being started, which `latest` does not mean.
+    apart_from: the id of a run or of a sweep that is just being started. `latest` means none of it.
     Raises: UserError if `query` names no run, or several. The message repeats the query and says what there is.
     """
     if os.path.lexists(query):
@@ -56,7 +56,7 @@ def find(
     choice = checkpoint or None
     if os.path.lexists(name):
         return Found(_at(name).run, choice)
-    runs = [run for run in reversed(all_runs(repository)) if run.id != apart_from]
+    runs = [run for run in reversed(all_runs(repository)) if apart_from not in (run.id, run.record["sweep"] or run.id)]
     if name == "latest":
         if not runs:
             raise UserError(f"There are no runs yet under {repository}. Start one: python train.py")

@@ -45,7 +45,7 @@ def _build(job: Job) -> tuple[TrainState, Parts]:
     threads = resumed.provenance.get("threads") if resumed else None
     environment(settings, threads=settings.trainer.threads or threads or THREADS)
     recorded = resumed.provenance.get("weights") if resumed else job.run.record.get("weights")
-    with weights.tracing(recorded, run=job.run.id) as loaded:
+    with weights.tracing(recorded, run=job.run.record["sweep"] or job.run.id) as loaded:
         train_state, parts = build.assemble(job.config, settings, source=job.repository / "src", checkpoint=resumed)
         if settings.trainer.test:
             check_test_split(job.config, settings, source=job.repository / "src")

@@ -27,7 +27,7 @@ def tracing(recorded: object = None, *, run: str | None = None) -> Iterator[list
     """Collect the origin of all weights that are loaded inside, in the list that this yields, as plain values for JSON.
 
     recorded: the list that was collected when the run was built first. The same queries then give the same weights.
-    run: the id of the run that is built.
+    run: the id of the run that is built, or of its sweep.
     """
     origins = [_parse(each) for each in recorded] if isinstance(recorded, list) else []
     _open.append(_Trace(run, {each.query: each for each in origins}))
@@ -56,7 +56,7 @@ def known(query: str) -> Origin | None:
 
 
 def being_built() -> str | None:
-    """Return the id of the run that is being built, if there is one. `latest` does not mean it."""
+    """Return the id of the run or sweep that is being built, if there is one. `latest` does not mean it."""
     return _open[-1].run if _open else None
 
 
