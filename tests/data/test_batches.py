@@ -1,6 +1,7 @@
 """The batches of an epoch as a pure function of (seed, epoch)."""
 
 import itertools
+import multiprocessing
 import os
 import random
 import signal
@@ -33,6 +34,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:User
 def own_generators() -> Iterator[None]:
     with rng.isolated():
         yield
+    # Loaders that a test leaves behind would wait five seconds for each of their workers, whenever they are collected.
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
 
 
 class Augmented:

@@ -149,7 +149,17 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+# In `make test` one of each kind: of two runs and after a resume; in data, model, gradient, task, update and evaluation.
+FEW = (
+    "the order of a set",
+    "an unseeded generator in a model",
+    "a gradient that is not deterministic",
+    "a file's time",
+)
+FEW += ("a task's own mean", "a growing buffer", "a replay buffer of an own update", "a count of an own evaluation")
+
+
+@pytest.mark.parametrize("fault", some(FAULTS, lambda fault: fault in FEW))
 def test_what_is_not_exact_is_named(room: Room, fault: str) -> None:
     own, told = FAULTS[fault]
     proved = room.prove(own=own, fresh=fault == "an unseeded generator in a data set")
@@ -182,7 +192,7 @@ SOUND = {
 }
 
 
-@pytest.mark.parametrize("kind", SOUND)
+@pytest.mark.parametrize("kind", some(SOUND, lambda kind: kind in [*SOUND][:3]))
 def test_what_is_exact_passes(room: Room, kind: str) -> None:
     overrides, own = SOUND[kind]
     proved = room.prove(*overrides, own=own, fresh=kind == "augmentation and workers")
