@@ -78,7 +78,12 @@ def test_averaged_weights_are_loaded_where_there_are_some(workshop: Workshop, di
     assert ended.status == 0, ended.output
     saved = checkpoint.latest(averaging / "checkpoints")[0]
     assert saved is not None
-    plain, average = savepoint.load_model(averaging), savepoint.load_model(averaging, ema=True)
+    with weights.tracing() as loaded:
+        plain, average = savepoint.load_model(averaging), savepoint.load_model(averaging, ema=True)
+    assert [[*origin["sha256"]] for origin in loaded] == [
+        ["model.safetensors"],
+        ["model.safetensors", "training.safetensors"],
+    ]
     assert all(value.equal(saved.state["averaged"][f"module.{key}"]) for key, value in average.state_dict().items())
     assert any(not value.equal(plain.state_dict()[key]) for key, value in average.state_dict().items())
 

@@ -35,14 +35,14 @@ def load_model(query: str | Path, *, device: str | torch.device = "cpu", ema: bo
     text = str(query)
     source = _find(text)
     if isinstance(source, Path) and not (source / checkpoint.MANIFEST).exists():
+        if ema:
+            raise UserError(f"{text}: files hold one kind of weights. Export the average of a run with --ema.")
         model, weights = _exported(source, text)
         load(model, weights, InitSettings(), path="")
-        if ema:
-            raise UserError(f"{text}: an export holds one kind of weights. Export the average: --ema.")
     else:
         loaded = load_checkpoint(source) if isinstance(source, runs.Found) else checkpoint.load(source)
         run = source.run.id if isinstance(source, runs.Found) else None
-        weights = of_checkpoint(loaded, query=text, run=run)
+        weights = of_checkpoint(loaded, query=text, run=run, ema=ema)
         model = restored_model(loaded, source=SOURCE, ema=ema)
     lineage.note(weights.origin)
     return model.to(device)

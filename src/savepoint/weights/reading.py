@@ -64,13 +64,16 @@ def load_checkpoint(found: runs.Found) -> Checkpoint:
     return checkpoint.select(root, choice, monitor=kept.get("monitor"), mode=kept.get("mode", "min"))
 
 
-def of_checkpoint(loaded: Checkpoint, *, query: str, run: str | None) -> Weights:
-    """Return the weights of a loaded checkpoint. run: the id of its run, None if it lies alone.
+def of_checkpoint(loaded: Checkpoint, *, query: str, run: str | None, ema: bool = False) -> Weights:
+    """Return the weights of a loaded checkpoint.
 
+    run: the id of its run, None if it lies alone. ema: whether the averaged weights are used, whose file then counts.
     Raises: CheckpointError if its state has no entries of a model.
     """
-    digest = checkpoint.digests(loaded.path)[checkpoint.MODEL]
-    return Weights(Origin(query, run, loaded.path.name, {checkpoint.MODEL: digest}), *model_entries(loaded))
+    names = (checkpoint.MODEL, checkpoint.TRAINING) if ema else (checkpoint.MODEL,)
+    stated = checkpoint.digests(loaded.path)
+    origin = Origin(query, run, loaded.path.name, {name: stated[name] for name in names})
+    return Weights(origin, *model_entries(loaded))
 
 
 def model_entries(loaded: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
