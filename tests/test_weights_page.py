@@ -33,7 +33,7 @@ def test_the_commands_and_the_code_of_the_page_run(workshop: Workshop, monkeypat
             assert done.returncode == 0 and "loaded again, the same bits" in done.stdout, done.stderr
             exports += 1
     assert exports == 2
-    for place in ("exported", "with_graphs"):
+    for place in ("exports/best", "exports/graphs"):
         savepoint.load_model(workshop.root / place)
     # In the notebook of a checkout `latest` is a run of that checkout; here it is one of the workshop.
     code = (
