@@ -29,14 +29,16 @@ LONGEST = (
     "comparison",
     "matrix",
     "resume",
-    "durability",
     "readme",
+    "recipes",
+    "trackers",
     "anywhere",
+    "durability",
+    "changed_data",
     "workers",
     "compile",
     "controls",
     "saves",
-    "trackers",
     "accelerator",
 )
 
