@@ -44,9 +44,7 @@ def score(
     with weights.tracing(loaded.provenance.get("weights")):
         state, parts = _assemble(config, settings, split=split, source=source)
     restore_for_evaluation(state, loaded)
-    # As it was when training evaluated this state.
-    if begin := getattr(state.model, "begin_epoch", None):
-        begin(max(0, state.epoch - (state.batch == 0)))
+    weights.begin_epoch(state.model, loaded.state)
     return evaluation.evaluate(state, parts, stop)
 
 

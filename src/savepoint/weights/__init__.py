@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from savepoint.weights.source import Source, find
 
 if TYPE_CHECKING:
-    from savepoint.weights.inference import EXPORT, load_model, load_weights, make_model, restored_model
+    from savepoint.weights.inference import EXPORT, begin_epoch, load_model, load_weights, make_model, restored_model
     from savepoint.weights.lineage import note, tracing
     from savepoint.weights.matching import check, load, restore_model
     from savepoint.weights.reading import load_checkpoint, read
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EXPORT",
     "Source",
+    "begin_epoch",
     "check",
     "find",
     "load",
@@ -40,7 +41,9 @@ __all__ = [
 ]
 
 _ROOMS = {
-    **dict.fromkeys(("EXPORT", "load_model", "load_weights", "make_model", "restored_model"), "inference"),
+    **dict.fromkeys(
+        ("EXPORT", "begin_epoch", "load_model", "load_weights", "make_model", "restored_model"), "inference"
+    ),
     **dict.fromkeys(("note", "tracing"), "lineage"),
     **dict.fromkeys(("check", "load", "restore_model"), "matching"),
     **dict.fromkeys(("load_checkpoint", "read"), "reading"),

@@ -97,11 +97,11 @@ def restored_model(loaded: Checkpoint, *, source: Path, ema: bool = False) -> nn
     restore_model(model, loaded)
     if ema:
         _load_average(model, loaded)
-    _begin_epoch(model, loaded.state)
+    begin_epoch(model, loaded.state)
     return model.eval()
 
 
-def _begin_epoch(model: nn.Module, state: Mapping[str, Any]) -> None:
+def begin_epoch(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Tell the model its epoch, as when training evaluated this state. state: has the numbers `epoch` and `batch`."""
     epoch, batch = state.get("epoch"), state.get("batch")
     if isinstance(epoch, int) and (begin := getattr(model, "begin_epoch", None)):
@@ -143,7 +143,7 @@ def _exported(path: Path, query: str) -> tuple[nn.Module, Weights]:
     if (path / EXPORT).is_file():
         facts = trust.parse_json(trust.read_file(path / EXPORT, at_most=trust.MAX_JSON), path / EXPORT)
     model = _built(runs.read_config(path), SOURCE)
-    _begin_epoch(model, facts if isinstance(facts, dict) else {})
+    begin_epoch(model, facts if isinstance(facts, dict) else {})
     return model.eval(), read(path, query=query)
 
 

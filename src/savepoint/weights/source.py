@@ -26,20 +26,34 @@ def find(
     """
     path = Path(query)
     if path.suffix == SUFFIX or path.is_file():
-        if path.suffix in _PICKLES:
-            raise UserError(f"{query}: {_pickles('it')}")
-        if not path.is_file():
-            raise UserError(f"{query}: there is no such file.")
-        if path.suffix != SUFFIX:
-            raise UserError(f"{query}: weights are read from {SUFFIX} files, and this is none.")
+        _check_file(path, query)
         return path.absolute()
-    if path.is_dir() and not (path / runs.RECORD).exists():
-        alone = (path / "manifest.json").exists() and not (path.resolve().parent.parent / runs.RECORD).exists()
-        if alone or (not (path / "manifest.json").exists() and _has_weights(path)):
-            return path.absolute()
-        if not (path / "manifest.json").exists() and any(each.suffix in _PICKLES for each in path.iterdir()):
-            raise UserError(f"{query}: {_pickles('a file in it')}")
+    if path.is_dir() and _is_no_run(path, query):
+        return path.absolute()
     return runs.find(query, repository, tracker=tracker, apart_from=apart_from)
+
+
+def _check_file(path: Path, query: str) -> None:
+    if path.suffix in _PICKLES:
+        raise UserError(f"{query}: {_pickles('it')}")
+    if not path.is_file():
+        raise UserError(f"{query}: there is no such file.")
+    if path.suffix != SUFFIX:
+        raise UserError(f"{query}: weights are read from {SUFFIX} files, and this is none.")
+
+
+def _is_no_run(path: Path, query: str) -> bool:
+    """Whether a directory holds weights outside of any run. Raises: UserError if all that it holds are pickles."""
+    if (path / runs.RECORD).exists():
+        return False
+    if (path / "manifest.json").exists():  # a checkpoint, perhaps copied out of its run
+        return not (path.resolve().parent.parent / runs.RECORD).exists()
+    names = [each.name for each in path.iterdir()]
+    if any(name.endswith((SUFFIX, INDEX)) for name in names):
+        return True
+    if any(name.endswith(_PICKLES) for name in names):
+        raise UserError(f"{query}: {_pickles('a file in it')}")
+    return False
 
 
 def files(path: Path) -> dict[str, set[str] | None]:
@@ -79,10 +93,6 @@ def _indexed(path: Path) -> dict[str, set[str] | None]:
     if missing := sorted(name for name in found if not (path.parent / name).is_file()):
         raise UserError(f"{path}: files that it names are missing: {short_list(missing)}.")
     return found
-
-
-def _has_weights(path: Path) -> bool:
-    return any(each.name.endswith((SUFFIX, INDEX)) for each in path.iterdir())
 
 
 def _pickles(which: str) -> str:
