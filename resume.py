@@ -1,7 +1,10 @@
-"""Reopen a run, continue it: `python resume.py run=<run> [overrides]`.
+"""Reopen a run and go on with it: `python resume.py run=<run> [overrides]`.
 
-<run> is a run's id or the tracker's, a unique prefix of either, a run directory, a checkpoint directory, or `latest`.
-The config comes from the newest sound checkpoint; nothing is typed again.
+<run> is a run's id or the tracker's, a unique prefix of either, a run directory, a checkpoint directory, or `latest`;
+`@best`, `@last`, `@<step>` or `@<name>` after it chooses a checkpoint. The config comes from the checkpoint.
+
+The run is continued from its newest sound checkpoint. Another checkpoint, or an override that changes what is computed,
+forks it: another run begins with the full state of the checkpoint, and then the difference takes effect.
 """
 
 import sys
@@ -15,7 +18,7 @@ from savepoint import launch  # noqa: E402
 
 
 def resume(query: str, overrides: list[str]) -> None:
-    """Continue a run from its newest sound checkpoint to its planned end.
+    """Continue or fork a run, and train it to its planned end.
 
     query: what was typed after `run=`. overrides: everything else that was typed.
     """
@@ -23,15 +26,21 @@ def resume(query: str, overrides: list[str]) -> None:
         with launch.importing_torch():
             from savepoint import training
 
-        newest = reopened.newest_checkpoint()
-        config, settings = reopened.config(newest)
-
-        job = training.Job(reopened.run, config, settings, reopened.tracker, REPOSITORY, checkpoint=newest)
-        with training.session(job):
-            state, parts = training.prepare(job)
-            with training.supervise(job, state, parts) as (saves, progress, stop):
-                training.fit(state, parts, saves, reopened.tracker, progress, stop)
-                training.score_test(job, state, parts, stop)
+        with reopened.open_run() as start:
+            job = training.Job(
+                start.run,
+                start.config,
+                start.settings,
+                start.tracker,
+                REPOSITORY,
+                checkpoint=start.checkpoint,
+                fork=start.fork,
+            )
+            with training.session(job):
+                state, parts = training.prepare(job)
+                with training.supervise(job, state, parts) as (saves, progress, stop):
+                    training.fit(state, parts, saves, start.tracker, progress, stop)
+                    training.score_test(job, state, parts, stop)
 
 
 def main() -> int:

@@ -26,6 +26,14 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or does not fit. If it is damaged, resume goes back to the one before."""
 
 
+class MisfitError(CheckpointError):
+    """A checkpoint whose weights do not fit the model. excess: the names that only `init.exclude` can get around."""
+
+    def __init__(self, text: str, excess: Sequence[str]) -> None:
+        super().__init__(text)
+        self.excess = excess
+
+
 class HostileError(CheckpointError):
     """A checkpoint that asks for something that this repository does not allow. Resume refuses the whole run."""
 

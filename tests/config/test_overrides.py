@@ -290,18 +290,15 @@ def test_options_are_taken_before_values_whatever_the_order(conf: Path) -> None:
         ),
         ("optimizer=adamm", "optimizer has no option adamm. Did you mean adamw? It has: adamw, sgd."),
         ("model.width=3", "model has no key width. It has: _target_, gone, hidden, layers, small."),
-        ("seed=1,2", "resume continues one run. For several, start a sweep: python train.py -m …"),
-        ("optimizer=sgd,adamw", "resume continues one run. For several, start a sweep: python train.py -m …"),
-        ("seed=range(1,3)", "resume continues one run. For several, start a sweep: python train.py -m …"),
-        ("+trainer.foo=5", "resume changes existing values, and neither adds nor removes any. Write key=value."),
-        (
-            "++trainer.max_epochs=5",
-            "resume changes existing values, and neither adds nor removes any. Write key=value.",
-        ),
-        ("~trainer.max_epochs", "resume changes existing values, and neither adds nor removes any. Write key=value."),
+        ("seed=1,2", "resume trains one run. For several, start a sweep: python train.py -m …"),
+        ("optimizer=sgd,adamw", "resume trains one run. For several, start a sweep: python train.py -m …"),
+        ("seed=range(1,3)", "resume trains one run. For several, start a sweep: python train.py -m …"),
+        ("+seed=5", "seed is there already. Write seed=5."),
+        ("+optimizer=sgd", "optimizer is chosen already. Write optimizer=sgd."),
+        ("~trainer.max_epoch", "trainer has no key max_epoch. Did you mean max_epochs? It has: max_epochs, max_steps."),
+        ("~seed=5", "seed is 7. Write ~seed to remove it."),
         ("hydra.run.dir=x", "this is fixed when a run starts."),
         ("model@x=cnn", "this is fixed when a run starts."),
-        ("name=${seed}", "interpolations are resolved when a run starts. Write the value itself."),
         ("experiment=quick", "a preset changes many keys. To resume with it, write out those that you mean."),
         ("optimizer={lr: 1}", "optimizer takes an option. It has: adamw, sgd."),
         ("bare", "an override reads key=value."),
@@ -311,6 +308,21 @@ def test_an_override_that_does_not_fit_a_stored_config_is_one_line(override: str
     with pytest.raises(ConfigError) as raised:
         apply_overrides(stored(), [override], conf)
     assert str(raised.value) == f"{override}: {line}"
+
+
+def test_keys_are_added_and_removed_as_hydra_does(conf: Path) -> None:
+    given = ["+model.width=3", "++model.depth=2", "~model.hidden", "~model.layers.0", "name=run-${seed}"]
+    before, after = stored(), apply_overrides(stored(), given, conf)
+    assert after["model"] == {
+        "_target_": before["model"]["_target_"],
+        "gone": before["model"]["gone"],
+        "layers": before["model"]["layers"][1:],
+        "small": before["model"]["small"],
+        "width": 3,
+        "depth": 2,
+    }
+    assert after["name"] == f"run-{before['seed']}"
+    assert "model" not in apply_overrides(stored(), ["~model"], conf)
 
 
 def test_all_faults_of_a_resume_are_reported_together(conf: Path) -> None:

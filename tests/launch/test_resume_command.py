@@ -139,17 +139,9 @@ def test_help_says_how(workshop: Workshop) -> None:
 # What is the same run
 
 
-def test_what_would_make_another_run_is_refused_and_changes_nothing(workshop: Workshop, directory: Path) -> None:
+def test_an_override_that_cannot_be_is_refused_and_changes_nothing(workshop: Workshop, directory: Path) -> None:
     undo(directory, epochs=2)
     before = contents(directory)
-    others = {"optimizer.lr=0.1": "optimizer.lr", "data.batch_size=16": "data.batch_size", "seed=1": "seed"}
-    others |= {"optimizer=sgd": "optimizer._target_", "model.dropout=0.5": "model.dropout"}
-    for change, key in others.items():
-        assert key in refused(workshop, f"run={directory}", change), change
-    assert "changing that would make another run" in refused(workshop, f"run={directory}", "seed=1")
-    for at in (NAMES[1], "4"):
-        assert f"{NAMES[1]} is not the newest checkpoint" in refused(workshop, f"run={directory}@{at}")
-    assert "is not the newest checkpoint" in refused(workshop, f"run={directory / 'checkpoints' / NAMES[1]}")
     assert "trainer.max_epoch=9" in refused(workshop, f"run={directory}", "trainer.max_epoch=9")
     assert "trainer.max_epochs=0" in refused(workshop, f"run={directory}", "trainer.max_epochs=0")
     assert "this machine has" in refused(workshop, f"run={directory}", "trainer.device=cuda:99")
@@ -189,8 +181,13 @@ def test_schedule_planned_from_the_end_keeps_the_end(workshop: Workshop, tmp_pat
         assert workshop.run("train.py", *QUICK, *TWO, f"scheduler={schedule}", f"hydra.run.dir={directory}").status == 0
         before = contents(directory)
         told = refused(workshop, f"run={directory}", *FOUR)
-        assert f"scheduler.{key} was planned as 8 steps" in told and f"train.py scheduler.{key}=16" in told
+        assert f"scheduler.{key} was planned as 8 steps" in told
+        line = f"resume.py run={directory} scheduler.{key}=16 trainer.max_epochs=4"
+        assert told.endswith(line)
         assert contents(directory) == before
+        _, *typed = line.split()
+        forked = workshop.run("resume.py", *typed, f"hydra.run.dir={tmp_path / 'forked' / schedule}")
+        assert forked.status == 0 and f"scheduler.{key} " in forked.output, forked.output
     # A length that was given is nobody's plan.
     given = ("scheduler=cosine", "scheduler.T_max=16")
     for name, epochs in (("whole", FOUR), ("given", TWO)):

@@ -52,6 +52,7 @@ def test_default_run_learns_digits_and_leaves_what_the_design_says(workshop: Wor
         "parents": [],
         "sweep": None,
         "overrides": ["tracker=none", "trainer.threads=1"],
+        "forked_from": None,
     }
     epochs = [line for line in history.read_history(made.metrics) if "val/loss" in line]
     assert [line["epoch"] for line in epochs] == list(range(1, 21))

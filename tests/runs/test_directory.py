@@ -23,7 +23,7 @@ def test_ids_are_unique_and_never_a_number_to_yaml() -> None:
 
 
 def test_created_run_is_read_back(tmp_path: Path) -> None:
-    made = create(tmp_path / "deep" / "run", sweep="s1", parents=("p1",))
+    made = create(tmp_path / "deep" / "run", sweep="s1", forked_from={"run": "p1", "checkpoint": "c", "sha256": "0"})
     record = runs.read(made.directory).record
     assert record == made.record and (record["status"], record["tracker"]) == ("running", None)
     assert (record["sweep"], record["parents"]) == ("s1", ["p1"])

@@ -128,6 +128,7 @@ def test_every_job_of_a_sweep_begins_from_the_latest_run_before_it(workshop: Wor
     assert [run.record["parents"] for run in runs.all_runs(workshop.root)[1:]] == [[before.id], [before.id]]
 
 
-def test_a_resume_with_another_choice_would_be_another_run(workshop: Workshop, directory: Path) -> None:
-    ended = workshop.run("resume.py", f"run={directory}", "init.freeze=hidden.*", "trainer.max_epochs=4")
-    assert ended.status == 2 and "init.freeze" in ended.output and "another run" in ended.output, ended.output
+def test_a_fork_cannot_choose_other_weights(workshop: Workshop, directory: Path) -> None:
+    for choice in ("init.exclude=hidden.*", f"init_from={directory}"):
+        ended = workshop.run("resume.py", f"run={directory}", choice, "trainer.max_epochs=4")
+        assert ended.status == 2 and "a fork begins with all weights of its parent" in ended.output, ended.output

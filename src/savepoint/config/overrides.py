@@ -56,9 +56,10 @@ def explain(error: Exception, overrides: list[str], conf_dir: Path) -> str | Non
 
 
 def apply_overrides(config: dict[str, Any], overrides: list[str], conf_dir: Path) -> dict[str, Any]:
-    """Return a stored config with overrides applied: `a.b=c` sets a value, `group=option` takes an option of conf_dir.
+    """Return a stored config with overrides applied, in Hydra's grammar.
 
-    Like in Hydra, options are applied first, and their interpolations are resolved in the whole result.
+    `a.b=c` sets a value, `+a.b=c` adds one, `~a.b` removes one, and `group=option` takes an option of conf_dir. As in
+    Hydra, options are applied first, and interpolations are resolved in the whole result.
     Raises: ConfigError with one line for each override that does not fit. The result is not checked yet.
     """
     from omegaconf import OmegaConf
@@ -72,8 +73,7 @@ def apply_overrides(config: dict[str, Any], overrides: list[str], conf_dir: Path
         faults += [fault] if fault else []
         parsed += [] if fault else [(text, override)]
     for text, override in sorted(parsed, key=lambda each: not _options(each[1].key_or_group, conf_dir)):
-        take = _take_option if _options(override.key_or_group, conf_dir) else _set_value
-        fault = take(changed, text, override, conf_dir)
+        fault = _apply(changed, text, override, conf_dir)
         faults += [fault] if fault else []
     if faults:
         raise ConfigError("\n".join(faults))
@@ -199,14 +199,42 @@ def _explain_conf(error: Exception, conf_dir: Path) -> str | None:
 
 
 def _refused_on_resume(text: str, override: Any) -> str | None:
-    if override.type.name != "CHANGE":
-        return f"{text}: resume changes existing values, and neither adds nor removes any. Write key=value."
     if override.is_sweep_override():
-        return f"{text}: resume continues one run. For several, start a sweep: python train.py -m …"
+        return f"{text}: resume trains one run. For several, start a sweep: python train.py -m …"
     if override.is_hydra_override() or override.package is not None:
         return f"{text}: this is fixed when a run starts."
-    if "${" in text:
-        return f"{text}: interpolations are resolved when a run starts. Write the value itself."
+    return None
+
+
+def _apply(changed: Any, text: str, override: Any, conf_dir: Path) -> str | None:
+    """Apply one override to the OmegaConf container `changed`. Returns: what is wrong with it, or None."""
+    from omegaconf import OmegaConf
+
+    kind, key = override.type.name, override.key_or_group
+    stored = OmegaConf.to_container(changed, resolve=False)
+    missing = _missing(stored, key, conf_dir)
+    if kind == "DEL":
+        return f"{text}: {missing}" if missing else _remove(changed, text, override)
+    if kind == "ADD" and not missing:
+        return f"{text}: {key} is {'chosen' if _options(key, conf_dir) else 'there'} already. Write {text[1:]}."
+    if _options(key, conf_dir):
+        return _take_option(changed, text, override, conf_dir)
+    if kind == "CHANGE" and missing and not _is_newer(stored, key, conf_dir):
+        return f"{text}: {missing}"
+    OmegaConf.update(changed, key, override.value(), merge=True, force_add=True)
+    return None
+
+
+def _remove(changed: Any, text: str, override: Any) -> str | None:
+    from omegaconf import OmegaConf
+
+    key = override.key_or_group
+    there = _value(OmegaConf.to_container(changed, resolve=False), key)
+    if override.value() is not None and override.value() != there:
+        return f"{text}: {key} is {there}. Write ~{key} to remove it."
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(changed, parent) if parent else changed
+    del node[int(name) if OmegaConf.is_list(node) else name]
     return None
 
 
@@ -222,18 +250,6 @@ def _take_option(changed: Any, text: str, override: Any, conf_dir: Path) -> str 
     if node is None:
         return f"{text}: a preset changes many keys. To resume with it, write out those that you mean."
     OmegaConf.update(changed, path, node, merge=False)
-    return None
-
-
-def _set_value(changed: Any, text: str, override: Any, conf_dir: Path) -> str | None:
-    from omegaconf import OmegaConf
-
-    key = override.key_or_group
-    stored = OmegaConf.to_container(changed, resolve=False)
-    missing = _missing(stored, key, conf_dir)
-    if missing and not _is_newer(stored, key, conf_dir):
-        return f"{text}: {missing}"
-    OmegaConf.update(changed, key, override.value(), merge=True, force_add=True)
     return None
 
 

@@ -1,10 +1,12 @@
 """Which settings may change on a resume, so that the run goes on as the same one.
 
-What decides is the difference between the resolved configs, not the presence of an override. A difference that is not
-listed here would make another run.
+What decides is the difference between the resolved configs, not the presence of an override. Any difference that is not
+listed here makes another run: a fork.
 """
 
 from typing import Any
+
+from savepoint.config import differences
 
 # A key covers everything below it.
 CONTINUES = {
@@ -32,8 +34,8 @@ CONTINUES = {
 
 
 def other_run(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """List the keys in which two configs differ so that a resume would become another run, sorted."""
-    return sorted(key for key in _changed(before, after, "") if not _continues(key))
+    """List the keys, sorted, in which two configs differ so that a resume is a fork: another run."""
+    return [key for key in differences(before, after) if not _continues(key)]
 
 
 def planned(trained: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -50,15 +52,6 @@ def planned(trained: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         if name and all(isinstance(each.get(group), dict) for each in (own, merged)) and name in own[group]:
             merged[group][name] = own[group][name]
     return merged
-
-
-def _changed(before: Any, after: Any, path: str) -> list[str]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = before.keys() | after.keys()
-        return [
-            found for key in keys for found in _changed(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))
-        ]
-    return [] if type(before) is type(after) and before == after else [path]
 
 
 def _continues(key: str) -> bool:

@@ -1,6 +1,8 @@
-"""Reopen a run: read its config, start its tracker, find its newest sound checkpoint, apply the overrides typed now."""
+"""Reopen a run: continue it from its newest sound checkpoint, or fork it where something differs."""
 
 import contextlib
+import datetime
+import hashlib
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -10,16 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from savepoint import runs, trackers, trust
-from savepoint.config import Settings, TrackerSettings, apply_overrides
+from savepoint.config import Settings, TrackerSettings, apply_overrides, differences
 from savepoint.errors import UserError
 from savepoint.launch import continues
 from savepoint.launch.script import run_script
+from savepoint.launch.start import Invocation, open_run
 
 if TYPE_CHECKING:
     from savepoint.checkpoint import Checkpoint
+    from savepoint.training import Fork
 
 log = logging.getLogger("savepoint")
-USAGE = "usage: python resume.py run=<id|prefix|directory|latest> [trainer.max_epochs=40 …]"
+USAGE = "usage: python resume.py run=<id|prefix|directory|latest>[@best|@<step>] [trainer.max_epochs=40 …]"
+DIRECTORY = "hydra.run.dir="
 
 
 def run_resume(resume: Callable[[str, list[str]], None], repository: Path, *, description: str) -> int:
@@ -50,27 +55,89 @@ def _split(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 @dataclass(frozen=True)
-class Reopened:
-    """A run whose lock this process holds.
+class Start:
+    """What this process trains: a run, from a checkpoint of its own or, as a fork, from one of its parent's.
 
-    own: the run's config.yaml. overrides: as typed, without those of the tracker, which `tracker_settings` holds.
-    checkpoint: what the query says after `@`, if anything.
+    checkpoint: None for a run that was killed before its first one, and starts over.
     """
 
     run: runs.Run
-    checkpoint: str | None
+    config: dict[str, Any]
+    settings: Settings
+    tracker: trackers.Tracker
+    checkpoint: "Checkpoint | None" = None
+    fork: "Fork | None" = None
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """A run that was found, and what was typed about it.
+
+    choice: what the query says after `@`, if anything. own: the run's config.yaml. overrides: without those of the
+    tracker, which `tracker_settings` holds. directory: where a fork is to live, if that was typed. upload: whether the
+    run's checkpoints are copied to the tracker.
+    tracker: the run's own, if it is known already that the run is continued. This process then holds the run's lock.
+    """
+
+    run: runs.Run
+    choice: str | None
     own: dict[str, Any]
     overrides: list[str]
-    tracker: trackers.Tracker
+    directory: Path | None
     tracker_settings: TrackerSettings
     repository: Path
+    upload: bool
+    tracker: trackers.Tracker | None = None
 
-    def newest_checkpoint(self) -> "Checkpoint | None":
-        """Load the newest sound checkpoint, or return None if the run has none yet. Imports torch.
+    @contextlib.contextmanager
+    def open_run(self) -> Iterator[Start]:
+        """Continue the run from its newest sound checkpoint, or open a fork of it, while the body trains.
 
-        Newer checkpoints that are damaged are named on stderr and set aside.
-        Raises: UserError if all are damaged, or if the query names another checkpoint than the newest sound one.
+        Imports torch. A config that differs in more than `continues.CONTINUES` makes a fork, and so does `@` with any
+        checkpoint but the newest sound one. Newer checkpoints that are damaged are named on stderr.
+        Raises: UserError if there is no sound checkpoint to begin from; ConfigError for a config that cannot train.
         """
+        if self.tracker is not None:
+            yield self._continued(self.tracker)
+        elif (parent := self._parent()) is None:
+            with held(self) as tracker:
+                yield self._continued(tracker)
+        else:
+            with self._forked(parent) as start:
+                yield start
+
+    def _parent(self) -> "Checkpoint | None":
+        """Load the checkpoint that a fork begins from, or return None if the run is continued."""
+        from savepoint import checkpoint
+
+        root = self.run.checkpoints
+        if self.choice is None:
+            chosen, damaged = checkpoint.latest(root)
+            if chosen is None:
+                raise UserError(
+                    f"{', '.join(self._changed(self.own)) or 'hydra.run.dir'}: changing that forks run {self.run.id}, "
+                    f"which has no sound checkpoint to begin from. Start another run: python train.py …"
+                )
+            for _, fault in damaged:
+                print(f"damaged: {trust.printable(fault, limit=1000)}", file=sys.stderr)
+            return chosen
+        kept = self.own["checkpoint"]
+        chosen = checkpoint.select(root, self.choice, monitor=kept.get("monitor"), mode=kept.get("mode", "min"))
+        differs = self._changed(trust.parse_config(chosen.config)) or self.directory
+        newest = checkpoint.names(root)[-1:] == [chosen.path.name] or _newest(root) == chosen.path.name
+        return chosen if differs or not newest else None
+
+    def _changed(self, before: dict[str, Any]) -> list[str]:
+        """List the keys in which the config of this process differs from `before` so that it is another run's."""
+        return continues.other_run(before, self._config(before))
+
+    def _config(self, before: dict[str, Any]) -> dict[str, Any]:
+        """Apply what the run was last given, and then what was typed now, to the config of a checkpoint."""
+        before["tracker"] = vars(self.tracker_settings)
+        return apply_overrides(continues.planned(before, self.own), self.overrides, self.repository / "conf")
+
+    def _continued(self, tracker: trackers.Tracker) -> Start:
+        """Prepare the same run. Damaged checkpoints are set aside."""
         from savepoint import checkpoint
 
         root = self.run.checkpoints
@@ -86,71 +153,164 @@ class Reopened:
         for path, fault in damaged:
             aside = checkpoint.set_aside(path)
             print(f"damaged, now {aside.name}: {trust.printable(fault, limit=1000)}", file=sys.stderr)
-        if self.checkpoint is not None:
-            kept = self.own["checkpoint"]
-            monitor, mode = kept.get("monitor"), kept.get("mode", "min")
-            chosen = checkpoint.select(root, self.checkpoint, monitor=monitor, mode=mode)
-            if newest is None or chosen.path != newest.path:
-                raise UserError(
-                    f"{chosen.path.name} is not the newest checkpoint of run {self.run.id}: going on from it would be "
-                    f"another run. To continue from the newest: python resume.py run={self.run.id}"
-                )
         if newest is None:
-            print(f"run {self.run.id} has no checkpoint: it starts over from its {runs.CONFIG}.", file=sys.stderr)
-        return newest
-
-    def config(self, newest: "Checkpoint | None") -> tuple[dict[str, Any], Settings]:
-        """Return the config to continue with, checked: the checkpoint's, with the overrides applied.
-
-        Raises: ConfigError for a config that cannot be trained; UserError if an override would make another run.
-        """
-        before = self.own if newest is None else trust.parse_config(newest.config)
-        before["tracker"] = vars(self.tracker_settings)
-        after = apply_overrides(continues.planned(before, self.own), self.overrides, self.repository / "conf")
-        if changed := continues.other_run(before, after):
+            return self._started_over(tracker)
+        before = trust.parse_config(newest.config)
+        config = self._config(before)
+        if changed := continues.other_run(before, config):
             raise UserError(
-                f"{', '.join(changed)}: changing that would make another run of {self.run.id}, "
-                f"and resume.py continues the same one. Start another with train.py, or leave it out."
+                f"{', '.join(changed)}: {newest.path.name} was trained with other values than those in "
+                f"{self.run.directory / runs.CONFIG}, which was edited. Bring that file back: it is the checkpoint's."
             )
-        return after, trust.check_config(after, source=self.repository / "src")
+        return Start(self.run, config, self._checked(config), tracker, newest)
+
+    def _started_over(self, tracker: trackers.Tracker) -> Start:
+        """Prepare a run that has no checkpoint: from its config.yaml, a fork from its parent's checkpoint again."""
+        config = self._config(self.own)
+        settings = self._checked(config)
+        origin = self.run.record.get("forked_from")
+        print(f"run {self.run.id} has no checkpoint: it starts over from its {runs.CONFIG}.", file=sys.stderr)
+        if origin is None:
+            return Start(self.run, config, settings, tracker)
+        parent = _find_parent(self.run, origin, self.repository)
+        return Start(self.run, config, settings, tracker, parent, self._fork(parent, origin["run"]))
+
+    @contextlib.contextmanager
+    def _forked(self, parent: "Checkpoint") -> Iterator[Start]:
+        """Open another run that begins from a checkpoint of this one, with the config of that checkpoint changed."""
+        before = trust.parse_config(parent.config)
+        config = self._config({**before, "name": None})
+        changed = [key for key in differences(before, config) if key.startswith("init")]
+        if unused := [key for key in changed if not key.startswith("init.freeze")]:
+            raise UserError(
+                f"{unused[0]}: a fork begins with all weights of its parent. To start a run from chosen weights: "
+                f"python train.py init_from={self.run.id}@{parent.path.name} …"
+            )
+        settings, run_id = self._checked(config), runs.new_id()
+        started = datetime.datetime.now()  # local time, as in the names that Hydra gives
+        invocation = Invocation(
+            config,
+            directory=self.directory or self.repository / "runs" / f"{started:%Y-%m-%d}" / f"{started:%H%M%S}-{run_id}",
+            id=run_id,
+            overrides=trust.redact_arguments(self.overrides),
+            repository=self.repository,
+            forked_from=self._origin(parent),
+        )
+        with runs.explaining_disk_errors(invocation.directory):
+            invocation.directory.mkdir(parents=True, exist_ok=True)
+            try:
+                with open_run(invocation, config, settings) as (run, tracker):
+                    yield Start(run, config, settings, tracker, parent, self._fork(parent, self.run.id))
+            finally:
+                runs.remove_empty(invocation.directory)
+
+    def _origin(self, parent: "Checkpoint") -> dict[str, str]:
+        """Return what a fork records of where it begins: how its parent is found again, and that it is the same one."""
+        origin = {"run": self.run.id, "checkpoint": parent.path.name, "sha256": _digest(parent)}
+        listed = self.run.address(self.repository) == self.run.id
+        return origin if listed else origin | {"directory": str(self.run.directory)}
+
+    def _fork(self, parent: "Checkpoint", run_id: str) -> "Fork":
+        from savepoint.training import Fork
+
+        before = trust.parse_config(parent.config)
+        before["tracker"] = vars(self.tracker_settings)
+        return Fork(f"{run_id}@{parent.path.name}", before)
+
+    def _checked(self, config: dict[str, Any]) -> Settings:
+        return trust.check_config(config, source=self.repository / "src")
 
 
 @contextlib.contextmanager
 def reopen(query: str, overrides: list[str], repository: Path) -> Iterator[Reopened]:
-    """Find the run, hold its lock and start its tracker while the body continues the run.
+    """Find a run, and read what was typed about it. Where that continues the run, hold its lock and start its tracker.
 
     query: a run as people write it, see `runs.find`. overrides: as typed. repository: holds conf/, runs/ and src/.
     Raises: UserError if there is no such run, it is in use, or an override is no override.
     """
     found = runs.find(query, repository)
     conf = repository / "conf"
-    with runs.explaining_disk_errors(found.run.directory):
-        lock = found.run.hold()
+    own = runs.read_config(found.run.directory)
+    kept = own.get("tracker")
+    kind = kept.get("kind") if isinstance(kept, dict) else None
+    places = [each.removeprefix(DIRECTORY) for each in overrides if each.startswith(DIRECTORY)]
+    reopened = Reopened(
+        found.run,
+        found.checkpoint,
+        own,
+        [each for each in overrides if not _is_tracker(each) and not each.startswith(DIRECTORY)],
+        Path(places[-1]).absolute() if places else None,
+        trackers.local_settings(kind, conf, [each for each in overrides if _is_tracker(each)]),
+        repository,
+        upload=True,
+    )
+    config = apply_overrides(own, reopened.overrides, conf)
+    reopened = replace(reopened, upload=trust.check_config(config, source=repository / "src").checkpoint.upload)
+    if found.checkpoint is None and not places and not continues.other_run(own, config):
+        # Before torch is imported: the tracker starts in a process of its own, at the same time.
+        with held(reopened) as tracker:
+            yield replace(reopened, tracker=tracker)
+    else:
+        yield reopened
+
+
+@contextlib.contextmanager
+def held(reopened: Reopened) -> Iterator[trackers.Tracker]:
+    """Hold the run's lock and start its tracker while the body continues the run.
+
+    Raises: UserError if another process trains the run.
+    """
+    run, settings = reopened.run, reopened.tracker_settings
+    with runs.explaining_disk_errors(run.directory):
+        lock = run.hold()
         try:
-            own = runs.read_config(found.run.directory)
-            kept = own.get("tracker")
-            kind = kept.get("kind") if isinstance(kept, dict) else None
-            settings = trackers.local_settings(kind, conf, [each for each in overrides if _is_tracker(each)])
-            others = [override for override in overrides if not _is_tracker(override)]
-            checked = trust.check_config(apply_overrides(own, others, conf), source=repository / "src")
-            # Before torch is imported: the tracker starts in a process of its own, at the same time.
             tracker = trackers.open(
                 settings,
-                run_dir=found.run.directory,
-                run_id=found.run.id,
-                repository=repository,
-                sweep=_sweep(found.run),
-                known_run_id=found.run.tracker_id,
-                upload=checked.checkpoint.upload,
+                run_dir=run.directory,
+                run_id=run.id,
+                repository=reopened.repository,
+                sweep=_sweep(run),
+                known_run_id=run.tracker_id,
+                upload=reopened.upload,
                 warn=log.warning,
-                announce=partial(found.run.note_tracker, settings.kind),
+                announce=partial(run.note_tracker, settings.kind),
             )
             try:
-                yield Reopened(found.run, found.checkpoint, own, others, tracker, settings, repository)
+                yield tracker
             finally:
                 tracker.abandon()  # does nothing to a tracker that was closed
         finally:
             lock.release()
+
+
+def _newest(root: Path) -> str | None:
+    """Return the name of the newest sound checkpoint."""
+    from savepoint import checkpoint
+
+    newest, _ = checkpoint.latest(root)
+    return newest.path.name if newest else None
+
+
+def _find_parent(run: runs.Run, origin: dict[str, str], repository: Path) -> "Checkpoint":
+    """Load the very checkpoint that a fork began from. Raises: UserError if it is gone or has changed."""
+    from savepoint import checkpoint
+
+    again = f"Run {run.id} has no checkpoint yet and was forked from {origin['run']}@{origin['checkpoint']}"
+    try:
+        found = runs.find(origin.get("directory", origin["run"]), repository)
+        parent = checkpoint.load(found.run.checkpoints / origin["checkpoint"])
+    except UserError as error:
+        raise UserError(f"{again}, which cannot be loaded any more: {error}") from error
+    if _digest(parent) != origin["sha256"]:
+        raise UserError(f"{again}, which is another checkpoint now.")
+    return parent
+
+
+def _digest(parent: "Checkpoint") -> str:
+    """Return the SHA-256 of a checkpoint's manifest, which names the digests of all its files."""
+    from savepoint import checkpoint
+
+    return hashlib.sha256((parent.path / checkpoint.MANIFEST).read_bytes()).hexdigest()
 
 
 def _sweep(run: runs.Run) -> trackers.Sweep | None:
@@ -160,4 +320,4 @@ def _sweep(run: runs.Run) -> trackers.Sweep | None:
 
 
 def _is_tracker(override: str) -> bool:
-    return override.partition("=")[0].partition(".")[0] == "tracker"
+    return override.partition("=")[0].partition(".")[0].lstrip("+~") == "tracker"

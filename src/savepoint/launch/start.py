@@ -21,17 +21,19 @@ log = logging.getLogger("savepoint")
 class Invocation:
     """One run that the command line asks for: the only one, or one job of a sweep.
 
-    config: as Hydra composed it, not yet resolved. directory: where the run will live. id: the run's own.
-    overrides: as typed, without secrets. tracker: where the run is tracked, known once the run is open.
+    config: as Hydra composed it, not yet resolved; plain data for a fork. directory: where the run will live.
+    id: the run's own. overrides: as typed, without secrets. tracker: where the run is tracked, known once it is open.
+    forked_from: the run and the checkpoint that a fork begins from, as run.json has them.
     """
 
-    config: DictConfig
+    config: DictConfig | dict[str, Any]
     directory: Path
     id: str
     overrides: list[str]
     repository: Path
     sweep: trackers.Sweep | None = None
     tracker: TrackerSettings | None = None
+    forked_from: dict[str, str] | None = None
 
 
 def compose(invocation: Invocation) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def open_run(
             config=trust.dump_config(config),
             overrides=invocation.overrides,
             sweep=invocation.sweep.id if invocation.sweep else None,
+            forked_from=invocation.forked_from,
         )
         try:
             with runs.explaining_disk_errors(directory), _tracked(invocation, run, settings) as tracker:
@@ -117,7 +120,8 @@ def _record_hydra(invocation: Invocation) -> None:
     record.mkdir(exist_ok=True)
     overrides = OmegaConf.to_yaml(OmegaConf.create(invocation.overrides))
     system.files.replace(record / "overrides.yaml", overrides.encode())
-    system.files.replace(record / "config.yaml", trust.redact(OmegaConf.to_yaml(invocation.config)).encode())
+    config = OmegaConf.to_yaml(OmegaConf.create(invocation.config))
+    system.files.replace(record / "config.yaml", trust.redact(config).encode())
 
 
 @contextlib.contextmanager

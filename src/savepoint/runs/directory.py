@@ -32,7 +32,7 @@ log = logging.getLogger("savepoint")
 
 @dataclass
 class Run:
-    """A run's directory, and its record: id, name, status, started, tracker, parents, sweep, overrides."""
+    """A run's directory, and its record: id, name, status, started, tracker, parents, sweep, overrides, forked_from."""
 
     directory: Path
     record: dict[str, Any] = field(repr=False)
@@ -135,12 +135,13 @@ def create(
     config: str,
     overrides: list[str],
     sweep: str | None = None,
-    parents: tuple[str, ...] = (),
+    forked_from: dict[str, str] | None = None,
 ) -> Run:
     """Make `directory` a run with the status `running`.
 
     config: the text of config.yaml. overrides: the command line's, without secrets. sweep: the sweep's id.
-    parents: ids of the runs that this one starts from.
+    forked_from: `run` and `checkpoint` that a fork begins from, the `sha256` of that checkpoint's manifest, and the
+    `directory` of a parent that is not listed under runs/ or sweeps/.
     Raises: UserError if the directory already holds a run or checkpoints; OSError if the disk refuses, after whatever
     was written has been removed.
     """
@@ -165,9 +166,10 @@ def create(
             status="running",
             started=provenance.now(),
             tracker=None,
-            parents=list(parents),
+            parents=[forked_from["run"]] if forked_from else [],
             sweep=sweep,
             overrides=overrides,
+            forked_from=forked_from,
         )
     except OSError:
         discard(run)

@@ -12,11 +12,20 @@ from savepoint.weights import Source
 
 
 @dataclass(frozen=True)
+class Fork:
+    """Where a fork begins. parent: `<run>@<checkpoint>`. before: the config of that checkpoint."""
+
+    parent: str
+    before: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Job:
     """A run to train.
 
     config, settings: the same config, checked; as plain data and as typed settings. repository: holds src/ and runs/.
-    checkpoint: continue from it; None to begin at the beginning. weights: what `init_from` names, if anything.
+    checkpoint: begin from it; None to begin at the beginning. fork: set if that checkpoint is another run's.
+    weights: what `init_from` names, if anything.
     """
 
     run: runs.Run
@@ -25,6 +34,7 @@ class Job:
     tracker: Tracker
     repository: Path
     checkpoint: checkpoints.Checkpoint | None = None
+    fork: Fork | None = None
     weights: Source | None = None
 
     @property

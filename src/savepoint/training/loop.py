@@ -128,6 +128,8 @@ def _note_best(state: TrainState, parts: Parts) -> None:
     cadence = parts.settings.checkpoint
     if cadence.monitor is None or (value := _followed(cadence.monitor, "checkpoint", state)) is None:
         return
+    if state.best and state.best["metric"] != cadence.monitor:  # a resume may follow another metric
+        state.best, state.stale = None, 0
     sign = 1 if cadence.mode == "min" else -1
     state.stale += 1
     # The order of the comparison matters: NaN is never better than a number, and any number is better than NaN.

@@ -1,8 +1,11 @@
-"""Prepare a run: build everything, and restore the checkpoint that it continues from."""
+"""Prepare a run: build everything, and restore the checkpoint that it begins from."""
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,10 @@ import torch
 from savepoint import checkpoint, runs, system, trust, weights
 from savepoint.config import Settings, by_name
 from savepoint.data import end_workers
-from savepoint.errors import UserError
-from savepoint.training import build, optimization, schedules, state
+from savepoint.errors import CheckpointError, MisfitError, UserError
+from savepoint.training import build, fork, optimization, schedules, state
 from savepoint.training.job import Job
+from savepoint.training.loop import finished
 from savepoint.training.scoring import check_test_split
 from savepoint.training.state import Parts, TrainState
 
@@ -45,12 +49,16 @@ def _build(job: Job) -> tuple[TrainState, Parts]:
     threads = resumed.provenance.get("threads") if resumed else None
     environment(settings, threads=settings.trainer.threads or threads or THREADS)
     recorded = resumed.provenance.get("weights") if resumed else job.run.record.get("weights")
+    difference = fork.Difference(job.fork.before, job.config) if job.fork else None
     with weights.tracing(recorded, run=job.run.record["sweep"] or job.run.id) as loaded:
-        train_state, parts = build.assemble(job.config, settings, source=job.repository / "src", checkpoint=resumed)
+        with _misfits_of_a_fork(job):
+            train_state, parts = build.assemble(job.config, settings, source=job.repository / "src", checkpoint=resumed)
         if settings.trainer.test:
             check_test_split(job.config, settings, source=job.repository / "src")
-        parts = dataclasses.replace(parts, fingerprints=_fingerprints(parts, resumed))
-        if resumed is not None:
+        parts = dataclasses.replace(parts, fingerprints=_fingerprints(parts, resumed, difference))
+        if difference is not None:
+            _fork(job, train_state, parts, difference)
+        elif resumed is not None:
             _check_length(job, train_state, resumed)
             state.restore(train_state, resumed)
         elif settings.init_from is not None:
@@ -60,6 +68,45 @@ def _build(job: Job) -> tuple[TrainState, Parts]:
     if loaded:
         job.run.update(weights=loaded)
     return train_state, dataclasses.replace(parts, weights=loaded)
+
+
+def _fork(job: Job, train_state: TrainState, parts: Parts, difference: fork.Difference) -> None:
+    """Restore the parent's checkpoint, let the difference take effect, and log both.
+
+    Raises: UserError if the parent had reached the fork's planned end.
+    """
+    assert job.fork is not None
+    assert job.checkpoint is not None
+    log.info("fork of %s%s", job.fork.parent, "".join(f"\n  {line}" for line in difference.lines()))
+    make = functools.partial(trust.make, source=job.repository / "src")
+    adapted, notes = fork.adapt(job.checkpoint, train_state, parts, difference, make=make)
+    state.restore(train_state, adapted)
+    for note in notes:
+        log.info("  %s", note)
+    if finished(train_state, parts):
+        trainer = job.settings.trainer
+        further = f"trainer.max_epochs={2 * max(train_state.epoch, 1)}"
+        if trainer.max_steps is not None and train_state.step >= trainer.max_steps:
+            further = f"trainer.max_steps={2 * train_state.step}"
+        raise UserError(
+            f"{job.fork.parent} has reached the planned end, so its fork would have nothing to train. Add {further}, "
+            f"or fork an earlier checkpoint: run={job.fork.parent.partition('@')[0]}@<step>"
+        )
+
+
+@contextlib.contextmanager
+def _misfits_of_a_fork(job: Job) -> Iterator[None]:
+    """Say of a checkpoint that does not fit a fork's other model how its weights can be used nevertheless."""
+    try:
+        yield
+    except MisfitError as error:
+        if job.fork is None:
+            raise
+        exclude = f" init.exclude=[{','.join(error.excess)}]" if error.excess else ""
+        raise CheckpointError(
+            f"{error} A fork goes on with the whole state. To start a run from the weights that fit: "
+            f"python train.py init_from={job.fork.parent}{exclude} init.strict=false …"
+        ) from error
 
 
 def environment(settings: Settings, *, threads: int) -> None:
@@ -106,12 +153,27 @@ def _check_length(job: Job, train_state: TrainState, resumed: checkpoint.Checkpo
         raise UserError(
             f"{path}.{planned[0]} was planned as {planned[1]} {job.settings.schedule(name).interval}s, up to the end "
             f"of training, and would now be {wanted[1]}: the rates so far would have been others. "
-            f"Keep the planned end, or start another run: python train.py {path}.{planned[0]}={wanted[1]} …"
+            f"Keep the planned end, or fork the run with the new one: "
+            f"{job.resume_command} {path}.{planned[0]}={wanted[1]} {_further(job, resumed)}"
         )
 
 
-def _fingerprints(parts: Parts, resumed: checkpoint.Checkpoint | None) -> dict[str, dict[str, Any]]:
-    """Return the fingerprint of each split. Raises: UserError if the checkpoint was trained on other data."""
+def _further(job: Job, resumed: checkpoint.Checkpoint) -> str:
+    """Return the overrides that moved the planned end."""
+    there, here = trust.parse_config(resumed.config)["trainer"], job.config["trainer"]
+    return " ".join(f"trainer.{key}={here[key]}" for key in ("max_epochs", "max_steps") if here[key] != there.get(key))
+
+
+def _fingerprints(
+    parts: Parts, resumed: checkpoint.Checkpoint | None, difference: fork.Difference | None
+) -> dict[str, dict[str, Any]]:
+    """Return the fingerprint of each split.
+
+    difference: of a fork, whose data may be others where its config says so.
+    Raises: UserError if the checkpoint was trained on other data.
+    """
+    if difference and difference.touches("data.dataset", "seed"):
+        resumed = None
     recorded = resumed.provenance.get("data") if resumed else None  # format 1 did not always have it
     fingerprints = {}
     for name, split in (("train", parts.train), ("val", parts.val)):
@@ -126,7 +188,8 @@ def _fingerprints(parts: Parts, resumed: checkpoint.Checkpoint | None) -> dict[s
                     f"trained on {words.format(there[key])}. Bring those data back, or begin another run from its "
                     "weights: python train.py init_from=…"
                 )
-        if resumed and here.get("order") != there.get("order", here.get("order")):
+        ordered = difference is None or not difference.touches("data")
+        if resumed and ordered and here.get("order") != there.get("order", here.get("order")):
             raise UserError(
                 f"data.sampler: it gives another order of epoch 0 than the one {resumed.path.name} was trained on. "
                 "Its code has changed, or it depends on the process, as the order of a set of strings does: make it "

@@ -31,7 +31,8 @@ def introduce(job: Job, parts: Parts, train_state: TrainState, source: dict[str,
              type(train_state.model).__name__, f"{parameters:,}")  # fmt: skip
     log.info("%s", _data(parts))
     if resumed is not None:
-        log.info("resumed from %s: epoch %d, step %d", resumed.path.name, train_state.epoch, train_state.step)
+        verb, origin = ("forked", job.fork.parent) if job.fork else ("resumed", resumed.path.name)
+        log.info("%s from %s: epoch %d, step %d", verb, origin, train_state.epoch, train_state.step)
         if finished(train_state, parts):
             log.info("the run is finished: there is nothing to train up to its planned end")
         if changed := runs.provenance_differences(resumed.provenance, source):

@@ -100,6 +100,8 @@ def supervise(
         with system.signals.watch() as stop, _progress(parts, state) as shown, _profiled(job):
             if system.signals.pressed():  # while a library was imported that swallowed the interrupt
                 raise KeyboardInterrupt
+            if job.fork is not None:
+                saves.save(state)  # from here on the fork needs nothing of its parent
             yield saves, shown, stop
         status = "finished" if finished(state, parts) else "interrupted"
     except BaseException as error:
@@ -125,6 +127,7 @@ def _provenance(job: Job, parts: Parts) -> dict[str, Any]:
         "compile": job.settings.trainer.compile,
         "data": parts.fingerprints,
         "weights": parts.weights,
+        "forked_from": job.run.record.get("forked_from"),
     }
 
 
@@ -138,7 +141,7 @@ def _open_saves(job: Job, source: dict[str, Any]) -> Saves:
         config=trust.dump_config(job.config),
         patch=patch,
         provenance=source,
-        resumed_from=job.checkpoint.path.name if job.checkpoint else None,
+        resumed_from=job.checkpoint.path.name if job.checkpoint and job.fork is None else None,
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from savepoint.checkpoint import Checkpoint
 from savepoint.config import InitSettings, match, rename
-from savepoint.errors import CheckpointError, ConfigError, short_list
+from savepoint.errors import CheckpointError, ConfigError, MisfitError, short_list
 from savepoint.weights.reading import Weights, model_entries
 
 
@@ -22,7 +22,7 @@ def restore_model(model: nn.Module, checkpoint: Checkpoint) -> None:
 def check(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Check that the model has the names, shapes and dtypes of a checkpoint. The model may be on the meta device.
 
-    Raises: CheckpointError that lists what is missing, unexpected or different.
+    Raises: MisfitError that lists what is missing, unexpected or different.
     """
     own, (entries, _) = model.state_dict(), model_entries(checkpoint)
     faults = {
@@ -31,7 +31,8 @@ def check(model: nn.Module, checkpoint: Checkpoint) -> None:
         "different": _differences(own, entries, exact=True),
     }
     if listed := _listed(faults):
-        raise CheckpointError(f"{checkpoint.path} does not fit the model that the config builds. {listed}.")
+        excess = [name for name in own if any(each.startswith(f"{name} is ") for each in faults["different"])]
+        raise MisfitError(f"{checkpoint.path} does not fit the model that the config builds. {listed}.", excess)
 
 
 def load(model: nn.Module, weights: Weights, choice: InitSettings, *, path: str = "init") -> list[str]:

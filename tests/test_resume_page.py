@@ -1,0 +1,34 @@
+"""docs/resume.md is true: its commands do what it says."""
+
+import pytest
+from tools import pages
+from tools.processes import REPOSITORY
+from tools.workshop import Workshop
+
+from savepoint import runs
+from savepoint.launch.continues import CONTINUES
+
+PAGE = REPOSITORY / "docs" / "resume.md"
+QUICK = ("tracker=none", "trainer.threads=1")
+
+
+def test_the_commands_of_the_page_run(workshop: Workshop) -> None:
+    outputs = []
+    for _, script, *arguments in pages.read(PAGE).commands:
+        if "scheduler.T_max=92" in arguments:
+            alone = [each for each in arguments if not each.startswith("scheduler")]
+            refused = workshop.run("resume.py", *alone, *QUICK)
+            assert refused.status == 2 and "scheduler.T_max=92 trainer.max_epochs=4" in refused.output
+        ended = workshop.run(script, *arguments, *QUICK)
+        assert ended.status == 0, ended.output
+        outputs.append(ended.output)
+    assert "resumed from epoch_0004" in outputs[1] and "fork" not in outputs[1]
+    shown = "  optimizer.lr  0.005 → 0.001\n  optimizer: the learning rate goes on at 0.001, and was 0.005\n"
+    assert shown in outputs[2] and shown in PAGE.read_text()
+    assert [bool(run.record["parents"]) for run in runs.all_runs(workshop.root)] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("key", [*CONTINUES])
+def test_the_page_names_each_setting_that_continues(key: str) -> None:
+    text = PAGE.read_text().partition("## What continues")[2].partition("## What a fork does")[0]
+    assert f"`{key}`" in text or f"`{key}.*`" in text or f"`{key.partition('.')[2]}`" in text
