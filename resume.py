@@ -17,30 +17,17 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 from savepoint import launch  # noqa: E402
 
 
-def resume(query: str, overrides: list[str]) -> None:
-    """Continue or fork a run, and train it to its planned end.
-
-    query: what was typed after `run=`. overrides: everything else that was typed.
-    """
-    with launch.reopen(query, overrides, REPOSITORY) as reopened:
+def resume(request: launch.Request) -> None:
+    """Continue or fork a run, and train it to its planned end."""
+    with launch.reopen(request, REPOSITORY) as reopened:
         with launch.importing_torch():
             from savepoint import training
 
-        with reopened.open_run() as start:
-            job = training.Job(
-                start.run,
-                start.config,
-                start.settings,
-                start.tracker,
-                REPOSITORY,
-                checkpoint=start.checkpoint,
-                fork=start.fork,
-            )
-            with training.session(job):
-                state, parts = training.prepare(job)
-                with training.supervise(job, state, parts) as (saves, progress, stop):
-                    training.fit(state, parts, saves, start.tracker, progress, stop)
-                    training.score_test(job, state, parts, stop)
+        with reopened.open_run() as job, training.session(job):
+            state, parts = training.prepare(job)
+            with training.supervise(job, state, parts) as (saves, progress, stop):
+                training.fit(state, parts, saves, job.tracker, progress, stop)
+                training.score_test(job, state, parts, stop)
 
 
 def main() -> int:

@@ -20,18 +20,16 @@ def train(invocation: launch.Invocation) -> float | None:
     """
     config = launch.compose(invocation)
     settings = trust.check_config(config, source=REPOSITORY / "src")
-    weights = launch.find_weights(invocation, settings)
 
-    with launch.open_run(invocation, config, settings) as (run, tracker):
+    with launch.open_run(invocation, config, settings) as job:
         # Seconds, so only for a config that is known to be sound: `--help` and a typo answer at once.
         with launch.importing_torch():
             from savepoint import training
 
-        job = training.Job(run, config, settings, tracker, REPOSITORY, weights=weights)
         with training.session(job):
             state, parts = training.prepare(job)
             with training.supervise(job, state, parts) as (saves, progress, stop):
-                training.fit(state, parts, saves, tracker, progress, stop)
+                training.fit(state, parts, saves, job.tracker, progress, stop)
                 training.score_test(job, state, parts, stop)
 
     return state.best["value"] if state.best else None

@@ -48,11 +48,17 @@ def test_a_mistake_on_the_command_line_is_one_line_and_leaves_nothing(
 
 
 def test_a_resume_neither_takes_out_nor_breaks_a_group(workshop: Workshop, directory: Path) -> None:
-    for wrong in ("~scheduler", "~data.batch_size=16", "~seed", "~optimizer._target_"):
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != ".lock"}
+    for wrong, told in (
+        ("~scheduler", "scheduler: the config needs this group"),
+        ("~data.batch_size=17", "~data.batch_size=17: data.batch_size is 16. Write ~data.batch_size to remove it."),
+        ("~seed", "seed"),
+        ("~optimizer._target_", "optimizer"),
+    ):
         ended = workshop.run("resume.py", f"run={directory}", wrong)
-        assert ended.status == 2 and ended.output.startswith(f"error: {wrong}: resume changes existing values"), (
-            ended.output
-        )
+        assert ended.status == 2 and ended.output.startswith(f"error: {told}"), ended.output
+        assert ended.output.count("\n") == 1, ended.output
+    assert before == {path: path.read_bytes() for path in before}
     config = directory / "config.yaml"
     config.write_text(config.read_text().replace("scheduler:", "schedule:"))
     ended = workshop.run("resume.py", f"run={directory}")

@@ -170,7 +170,7 @@ def train(order: Order) -> None:
         run = runs.create(directory, id=runs.new_id(), name=None, config=trust.dump_config(config), overrides=[])
     newest, _ = checkpoint.latest(run.checkpoints)
     tracker = trackers.NoTracker()
-    job = training.Job(run, config, settings, tracker, REPOSITORY, checkpoint=newest)
+    job = runs.Job(run, config, settings, tracker, REPOSITORY, checkpoint=newest)
     with training.session(job):
         state, parts = training.prepare(job)
         if order.kill:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from project.targets import TARGETS
+from savepoint import config as configs
 from savepoint.config import settings
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -38,9 +38,7 @@ def read(group: str, option: str) -> dict[str, Any]:
 
 def composed(*overrides: str, conf: Path = CONF) -> dict[str, Any]:
     with initialize_config_dir(str(conf), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", list(overrides)), resolve=True, throw_on_missing=True)
-    assert isinstance(config, dict)
-    return config
+        return configs.resolve(compose("config", list(overrides)))
 
 
 def scalars(node: Any) -> Iterator[Any]:

@@ -128,7 +128,7 @@ def test_word_that_means_no_run_or_several_is_told_in_one_line(workshop: Worksho
     }
     for text, told in cases.items():
         assert told in refused(workshop, text), text
-    assert "--force: resume.py has no such option" in refused(workshop, "run=latest", "--force")
+    assert "--now: resume.py has no such option" in refused(workshop, "run=latest", "--now")
 
 
 def test_help_says_how(workshop: Workshop) -> None:
@@ -229,15 +229,30 @@ def test_history_of_a_resumed_run_has_every_point_once(
     assert diff.diff_runs(runs.read(finished[4]), runs.read(directory)) == []
 
 
-def test_changed_code_and_threads_are_told_in_one_line(workshop: Workshop, directory: Path) -> None:
+def test_what_changed_is_told_in_a_line_for_each(workshop: Workshop, directory: Path) -> None:
     undo(directory, epochs=3)
     rewrite(
         directory / "checkpoints" / NAMES[3] / "provenance.json",
         lambda data: json.dumps(json.loads(data) | {"git": {"commit": "0123456789abcdef"}}).encode(),
     )
     ended = resumed(workshop, directory, "trainer.threads=2")
-    told = "changed since that checkpoint, so bits may differ: git commit 0123456789 → none; threads 1 → 2"
-    assert [line for line in ended.output.splitlines() if line.startswith("changed since")] == [told]
+    told = [line for line in ended.output.splitlines() if line.startswith("changed since that checkpoint, so ")]
+    assert [line.partition(", so ")[2] for line in told] == [
+        "results may differ: git commit 0123456789 → none",
+        "bits may differ: threads 1 → 2",
+    ]
+
+
+def test_other_code_is_refused_where_the_same_is_asked_for(workshop: Workshop, directory: Path) -> None:
+    undo(directory, epochs=3)
+    assert workshop.run("resume.py", f"run={directory}", "--same-code").status == 0
+    undo(directory, epochs=2)
+    (directory / "checkpoints" / NAMES[2] / "changes.patch").write_text("")
+    rewrite(directory / "checkpoints" / NAMES[2] / "changes.patch", lambda _: b"+a line\n")
+    before = contents(directory)
+    told = refused(workshop, f"run={directory}", "--same-code")
+    assert "--same-code: the code is not that of epoch_0002_step_00000008: uncommitted changes 1 lines → none." in told
+    assert contents(directory) == before
 
 
 def test_threads_are_those_of_the_checkpoint(workshop: Workshop, directory: Path) -> None:

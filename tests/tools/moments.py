@@ -28,7 +28,7 @@ COUNTED = tuple(
 )
 OWN = tuple(str(SOURCE / "project" / name) for name in ("models", "tasks"))
 OFTEN = ("_extra", "_holds", "_misfit")  # called for each tensor: they would be most of all moments
-SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT}
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1, "ctrl-c": signal.SIGINT}
 
 
 @dataclass(frozen=True)

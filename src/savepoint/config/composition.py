@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+# The key of conf/config.yaml that says what to do, and not what to train. No config that is stored has it.
+RESUME = "resume"
+
 
 def resolve(composed: Any) -> dict[str, Any]:
-    """Convert a composed DictConfig to plain data.
+    """Convert a composed DictConfig to plain data, without the key `resume`.
 
     Raises: OmegaConf's errors for a missing value and for an interpolation that cannot be resolved.
     """
@@ -13,7 +16,7 @@ def resolve(composed: Any) -> dict[str, Any]:
 
     config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    return {str(key): value for key, value in config.items() if key != RESUME}
 
 
 HELP = """\
@@ -41,12 +44,18 @@ def help_text(overrides: list[str], conf_dir: Path) -> str:
     options: dict[str, list[str]] = {}
     for path in sorted(conf_dir.glob("*/*.yaml")):
         options.setdefault(path.parent.name, []).append(path.stem)
+    composed = _compose(overrides, conf_dir)
+    config = {key: composed[key] if key == RESUME else resolve(composed)[key] for key in composed}
     groups = "\n".join(f"  {group}: {', '.join(names)}" for group, names in options.items())
-    return HELP.format(groups=groups, config=yaml.safe_dump(compose(overrides, conf_dir), sort_keys=False))
+    return HELP.format(groups=groups, config=yaml.safe_dump(config, sort_keys=False))
 
 
 def compose(overrides: list[str], conf_dir: Path) -> dict[str, Any]:
     """Compose the config that these overrides give, without a run. Raises: Hydra's errors."""
+    return resolve(_compose(overrides, conf_dir))
+
+
+def _compose(overrides: list[str], conf_dir: Path) -> Any:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
@@ -55,6 +64,6 @@ def compose(overrides: list[str], conf_dir: Path) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_dir), version_base="1.3"):
-            return resolve(hydra.compose("config", overrides))
+            return hydra.compose("config", overrides)
     finally:
         GlobalHydra.instance().hydra = around

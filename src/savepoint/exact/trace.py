@@ -55,7 +55,7 @@ def _train(order: Order, watch: Watch) -> None:
     settings = trust.check_config(chosen, source=repository / "src")
     newest = checkpoint.latest(directory / runs.CHECKPOINTS)[0] if order.resume else None
     tracker = NoTracker()
-    job = training.Job(runs.read(directory), chosen, settings, tracker, repository, checkpoint=newest)
+    job = runs.Job(runs.read(directory), chosen, settings, tracker, repository, checkpoint=newest)
     with training.session(job):
         state, parts = training.prepare(job)
         parts = watch(state, parts)

@@ -5,21 +5,25 @@ Importing this package imports neither torch nor MLflow, so `--help` and a typo 
 Rooms, in reading order:
     script       run a script's work: exit codes, and errors in plain words
     application  train.py as a Hydra application: a single run, or a sweep of jobs
-    start        start a run: its config, its directory, its tracker
-    reopen       reopen a run: its newest sound checkpoint, and the overrides typed now
+    start        start a new run: its config, its directory, its tracker
+    requeue      open a new run, or with resume=auto the one of that name that was begun before
+    request      resume.py's command line
+    reopen       reopen a run: continue it, or fork it where something differs
     continues    the settings that may change on a resume, each with the reason
 """
 
 from savepoint.launch.application import run_train
-from savepoint.launch.reopen import Reopened, reopen, run_resume
+from savepoint.launch.reopen import Reopened, reopen
+from savepoint.launch.request import Request, run_resume
+from savepoint.launch.requeue import open_run
 from savepoint.launch.script import leave
-from savepoint.launch.start import Invocation, compose, find_weights, importing_torch, open_run
+from savepoint.launch.start import Invocation, compose, importing_torch
 
 __all__ = [
     "Invocation",
     "Reopened",
+    "Request",
     "compose",
-    "find_weights",
     "importing_torch",
     "leave",
     "open_run",

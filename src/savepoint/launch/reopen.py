@@ -5,7 +5,7 @@ import datetime
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,82 +15,36 @@ from savepoint import runs, trackers, trust
 from savepoint.config import Settings, TrackerSettings, apply_overrides, differences
 from savepoint.errors import UserError
 from savepoint.launch import continues
-from savepoint.launch.script import run_script
-from savepoint.launch.start import Invocation, open_run
+from savepoint.launch.request import Request
+from savepoint.launch.start import Invocation, open_new
 
 if TYPE_CHECKING:
     from savepoint.checkpoint import Checkpoint
-    from savepoint.training import Fork
 
 log = logging.getLogger("savepoint")
-USAGE = "usage: python resume.py run=<id|prefix|directory|latest>[@best|@<step>] [trainer.max_epochs=40 …]"
-DIRECTORY = "hydra.run.dir="
-
-
-def run_resume(resume: Callable[[str, list[str]], None], repository: Path, *, description: str) -> int:
-    """Run resume.py. resume: takes the query after `run=` and the overrides. Returns: the exit code."""
-
-    def work() -> None:
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            print(f"{description}\n{USAGE}")
-        else:
-            resume(*_split(sys.argv[1:]))
-
-    return run_script(work, overrides=lambda: _split(sys.argv[1:])[1], conf_dir=repository / "conf")
-
-
-def _split(arguments: list[str]) -> tuple[str, list[str]]:
-    """Split the command line into the query after `run=` and the overrides.
-
-    The query is taken as typed. Hydra's parser would read the id 123e4567 as infinity.
-    """
-    queries = [argument for argument in arguments if argument.startswith("run=")]
-    overrides = [argument for argument in arguments if not argument.startswith("run=")]
-    if len(queries) != 1:
-        raise UserError(f"Which run? {USAGE}")
-    for override in overrides:
-        if override.startswith("-"):
-            raise UserError(f"{override}: resume.py has no such option. {USAGE}")
-    return queries[0].removeprefix("run="), overrides
-
-
-@dataclass(frozen=True)
-class Start:
-    """What this process trains: a run, from a checkpoint of its own or, as a fork, from one of its parent's.
-
-    checkpoint: None for a run that was killed before its first one, and starts over.
-    """
-
-    run: runs.Run
-    config: dict[str, Any]
-    settings: Settings
-    tracker: trackers.Tracker
-    checkpoint: "Checkpoint | None" = None
-    fork: "Fork | None" = None
 
 
 @dataclass(frozen=True)
 class Reopened:
-    """A run that was found, and what was typed about it.
+    """A run that was found, and what is asked of it.
 
-    choice: what the query says after `@`, if anything. own: the run's config.yaml. overrides: without those of the
-    tracker, which `tracker_settings` holds. directory: where a fork is to live, if that was typed. upload: whether the
-    run's checkpoints are copied to the tracker.
+    choice: what the query says after `@`, if anything. own: the run's config.yaml; with `resume=auto`, the config that
+    is asked for now. tracker_settings: of this machine. upload: whether checkpoints are copied to the tracker.
     tracker: the run's own, if it is known already that the run is continued. This process then holds the run's lock.
     """
 
     run: runs.Run
     choice: str | None
     own: dict[str, Any]
-    overrides: list[str]
-    directory: Path | None
+    request: Request
     tracker_settings: TrackerSettings
     repository: Path
     upload: bool
+    requeued: bool = False
     tracker: trackers.Tracker | None = None
 
     @contextlib.contextmanager
-    def open_run(self) -> Iterator[Start]:
+    def open_run(self) -> Iterator[runs.Job]:
         """Continue the run from its newest sound checkpoint, or open a fork of it, while the body trains.
 
         Imports torch. A config that differs in more than `continues.CONTINUES` makes a fork, and so does `@` with any
@@ -98,13 +52,13 @@ class Reopened:
         Raises: UserError if there is no sound checkpoint to begin from; ConfigError for a config that cannot train.
         """
         if self.tracker is not None:
-            yield self._continued(self.tracker)
+            yield self.continued(self.tracker)
         elif (parent := self._parent()) is None:
             with held(self) as tracker:
-                yield self._continued(tracker)
+                yield self.continued(tracker)
         else:
-            with self._forked(parent) as start:
-                yield start
+            with self._forked(parent) as job:
+                yield job
 
     def _parent(self) -> "Checkpoint | None":
         """Load the checkpoint that a fork begins from, or return None if the run is continued."""
@@ -123,7 +77,7 @@ class Reopened:
             return chosen
         kept = self.own["checkpoint"]
         chosen = checkpoint.select(root, self.choice, monitor=kept.get("monitor"), mode=kept.get("mode", "min"))
-        differs = self._changed(trust.parse_config(chosen.config)) or self.directory
+        differs = self._changed(trust.parse_config(chosen.config)) or self.request.directory
         newest = checkpoint.names(root)[-1:] == [chosen.path.name] or _newest(root) == chosen.path.name
         return chosen if differs or not newest else None
 
@@ -134,9 +88,9 @@ class Reopened:
     def _config(self, before: dict[str, Any]) -> dict[str, Any]:
         """Apply what the run was last given, and then what was typed now, to the config of a checkpoint."""
         before["tracker"] = vars(self.tracker_settings)
-        return apply_overrides(continues.planned(before, self.own), self.overrides, self.repository / "conf")
+        return apply_overrides(continues.planned(before, self.own), self.request.overrides, self.repository / "conf")
 
-    def _continued(self, tracker: trackers.Tracker) -> Start:
+    def continued(self, tracker: trackers.Tracker) -> runs.Job:
         """Prepare the same run. Damaged checkpoints are set aside."""
         from savepoint import checkpoint
 
@@ -162,21 +116,20 @@ class Reopened:
                 f"{', '.join(changed)}: {newest.path.name} was trained with other values than those in "
                 f"{self.run.directory / runs.CONFIG}, which was edited. Bring that file back: it is the checkpoint's."
             )
-        return Start(self.run, config, self._checked(config), tracker, newest)
+        return self._job(config, tracker, newest)
 
-    def _started_over(self, tracker: trackers.Tracker) -> Start:
+    def _started_over(self, tracker: trackers.Tracker) -> runs.Job:
         """Prepare a run that has no checkpoint: from its config.yaml, a fork from its parent's checkpoint again."""
         config = self._config(self.own)
-        settings = self._checked(config)
         origin = self.run.record.get("forked_from")
         print(f"run {self.run.id} has no checkpoint: it starts over from its {runs.CONFIG}.", file=sys.stderr)
         if origin is None:
-            return Start(self.run, config, settings, tracker)
+            return self._job(config, tracker)
         parent = _find_parent(self.run, origin, self.repository)
-        return Start(self.run, config, settings, tracker, parent, self._fork(parent, origin["run"]))
+        return self._job(config, tracker, parent, self._fork(parent, origin["run"]))
 
     @contextlib.contextmanager
-    def _forked(self, parent: "Checkpoint") -> Iterator[Start]:
+    def _forked(self, parent: "Checkpoint") -> Iterator[runs.Job]:
         """Open another run that begins from a checkpoint of this one, with the config of that checkpoint changed."""
         before = trust.parse_config(parent.config)
         config = self._config({**before, "name": None})
@@ -190,17 +143,19 @@ class Reopened:
         started = datetime.datetime.now()  # local time, as in the names that Hydra gives
         invocation = Invocation(
             config,
-            directory=self.directory or self.repository / "runs" / f"{started:%Y-%m-%d}" / f"{started:%H%M%S}-{run_id}",
+            directory=self.request.directory
+            or self.repository / "runs" / f"{started:%Y-%m-%d}" / f"{started:%H%M%S}-{run_id}",
             id=run_id,
-            overrides=trust.redact_arguments(self.overrides),
+            overrides=trust.redact_arguments(self.request.overrides),
             repository=self.repository,
             forked_from=self._origin(parent),
         )
         with runs.explaining_disk_errors(invocation.directory):
             invocation.directory.mkdir(parents=True, exist_ok=True)
             try:
-                with open_run(invocation, config, settings) as (run, tracker):
-                    yield Start(run, config, settings, tracker, parent, self._fork(parent, self.run.id))
+                with open_new(invocation, config, settings) as job:
+                    fork = self._fork(parent, self.run.id)
+                    yield replace(job, checkpoint=parent, fork=fork, same_code=self.request.same_code)
             finally:
                 runs.remove_empty(invocation.directory)
 
@@ -210,46 +165,55 @@ class Reopened:
         listed = self.run.address(self.repository) == self.run.id
         return origin if listed else origin | {"directory": str(self.run.directory)}
 
-    def _fork(self, parent: "Checkpoint", run_id: str) -> "Fork":
-        from savepoint.training import Fork
-
+    def _fork(self, parent: "Checkpoint", run_id: str) -> runs.Fork:
         before = trust.parse_config(parent.config)
         before["tracker"] = vars(self.tracker_settings)
-        return Fork(f"{run_id}@{parent.path.name}", before)
+        return runs.Fork(f"{run_id}@{parent.path.name}", before)
+
+    def _job(
+        self,
+        config: dict[str, Any],
+        tracker: trackers.Tracker,
+        begin: "Checkpoint | None" = None,
+        fork: runs.Fork | None = None,
+    ) -> runs.Job:
+        settings = self._checked(config)
+        return runs.Job(
+            self.run,
+            config,
+            settings,
+            tracker,
+            self.repository,
+            begin,
+            fork,
+            requeued=self.requeued,
+            same_code=self.request.same_code,
+        )
 
     def _checked(self, config: dict[str, Any]) -> Settings:
         return trust.check_config(config, source=self.repository / "src")
 
 
 @contextlib.contextmanager
-def reopen(query: str, overrides: list[str], repository: Path) -> Iterator[Reopened]:
-    """Find a run, and read what was typed about it. Where that continues the run, hold its lock and start its tracker.
+def reopen(request: Request, repository: Path) -> Iterator[Reopened]:
+    """Find a run. Where it is clear that it is continued, hold its lock and start its tracker.
 
-    query: a run as people write it, see `runs.find`. overrides: as typed. repository: holds conf/, runs/ and src/.
+    repository: holds conf/, runs/ and src/.
     Raises: UserError if there is no such run, it is in use, or an override is no override.
     """
-    found = runs.find(query, repository)
+    found = runs.find(request.query, repository)
     conf = repository / "conf"
     own = runs.read_config(found.run.directory)
+    config = apply_overrides(own, request.overrides, conf)
+    upload = trust.check_config(config, source=repository / "src").checkpoint.upload
     kept = own.get("tracker")
     kind = kept.get("kind") if isinstance(kept, dict) else None
-    places = [each.removeprefix(DIRECTORY) for each in overrides if each.startswith(DIRECTORY)]
-    reopened = Reopened(
-        found.run,
-        found.checkpoint,
-        own,
-        [each for each in overrides if not _is_tracker(each) and not each.startswith(DIRECTORY)],
-        Path(places[-1]).absolute() if places else None,
-        trackers.local_settings(kind, conf, [each for each in overrides if _is_tracker(each)]),
-        repository,
-        upload=True,
-    )
-    config = apply_overrides(own, reopened.overrides, conf)
-    reopened = replace(reopened, upload=trust.check_config(config, source=repository / "src").checkpoint.upload)
-    if found.checkpoint is None and not places and not continues.other_run(own, config):
+    tracker = trackers.local_settings(kind, conf, request.tracker)
+    reopened = Reopened(found.run, found.checkpoint, own, request, tracker, repository, upload)
+    if found.checkpoint is None and request.directory is None and not continues.other_run(own, config):
         # Before torch is imported: the tracker starts in a process of its own, at the same time.
-        with held(reopened) as tracker:
-            yield replace(reopened, tracker=tracker)
+        with held(reopened) as tracker_of_run:
+            yield replace(reopened, tracker=tracker_of_run)
     else:
         yield reopened
 
@@ -262,7 +226,7 @@ def held(reopened: Reopened) -> Iterator[trackers.Tracker]:
     """
     run, settings = reopened.run, reopened.tracker_settings
     with runs.explaining_disk_errors(run.directory):
-        lock = run.hold()
+        lock = run.hold(force=reopened.request.force)
         try:
             tracker = trackers.open(
                 settings,
@@ -317,7 +281,3 @@ def _sweep(run: runs.Run) -> trackers.Sweep | None:
     """Return the sweep that the run was started in, even if its directory has been moved since."""
     recorded = run.record.get("sweep")
     return replace(runs.sweep_of(run.directory.parent), id=recorded) if recorded else None
-
-
-def _is_tracker(override: str) -> bool:
-    return override.partition("=")[0].partition(".")[0].lstrip("+~") == "tracker"

@@ -1,4 +1,4 @@
-"""Start a run: its composed config, its directory on the disk, its tracker."""
+"""Start a new run: its composed config, its directory on the disk, its tracker."""
 
 import contextlib
 import logging
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from savepoint import runs, system, trackers, trust, weights
 from savepoint.config import Settings, TrackerSettings, resolve
-from savepoint.errors import BuildError, UserError
+from savepoint.errors import BuildError, ConfigError, UserError
 
 log = logging.getLogger("savepoint")
 
@@ -23,6 +23,7 @@ class Invocation:
 
     config: as Hydra composed it, not yet resolved; plain data for a fork. directory: where the run will live.
     id: the run's own. overrides: as typed, without secrets. tracker: where the run is tracked, known once it is open.
+    resume: `auto` to continue the run of the same name if there is one; `force` for the same without regard to a lock.
     forked_from: the run and the checkpoint that a fork begins from, as run.json has them.
     """
 
@@ -33,18 +34,29 @@ class Invocation:
     repository: Path
     sweep: trackers.Sweep | None = None
     tracker: TrackerSettings | None = None
+    resume: str | None = None
     forked_from: dict[str, str] | None = None
 
 
 def compose(invocation: Invocation) -> dict[str, Any]:
     """Return the config as plain data, with every interpolation resolved.
 
-    Raises: OmegaConf's errors if a value is missing or an interpolation cannot be resolved.
+    `resume` is no part of it, and is noted in the invocation.
+    Raises: OmegaConf's errors if a value is missing or an interpolation cannot be resolved; ConfigError for a wrong
+    `resume`.
     """
-    return resolve(invocation.config)
+    config = resolve(invocation.config)
+    invocation.resume = resume = invocation.config.get("resume")
+    if resume not in (None, "auto", "force"):
+        raise ConfigError(f"resume={resume}: must be null, auto or force. For a run by its id: python resume.py run=…")
+    if resume and not config.get("name"):
+        raise ConfigError(f"resume={resume} continues the run of a name: add name=…")
+    if resume and invocation.sweep:
+        raise ConfigError(f"resume={resume} continues one run, and -m starts several. Leave one of them out.")
+    return config
 
 
-def find_weights(invocation: Invocation, settings: Settings) -> weights.Source | None:
+def _find_weights(invocation: Invocation, settings: Settings) -> weights.Source | None:
     """Find the run or the files that `init_from` names, or return None if there is no `init_from`.
 
     Call it before the new run exists: afterwards `init_from=latest` would name the new run itself. In a sweep, `latest`
@@ -60,16 +72,16 @@ def find_weights(invocation: Invocation, settings: Settings) -> weights.Source |
 
 
 @contextlib.contextmanager
-def open_run(
-    invocation: Invocation, config: dict[str, Any], settings: Settings
-) -> Iterator[tuple[runs.Run, trackers.Tracker]]:
+def open_new(invocation: Invocation, config: dict[str, Any], settings: Settings) -> Iterator[runs.Job]:
     """Make the run's directory, hold its lock and start its tracker while the body trains the run.
 
     A run that is refused before it logs anything leaves no run behind, at most a train.log with a traceback.
-    Raises: UserError if the directory already holds a run, cannot be written, or is in use by another process.
+    Raises: UserError if the directory already holds a run, cannot be written, or is in use by another process; or if
+    `init_from` names nothing.
     """
-    directory = invocation.directory
-    lock = runs.hold(directory, str(directory))
+    weights = None if invocation.forked_from else _find_weights(invocation, settings)
+    directory, repository = invocation.directory, invocation.repository
+    lock = runs.hold(directory, str(directory), new=True)
     try:
         run = runs.create(
             directory,
@@ -82,7 +94,9 @@ def open_run(
         )
         try:
             with runs.explaining_disk_errors(directory), _tracked(invocation, run, settings) as tracker:
-                yield run, tracker
+                yield runs.Job(
+                    run, config, settings, tracker, repository, weights=weights, requeued=invocation.resume is not None
+                )
         except UserError as error:
             if not run.metrics.exists():
                 runs.discard(run, keep_log=isinstance(error, BuildError))

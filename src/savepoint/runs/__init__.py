@@ -8,6 +8,7 @@ Rooms, in reading order:
     provenance   git commit, uncommitted changes, versions, hardware
     view         a run as a notebook reads it: open_run
     sweep        a sweep's directory and its table of results
+    job          a run that this process trains: its config, its tracker, where it begins
 """
 
 from savepoint.runs.directory import (
@@ -32,8 +33,9 @@ from savepoint.runs.directory import (
 )
 from savepoint.runs.evaluations import EVALUATIONS, Evaluation, read_evaluations, record_evaluation
 from savepoint.runs.history import History, cut_history, read_history
+from savepoint.runs.job import Fork, Job
 from savepoint.runs.lookup import Found, all_runs, find
-from savepoint.runs.provenance import gather_provenance, provenance_differences, uncommitted_changes
+from savepoint.runs.provenance import code_differences, gather_provenance, provenance_differences, uncommitted_changes
 from savepoint.runs.sweep import (
     note_refused_job,
     redact_sweep_record,
@@ -55,11 +57,14 @@ __all__ = [
     "METRICS",
     "RECORD",
     "Evaluation",
+    "Fork",
     "Found",
     "History",
+    "Job",
     "Run",
     "RunView",
     "all_runs",
+    "code_differences",
     "create",
     "cut_history",
     "discard",

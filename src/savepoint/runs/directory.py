@@ -27,6 +27,8 @@ _KEYS = ("id", "name", "status", "started", "tracker", "parents", "sweep", "over
 # Error numbers of a disk that is full, and of one that cannot be written for another reason.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DISK_ERRORS = FULL | {errno.EROFS, errno.EIO}
+# Error numbers of a file system that has no locks: NFS without its lock daemon, some FUSE mounts.
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 log = logging.getLogger("savepoint")
 
 
@@ -67,9 +69,13 @@ class Run:
                 self.update(tracker={"kind": kind, "run_id": tracker_id})
         log.info("%s run %s", kind, tracker_id)
 
-    def hold(self) -> system.files.Lock:
-        """Lock this run, so that no other process trains it. Raises: UserError if another process holds the lock."""
-        return hold(self.directory, f"Run {self.id}")
+    def hold(self, *, force: bool = False) -> system.files.Lock:
+        """Lock this run, so that no other process trains it.
+
+        force: go on without the lock if it cannot be had.
+        Raises: UserError if another process holds the lock, or the file system has no locks.
+        """
+        return hold(self.directory, f"Run {self.id}", force=force)
 
     def address(self, repository: Path) -> str:
         """Return what to type after `run=`: the id, or the directory if the run is not under runs/ or sweeps/."""
@@ -79,14 +85,31 @@ class Run:
         return self.id if listed else shlex.quote(str(self.directory))
 
 
-def hold(directory: Path, title: str) -> system.files.Lock:
+def hold(directory: Path, title: str, *, force: bool = False, new: bool = False) -> system.files.Lock:
     """Lock a run's directory until the lock is released or this process ends, however it ends.
 
-    title: what the error calls the run.
-    Raises: UserError if another process holds the lock; OSError if the file system has no locks.
+    title: what the error calls the run. force: go on without the lock if it cannot be had. new: whether the run is
+    about to be made; a file system without locks is then no obstacle.
+    Raises: UserError if another process holds the lock, or the file system has no locks.
     """
     lock = system.files.Lock(directory / LOCK)
-    if not lock.acquire():
+    try:
+        taken = lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        if not (force or new):
+            lock.release()
+            raise UserError(
+                f"{directory} is on a file system without locks ({error.strerror}), as some network disks are. Nothing "
+                f"would notice if two processes trained {title}. Make sure that no other one does, and add --force to "
+                "resume.py, or resume=force to train.py."
+            ) from error
+        return lock
+    if not taken and force:
+        log.warning("%s is locked by another process, and goes on nevertheless: that was forced.", title)
+        return lock
+    if not taken:
         lock.release()
         raise UserError(f"{title} is being trained by another process. Wait for it, or stop it first.")
     # A killed process may have left half-written files. While this one holds the lock, nobody else writes them.

@@ -67,6 +67,19 @@ def uncommitted_changes(repository: Path) -> str | None:
     return redact("".join(parts)) or None
 
 
+def code_differences(then: dict[str, Any], now: dict[str, Any], patches: tuple[str | None, str | None]) -> list[str]:
+    """List how the code of two records differs: the commit, and the uncommitted changes. [] if it does not.
+
+    patches: the uncommitted changes of both, None for none.
+    """
+    commits = [each["git"]["commit"] for each in (then, now)]
+    found = [f"git commit {_short(commits[0])} → {_short(commits[1])}"] if commits[0] != commits[1] else []
+    if patches[0] != patches[1]:
+        sizes = ["none" if each is None else f"{len(each.splitlines())} lines" for each in patches]
+        found.append(f"uncommitted changes {sizes[0]} → {sizes[1]}")
+    return found
+
+
 def provenance_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """List what changed between two records and may change bits, as `name old → new`. [] if nothing did."""
     found = []

@@ -1,6 +1,7 @@
-"""Turn Ctrl-C and SIGTERM into requests: training finishes its step, saves, and says how to go on.
+"""Turn Ctrl-C, SIGTERM and SIGUSR1 into requests: training finishes its step, saves, and says how to go on.
 
-Before training there is nothing to save. There, Ctrl-C ends the process at once, with one line.
+Before training there is nothing to save. There, Ctrl-C and SIGUSR1 end the process at once, with one line.
+A scheduler sends SIGUSR1, and with `resume=auto` SIGTERM, to a process that it will start again: it then exits with 75.
 """
 
 import contextlib
@@ -15,25 +16,44 @@ from types import FrameType
 class Interrupted(KeyboardInterrupt):
     """End the process after a run that stopped as asked, with everything saved. A sweep ends with it.
 
-    number: the signal's. exit_code: what a shell reports for a process that this signal ended.
+    number: the signal's. exit_code: what a shell reports for a process that this signal ended; 75 if the process is to
+    be started again.
     """
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
-        self.exit_code = 128 + number
+        self.exit_code = _exit_code(number)
 
 
-# The Ctrl-Cs that this process has received, as signal numbers.
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: try again later
+# Windows has no SIGUSR1.
+_USR1: tuple[int, ...] = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
+# Signals that end a process at once before training begins. `requeue` adds SIGTERM.
+_AT_ONCE: list[int] = [signal.SIGINT, *_USR1]
+# Those that this process has received.
 _PRESSED: list[int] = []
+
+
+def _exit_code(number: int) -> int:
+    return TRY_AGAIN if number in _USR1 or (number == signal.SIGTERM and number in _AT_ONCE) else 128 + number
 
 
 def remember() -> None:
     """Make every Ctrl-C from here on raise KeyboardInterrupt, as Python does, and let `pressed` report it.
 
-    A library may catch KeyboardInterrupt and raise an error of its own. `pressed` tells the two apart.
+    The same for SIGUSR1. A library may catch KeyboardInterrupt and raise an error of its own; `pressed` tells the two
+    apart.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, _raise)
+        for number in _AT_ONCE:
+            signal.signal(number, _raise)
+
+
+def requeue() -> None:
+    """Take SIGTERM from here on as a request to stop and be started again, as SIGUSR1 always is."""
+    if threading.current_thread() is threading.main_thread() and signal.SIGTERM not in _AT_ONCE:
+        _AT_ONCE.append(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, _raise)
 
 
 @contextlib.contextmanager
@@ -45,11 +65,12 @@ def held() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, lambda number, _frame: _PRESSED.append(number))
+    before = {each: signal.signal(each, lambda number, _frame: _PRESSED.append(number)) for each in _AT_ONCE}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     if _PRESSED:
         raise KeyboardInterrupt
 
@@ -59,10 +80,16 @@ def pressed() -> bool:
     return bool(_PRESSED)
 
 
+def last() -> int:
+    """Return the number of the signal that was received last; Ctrl-C's if none was."""
+    return _PRESSED[-1] if _PRESSED else signal.SIGINT
+
+
 def say(interrupt: KeyboardInterrupt) -> int:
     """Print why the process stopped to stderr. Returns: its exit code."""
     print(f"\n{str(interrupt) or 'Stopped.'}", file=sys.stderr)
-    return getattr(interrupt, "exit_code", 128 + signal.SIGINT)
+    code: int = getattr(interrupt, "exit_code", None) or _exit_code(last())
+    return code
 
 
 def _raise(number: int, _frame: FrameType | None) -> None:
@@ -79,7 +106,7 @@ class Stop:
 
 @contextlib.contextmanager
 def watch() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM inside this block into a request. A second one acts at once, as without it.
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 in this block into a request. A second one acts at once, as without it.
 
     Outside the main thread, which some sweep launchers use, Python allows no handlers, and signals are left alone.
     """
@@ -87,7 +114,7 @@ def watch() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, *_USR1)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, _frame: FrameType | None) -> None:

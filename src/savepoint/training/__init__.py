@@ -19,7 +19,6 @@ Rooms, in reading order:
     schedules     build a learning-rate schedule and plan its length
     combinations  combinations of options that torch refuses or gets wrong
     fork          begin from a checkpoint of a run whose config differs
-    job           one run that this process trains
     scoring       evaluate a checkpoint apart from training: the test split
     preparation   build a run and restore its checkpoint
     supervision   around the loop: train.log, signals, failures, how the run ended
@@ -36,7 +35,6 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from savepoint.training.build import assemble
-from savepoint.training.job import Fork, Job
 from savepoint.training.loop import fit
 from savepoint.training.optimization import NoSchedule, Optimization
 from savepoint.training.own_update import Step
@@ -48,8 +46,6 @@ from savepoint.training.supervision import session, supervise
 from savepoint.training.task import Outcome, Task
 
 __all__ = [
-    "Fork",
-    "Job",
     "NoSchedule",
     "Optimization",
     "Outcome",

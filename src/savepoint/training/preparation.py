@@ -15,8 +15,7 @@ from savepoint import checkpoint, runs, system, trust, weights
 from savepoint.config import Settings, by_name
 from savepoint.data import end_workers
 from savepoint.errors import CheckpointError, MisfitError, UserError
-from savepoint.training import build, fork, optimization, schedules, state
-from savepoint.training.job import Job
+from savepoint.training import build, fork, optimization, report, schedules, state
 from savepoint.training.loop import finished
 from savepoint.training.scoring import check_test_split
 from savepoint.training.state import Parts, TrainState
@@ -25,12 +24,13 @@ THREADS = torch.get_num_threads()  # before any run of this process sets another
 log = logging.getLogger("savepoint")
 
 
-def prepare(job: Job) -> tuple[TrainState, Parts]:
+def prepare(job: runs.Job) -> tuple[TrainState, Parts]:
     """Build the run's state and parts, and restore its checkpoint or load the weights of `init_from`.
 
     The run directory is changed last, once nothing can be refused any more.
     Raises: ConfigError that names the key, CheckpointError if the checkpoint does not fit, UserError for changed data.
     """
+    report.check_same_code(job)
     try:
         state, parts = _build(job)
     except BaseException:
@@ -44,7 +44,7 @@ def prepare(job: Job) -> tuple[TrainState, Parts]:
     return state, parts
 
 
-def _build(job: Job) -> tuple[TrainState, Parts]:
+def _build(job: runs.Job) -> tuple[TrainState, Parts]:
     settings, resumed = job.settings, job.checkpoint
     threads = resumed.provenance.get("threads") if resumed else None
     environment(settings, threads=settings.trainer.threads or threads or THREADS)
@@ -70,7 +70,7 @@ def _build(job: Job) -> tuple[TrainState, Parts]:
     return train_state, dataclasses.replace(parts, weights=loaded)
 
 
-def _fork(job: Job, train_state: TrainState, parts: Parts, difference: fork.Difference) -> None:
+def _fork(job: runs.Job, train_state: TrainState, parts: Parts, difference: fork.Difference) -> None:
     """Restore the parent's checkpoint, let the difference take effect, and log both.
 
     Raises: UserError if the parent had reached the fork's planned end.
@@ -95,7 +95,7 @@ def _fork(job: Job, train_state: TrainState, parts: Parts, difference: fork.Diff
 
 
 @contextlib.contextmanager
-def _misfits_of_a_fork(job: Job) -> Iterator[None]:
+def _misfits_of_a_fork(job: runs.Job) -> Iterator[None]:
     """Say of a checkpoint that does not fit a fork's other model how its weights can be used nevertheless."""
     try:
         yield
@@ -122,7 +122,7 @@ def environment(settings: Settings, *, threads: int) -> None:
     torch.autograd.set_detect_anomaly(trainer.detect_anomaly)
 
 
-def _load_weights(job: Job, train_state: TrainState) -> None:
+def _load_weights(job: runs.Job, train_state: TrainState) -> None:
     """Fine-tune: load the weights and buffers that `init_from` names, and nothing else."""
     query = job.settings.init_from
     assert query is not None
@@ -140,7 +140,7 @@ def _load_weights(job: Job, train_state: TrainState) -> None:
     log.info("weights from %s%s", read.origin.title, "".join(f"; {note}" for note in notes))
 
 
-def _check_length(job: Job, train_state: TrainState, resumed: checkpoint.Checkpoint) -> None:
+def _check_length(job: runs.Job, train_state: TrainState, resumed: checkpoint.Checkpoint) -> None:
     for name, saved in optimization.entries(resumed.state).items():
         here, there = train_state.optimizers[name].schedule_length, saved["schedule_length"]
         if here == there:
@@ -158,7 +158,7 @@ def _check_length(job: Job, train_state: TrainState, resumed: checkpoint.Checkpo
         )
 
 
-def _further(job: Job, resumed: checkpoint.Checkpoint) -> str:
+def _further(job: runs.Job, resumed: checkpoint.Checkpoint) -> str:
     """Return the overrides that moved the planned end."""
     there, here = trust.parse_config(resumed.config)["trainer"], job.config["trainer"]
     return " ".join(f"trainer.{key}={here[key]}" for key in ("max_epochs", "max_steps") if here[key] != there.get(key))

@@ -7,7 +7,7 @@ from typing import Any
 
 from savepoint import checkpoint, runs
 from savepoint.data import NoData
-from savepoint.training.job import Job
+from savepoint.errors import UserError
 from savepoint.training.loop import finished
 from savepoint.training.saves import Saves
 from savepoint.training.state import Parts, TrainState
@@ -15,8 +15,11 @@ from savepoint.training.state import Parts, TrainState
 log = logging.getLogger("savepoint")
 
 
-def introduce(job: Job, parts: Parts, train_state: TrainState, source: dict[str, Any]) -> None:
-    """Log what is about to be trained, and start the run in the tracker. source: the run's provenance."""
+def introduce(job: runs.Job, parts: Parts, train_state: TrainState, source: dict[str, Any], patch: str | None) -> None:
+    """Log what is about to be trained, and start the run in the tracker.
+
+    source: this process's provenance. patch: its uncommitted changes.
+    """
     git, resumed = source["git"], job.checkpoint
     job.tracker.start(
         name=job.run.record["name"],
@@ -35,8 +38,36 @@ def introduce(job: Job, parts: Parts, train_state: TrainState, source: dict[str,
         log.info("%s from %s: epoch %d, step %d", verb, origin, train_state.epoch, train_state.step)
         if finished(train_state, parts):
             log.info("the run is finished: there is nothing to train up to its planned end")
-        if changed := runs.provenance_differences(resumed.provenance, source):
-            log.warning("changed since that checkpoint, so bits may differ: %s", "; ".join(changed))
+        for line in drift(resumed, source, patch):
+            log.warning("changed since that checkpoint, so %s", line)
+
+
+def drift(resumed: checkpoint.Checkpoint, source: dict[str, Any], patch: str | None) -> list[str]:
+    """Return a line for each thing that is other than it was for a checkpoint. Each says what it may change.
+
+    source: this process's provenance. patch: its uncommitted changes.
+    """
+    code = _other_code(resumed, source, patch)
+    others = [each for each in runs.provenance_differences(resumed.provenance, source) if each not in code]
+    return [f"results may differ: {each}" for each in code] + [f"bits may differ: {each}" for each in others]
+
+
+def check_same_code(job: runs.Job) -> None:
+    """Refuse a checkpoint of other code, if the job asks for that. Raises: UserError."""
+    if job.checkpoint is None or not job.same_code:
+        return
+    patch = runs.uncommitted_changes(job.repository)
+    if code := _other_code(job.checkpoint, runs.gather_provenance(job.repository), patch):
+        raise UserError(
+            f"--same-code: the code is not that of {job.checkpoint.path.name}: {'; '.join(code)}. "
+            "Check that commit out and apply the checkpoint's changes.patch, or leave --same-code out."
+        )
+
+
+def _other_code(resumed: checkpoint.Checkpoint, source: dict[str, Any], patch: str | None) -> list[str]:
+    there = resumed.path / checkpoint.PATCH
+    before = there.read_bytes().decode(errors="surrogateescape") if there.exists() else None
+    return runs.code_differences(resumed.provenance, source, (before, patch))
 
 
 def _data(parts: Parts) -> str:
@@ -56,7 +87,7 @@ def _tags(git: dict[str, Any], command: str) -> dict[str, str]:
     return tags | {"mlflow.source.name": "train.py"}
 
 
-def conclude(job: Job, train_state: TrainState, saves: Saves) -> None:
+def conclude(job: runs.Job, train_state: TrainState, saves: Saves) -> None:
     """Log what was reached, where it is saved, and the commands that go on from there."""
     if train_state.best is not None:
         best = train_state.best
@@ -73,7 +104,7 @@ def conclude(job: Job, train_state: TrainState, saves: Saves) -> None:
         log.info("to look at it: make ui   (or: python -m savepoint ui)")
 
 
-def _further(job: Job, train_state: TrainState) -> str | None:
+def _further(job: runs.Job, train_state: TrainState) -> str | None:
     """Return the override that makes the run go on, or None if none would."""
     trainer = job.settings.trainer
     if job.run.record["status"] != "finished":
@@ -87,12 +118,12 @@ def _further(job: Job, train_state: TrainState) -> str | None:
     return f" trainer.max_epochs={2 * train_state.epoch}"
 
 
-def _kept(job: Job) -> str:
+def _kept(job: runs.Job) -> str:
     names = checkpoint.names(job.run.checkpoints)
     return f"{names[-1]} is kept" if names else "There is no checkpoint"
 
 
-def worker_killed(job: Job, cause: str) -> str:
+def worker_killed(job: runs.Job, cause: str) -> str:
     """Word the death of a loading worker. cause: what torch says of it."""
     count = job.settings.data.num_workers
     started = job.run.metrics.exists()  # otherwise nothing of the run is kept
@@ -103,7 +134,7 @@ def worker_killed(job: Job, cause: str) -> str:
     )
 
 
-def disk_refused(job: Job, error: OSError) -> str:
+def disk_refused(job: runs.Job, error: OSError) -> str:
     """Word a disk that refuses to be written: what is kept, and the command that goes on."""
     kept = _kept(job)
     if not job.run.directory.is_dir():

@@ -12,11 +12,10 @@ from savepoint.checkpoint import Checkpoint
 from savepoint.config import Settings
 from savepoint.data import to_device
 from savepoint.errors import ConfigError, UserError
-from savepoint.runs import Evaluation
+from savepoint.runs import Evaluation, Job
 from savepoint.training import build, evaluation
 from savepoint.training.averaging import make_average
 from savepoint.training.datasets import make_batches, make_dataset
-from savepoint.training.job import Job
 from savepoint.training.loop import finished
 from savepoint.training.state import Parts, TrainState, restore_for_evaluation
 

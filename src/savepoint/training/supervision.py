@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import logging
-import signal
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ from savepoint import checkpoint, runs, system, trust
 from savepoint.data import end_workers, worker_death
 from savepoint.errors import BuildError, UserError
 from savepoint.training import progress, report
-from savepoint.training.job import Job
 from savepoint.training.loop import finished
 from savepoint.training.saves import Saves
 from savepoint.training.state import Parts, TrainState
@@ -28,7 +26,7 @@ log = logging.getLogger("savepoint")
 
 
 @contextlib.contextmanager
-def session(job: Job) -> Iterator[None]:
+def session(job: runs.Job) -> Iterator[None]:
     """Write train.log while the body builds and trains the run, and put what goes wrong into words.
 
     Raises: UserError for a refused start, a full disk, a killed loading worker, and a ValueError of the project's own
@@ -44,7 +42,7 @@ def session(job: Job) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explaining_failures(job: Job) -> Iterator[None]:
+def _explaining_failures(job: runs.Job) -> Iterator[None]:
     try:
         yield
     except system.signals.Interrupted:
@@ -57,7 +55,7 @@ def _explaining_failures(job: Job) -> Iterator[None]:
             if job.run.record["status"] == "running":
                 job.run.update(status="interrupted")
             message = f"Stopped at once. To go on: {job.resume_command}"
-            raise system.signals.Interrupted(signal.SIGINT, message) from error
+            raise system.signals.Interrupted(system.signals.last(), message) from error
         if isinstance(error, BuildError):
             log.exception("The run could not be built.")  # to train.log
             raise BuildError(f"{error} The traceback is in {job.run.directory / runs.LOG}.") from error.__cause__
@@ -84,7 +82,7 @@ def _place(error: Exception, repository: Path) -> str | None:
 
 @contextlib.contextmanager
 def supervise(
-    job: Job, state: TrainState, parts: Parts
+    job: runs.Job, state: TrainState, parts: Parts
 ) -> Iterator[tuple[Saves, progress.Progress, system.signals.Stop]]:
     """Announce the run, provide what the loop reports to while the body trains, and record how the run ended.
 
@@ -92,9 +90,10 @@ def supervise(
     Raises: Interrupted if the run was asked to stop and did, with everything saved.
     """
     source = _provenance(job, parts)
-    saves = _open_saves(job, source)
+    patch = runs.uncommitted_changes(job.repository)
+    saves = _open_saves(job, source, patch)
     job.run.update(status="running", name=job.settings.name)
-    report.introduce(job, parts, state, source)
+    report.introduce(job, parts, state, source, patch)
     status, patient = "failed", True
     try:
         with system.signals.watch() as stop, _progress(parts, state) as shown, _profiled(job):
@@ -116,10 +115,11 @@ def supervise(
     if status == "interrupted":
         assert stop.signal is not None
         where = f"epoch {state.epoch}, step {state.step}"
-        raise system.signals.Interrupted(stop.signal, f"Interrupted after {where}. Nothing is lost.")
+        again = " The same command goes on." if job.requeued else ""
+        raise system.signals.Interrupted(stop.signal, f"Interrupted after {where}. Nothing is lost.{again}")
 
 
-def _provenance(job: Job, parts: Parts) -> dict[str, Any]:
+def _provenance(job: runs.Job, parts: Parts) -> dict[str, Any]:
     """Gather what every checkpoint of this process says about where it came from."""
     return runs.gather_provenance(job.repository) | {
         "config_sha256": hashlib.sha256(trust.dump_config(job.config).encode()).hexdigest(),
@@ -131,8 +131,7 @@ def _provenance(job: Job, parts: Parts) -> dict[str, Any]:
     }
 
 
-def _open_saves(job: Job, source: dict[str, Any]) -> Saves:
-    patch = runs.uncommitted_changes(job.repository)
+def _open_saves(job: runs.Job, source: dict[str, Any], patch: str | None) -> Saves:
     if patch is not None:
         system.files.replace(job.run.directory / checkpoint.PATCH, patch.encode(errors="surrogateescape"))
     return Saves(
@@ -156,7 +155,7 @@ def _progress(parts: Parts, state: TrainState) -> Iterator[progress.Progress]:
 
 
 @contextlib.contextmanager
-def _profiled(job: Job) -> Iterator[None]:
+def _profiled(job: runs.Job) -> Iterator[None]:
     if not job.settings.trainer.profile:
         yield
         return
@@ -170,7 +169,7 @@ def _profiled(job: Job) -> Iterator[None]:
     log.info("trace %s (open it at chrome://tracing or ui.perfetto.dev)", path)
 
 
-def _record_end(job: Job, status: str, *, patient: bool) -> None:
+def _record_end(job: runs.Job, status: str, *, patient: bool) -> None:
     with contextlib.suppress(OSError):  # the disk is full, which the error under way says already
         job.run.update(status=status)
     unstored = job.tracker.close(status, TRACKER_SECONDS[status] if patient else IMPATIENT_SECONDS)

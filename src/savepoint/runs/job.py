@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from savepoint import checkpoint as checkpoints
-from savepoint import runs
 from savepoint.config import Settings
+from savepoint.runs.directory import Run
+from savepoint.runs.lookup import Found
 from savepoint.trackers import Tracker
-from savepoint.weights import Source
+
+if TYPE_CHECKING:
+    from savepoint.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,20 @@ class Job:
 
     config, settings: the same config, checked; as plain data and as typed settings. repository: holds src/ and runs/.
     checkpoint: begin from it; None to begin at the beginning. fork: set if that checkpoint is another run's.
-    weights: what `init_from` names, if anything.
+    weights: what `init_from` names, if anything. requeued: whether the same command will be run again if this process
+    is told to stop, as with `resume=auto`. same_code: refuse to begin from a checkpoint of other code.
     """
 
-    run: runs.Run
+    run: Run
     config: dict[str, Any]
     settings: Settings
     tracker: Tracker
     repository: Path
-    checkpoint: checkpoints.Checkpoint | None = None
+    checkpoint: "Checkpoint | None" = None
     fork: Fork | None = None
-    weights: Source | None = None
+    weights: Found | Path | None = None
+    requeued: bool = False
+    same_code: bool = False
 
     @property
     def resume_command(self) -> str:

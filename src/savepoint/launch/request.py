@@ -1,0 +1,67 @@
+"""resume.py's command line: which run, what is to differ, and two flags."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from savepoint.errors import UserError
+from savepoint.launch.script import run_script
+
+USAGE = "usage: python resume.py run=<id|prefix|directory|latest>[@best|@<step>] [key=value …] [--same-code] [--force]"
+OPTIONS = """
+  --same-code  refuse to go on if the commit or the uncommitted changes are others than the checkpoint's
+  --force      go on without the run's lock, where the disk has none or a lost machine seems to hold it"""
+FLAGS = ("--same-code", "--force")
+DIRECTORY = "hydra.run.dir="
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was typed.
+
+    query: after `run=`. overrides: all but those of the tracker. tracker: those. directory: where a fork is to live.
+    """
+
+    query: str
+    overrides: list[str]
+    tracker: list[str]
+    directory: Path | None = None
+    same_code: bool = False
+    force: bool = False
+
+
+def run_resume(resume: Callable[[Request], None], repository: Path, *, description: str) -> int:
+    """Run resume.py. resume: continues or forks the run of a request. Returns: the exit code."""
+
+    def work() -> None:
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(f"{description}\n{USAGE}{OPTIONS}")
+        else:
+            resume(_read(sys.argv[1:]))
+
+    return run_script(work, overrides=lambda: _read(sys.argv[1:]).overrides, conf_dir=repository / "conf")
+
+
+def _read(arguments: list[str]) -> Request:
+    """Read the command line. The query is taken as typed: Hydra's parser would read the id 123e4567 as infinity."""
+    queries = [each.removeprefix("run=") for each in arguments if each.startswith("run=")]
+    if len(queries) != 1:
+        raise UserError(f"Which run? {USAGE}")
+    for argument in arguments:
+        if argument.startswith("-") and argument not in FLAGS:
+            raise UserError(f"{argument}: resume.py has no such option. {USAGE}")
+    places = [each.removeprefix(DIRECTORY) for each in arguments if each.startswith(DIRECTORY)]
+    others = [each for each in arguments if not each.startswith(("run=", DIRECTORY, "-"))]
+    return Request(
+        queries[0],
+        [each for each in others if not _is_tracker(each)],
+        [each for each in others if _is_tracker(each)],
+        Path(places[-1]).absolute() if places else None,
+        same_code="--same-code" in arguments,
+        force="--force" in arguments,
+    )
+
+
+def _is_tracker(override: str) -> bool:
+    return override.partition("=")[0].partition(".")[0].lstrip("+~") == "tracker"
