@@ -58,6 +58,21 @@ def test_a_tracker_that_names_another_run_is_not_believed(
         "a directory without a run": Found(TRACKED, elsewhere.id, str(tmp_path)),
     }
     answer(monkeypatch, answers[lie])
+    asked = []
+
+    def fetch_run(*_: object, found: Found, **__: object) -> list[str]:
+        asked.append(found)
+        raise UserError("fetched in vain")
+
+    monkeypatch.setattr(trackers, "fetch_run", fetch_run)
+    before = sorted((REPOSITORY / "runs").glob("*"))
+    with pytest.raises(UserError, match="fetched in vain"):
+        runs.find("012345", REPOSITORY)
+    assert asked == [answers[lie]] and sorted((REPOSITORY / "runs").glob("*")) == before
+
+
+def test_a_run_of_somebody_else_in_the_tracker_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, Found(TRACKED, None, None))
     with pytest.raises(UserError, match="No run 012345"):
         runs.find("012345", REPOSITORY)
 

@@ -180,10 +180,11 @@ def test_run_arrives_with_points_params_tags_documents_and_plot(repository: Path
         "savepoint.run_id": ID,
         "savepoint.run_dir": str(run_dir),
         "savepoint.parents": "p1,p2",
+        "mlflow.note.content": "Started from run p1, p2.",
         "git.commit": "abc",
     }
     assert tags.items() >= ours.items()
-    assert artifacts(repository) == {"config.yaml", "loss.png"}
+    assert artifacts(repository) == {"config.yaml", "metrics.jsonl", "loss.png"}
     [picture] = repository.rglob("loss.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert not (run_dir / "tracker.log").exists()  # nothing to say, no file

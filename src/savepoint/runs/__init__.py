@@ -2,6 +2,7 @@
 
 Rooms, in reading order:
     directory    a run's directory and its record, run.json
+    fetch        bring a run back from the tracker alone
     lookup       find the run that a person means
     history      metrics.jsonl: every value that a run logged
     evaluations  evaluations.jsonl: what its checkpoints measured apart from training

@@ -23,7 +23,7 @@ from savepoint.runs import provenance
 
 RECORD, CONFIG, CHECKPOINTS, METRICS, LOG = "run.json", "config.yaml", "checkpoints", "metrics.jsonl", "train.log"
 FIGURES, LOCK = "figures", ".lock"
-_KEYS = ("id", "name", "status", "started", "tracker", "parents", "sweep", "overrides")
+KEYS = ("id", "name", "status", "started", "tracker", "parents", "sweep", "overrides")
 # Error numbers of a disk that is full, and of one that cannot be written for another reason.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DISK_ERRORS = FULL | {errno.EROFS, errno.EIO}
@@ -238,7 +238,7 @@ def read(directory: Path) -> Run:
         record = json.loads((directory / RECORD).read_bytes())
         if not isinstance(record, dict):
             raise ValueError("it is not a JSON object")
-        if missing := [key for key in _KEYS if key not in record]:
+        if missing := [key for key in KEYS if key not in record]:
             raise ValueError(f"it lacks {', '.join(missing)}")
         if not isinstance(record["id"], str):
             raise ValueError("its id is not text")

@@ -9,6 +9,7 @@ from savepoint import trackers
 from savepoint.config import TrackerSettings, compose, read_settings
 from savepoint.errors import UserError, short_list
 from savepoint.runs.directory import RECORD, Run, read
+from savepoint.runs.fetch import fetch
 
 # The shortest prefix of an id that names a run, in characters.
 MIN_ID, MIN_TRACKER_ID = 4, 6
@@ -112,18 +113,23 @@ def _begins(id: str | None, prefix: str, shortest: int) -> bool:
 
 
 def _by_tracker(name: str, repository: Path, settings: TrackerSettings | None) -> Run | None:
-    """Ask the tracker where the run lies. This is slow, so it comes last.
+    """Ask the tracker where the run lies, and fetch it if it is not there. This is slow, so it comes last.
 
-    The answer counts only if the run in that directory has the id that the tracker gave it.
+    A directory that the tracker names counts only if the run in it has the id that the tracker gave it.
     """
-    if settings is None:
+    if not re.fullmatch(r"[0-9A-Za-z-]{6,64}", name, re.ASCII):
+        return None
+    if settings is None or settings.kind == "none":
         composed, _ = read_settings(compose([], repository / "conf"))
         settings = composed.tracker if composed else None
     found = settings and trackers.find_run(settings, repository=repository, text=name)
-    if not found or not found.run_dir or not (Path(found.run_dir) / RECORD).exists():
+    if not found or not found.run_id or not settings:
         return None
-    run = read(Path(found.run_dir))
-    return run if run.id == found.run_id else None
+    if found.run_dir and (Path(found.run_dir) / RECORD).exists():
+        run = read(Path(found.run_dir))
+        if run.id == found.run_id:
+            return run
+    return fetch(found, repository, settings)
 
 
 def _title(run: Run) -> str:

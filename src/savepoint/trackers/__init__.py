@@ -19,7 +19,7 @@ from savepoint.errors import ConfigError
 from savepoint.trackers.none import NoTracker
 from savepoint.trackers.protocol import Found, Sweep, Tracker
 
-__all__ = ["Found", "NoTracker", "Sweep", "Tracker", "find_run", "finish_sweep", "local_settings", "open"]
+__all__ = ["Found", "NoTracker", "Sweep", "Tracker", "fetch_run", "find_run", "finish_sweep", "local_settings", "open"]
 
 
 def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
@@ -99,7 +99,7 @@ def finish_sweep(
 
 
 def find_run(settings: TrackerSettings, *, repository: Path, text: str, timeout_seconds: float = 30) -> Found | None:
-    """Look up a run by the tracker's run id, or by a unique prefix of 6 or more characters.
+    """Look up a run by the tracker's run id or a unique prefix of 6 or more characters, else by the run's own id.
 
     Raises: UserError if several runs match, or if the tracker does not answer.
     """
@@ -108,3 +108,16 @@ def find_run(settings: TrackerSettings, *, repository: Path, text: str, timeout_
     from savepoint.trackers import mlflow
 
     return mlflow.find_run(settings, repository=repository, text=text, timeout_seconds=timeout_seconds)
+
+
+def fetch_run(
+    settings: TrackerSettings, *, repository: Path, found: Found, to: Path, timeout_seconds: float = 3600
+) -> list[str]:
+    """Download what the tracker has of a run into the directory `to`: its record, config, figures and checkpoints.
+
+    Nothing is verified here.
+    Returns: the paths below `to`. Raises: UserError if the tracker does not answer, or the download fails.
+    """
+    from savepoint.trackers import mlflow
+
+    return mlflow.fetch_run(settings, repository=repository, found=found, to=to, timeout_seconds=timeout_seconds)

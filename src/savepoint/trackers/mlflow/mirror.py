@@ -34,6 +34,8 @@ class Mirror:
         self._run_id = run.info.run_id
         say("opened", run_id=self._run_id)
         store.log_tags(client, self._run_id, _tags(order, start))
+        if start["parents"] and store.NOTE not in run.data.tags:
+            store.log_tags(client, self._run_id, {store.NOTE: _note(client, run.info.experiment_id, start["parents"])})
         store.log_params(client, run, start["params"])
         # (key, step) of the points that MLflow had before this process, and key -> step of the newest point read here.
         self._history = store.history(client, run)
@@ -43,6 +45,7 @@ class Mirror:
         self._order, self._artifact_uri = order, run.info.artifact_uri
         self._checkpoints: store.CheckpointMirror | None = None
         self._figures: store.FigureMirror | None = None
+        self._recorded = ""
         self._title = start["name"] or order["run_id"]
         self._series: dict[str, list[tuple[int, float]]] = {"train/loss": [], "val/loss": [], "lr": []}
         self._drawn, self._drawn_at = 0, time.monotonic()
@@ -85,12 +88,23 @@ class Mirror:
                 self._client.log_artifact(self._run_id, str(self._documents[0]))
             del self._documents[0]
 
-    def send_checkpoints(self) -> None:
-        """Make the uploaded checkpoints equal to those on the disk, where uploads are asked for."""
+    def send_checkpoints(self, *, now: bool) -> None:
+        """Make the uploaded checkpoints equal to those on the disk, where uploads are asked for.
+
+        Before them go run.json, metrics.jsonl and evaluations.jsonl, so that the run can be brought back from here.
+        now: send these files even if there is no other checkpoint than the last time.
+        """
+        run_dir = Path(self._order["run_dir"])
+        newest = max((path.name for path in (run_dir / "checkpoints").glob("[!.]*")), default="")
+        if newest != self._recorded or now:
+            for name in store.RECORD:
+                if (run_dir / name).is_file():
+                    self._client.log_artifact(self._run_id, str(run_dir / name))
+            self._recorded = newest
         if not self._order["upload"]:
             return
         if self._checkpoints is None:
-            self._checkpoints = store.CheckpointMirror(Path(self._order["run_dir"], "checkpoints"), self._artifacts())
+            self._checkpoints = store.CheckpointMirror(run_dir / "checkpoints", self._artifacts())
         self._checkpoints.sync()
 
     def send_figures(self) -> None:
@@ -166,3 +180,12 @@ def _tags(order: Message, start: Message) -> dict[str, str]:
     if start["parents"]:
         tags[store.PARENTS] = ",".join(start["parents"])
     return tags
+
+
+def _note(client: MlflowClient, experiment_id: str, parents: list[str]) -> str:
+    """Return the text that MLflow shows above a run: what it started from, with a link where that is tracked here."""
+    links = []
+    for parent in parents:
+        found = store.tagged(client, experiment_id, store.RUN, parent)
+        links.append(f"[{parent}](#/experiments/{experiment_id}/runs/{found.info.run_id})" if found else parent)
+    return f"Started from run {', '.join(links)}."

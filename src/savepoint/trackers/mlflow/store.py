@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import InvalidUrlException, MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
 from savepoint import system
@@ -20,9 +21,12 @@ from savepoint.trackers.mlflow.process import Message
 from savepoint.trackers.points import Point
 
 RUN, RUN_DIR, PARENTS, SWEEP = "savepoint.run_id", "savepoint.run_dir", "savepoint.parents", "savepoint.sweep_id"
+NOTE = "mlflow.note.content"
 STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 # The last file of a checkpoint to be written and to be uploaded. Without it the checkpoint does not exist.
 MANIFEST = "manifest.json"
+# The files of a run, beside its checkpoints, that it needs to be brought back from here.
+RECORD = ("run.json", "metrics.jsonl", "evaluations.jsonl")
 
 # MLflow's limits (mlflow.utils.validation), the same for every store.
 _METRICS, _PARAMS, _KEY, _PARAM, _TAG = 1000, 100, 250, 6000, 8000
@@ -261,8 +265,34 @@ def finish_sweep(order: Message) -> Message:
 
 
 def find_runs(order: Message) -> Message:
-    """Return at most five runs of all experiments whose id begins with `text`: letters, digits and dashes."""
+    """Return at most five runs of all experiments whose id begins with `text`: letters, digits and dashes.
+
+    If there is none, those that mirror the run of this repository with the id `text`.
+    """
     client = connect(order)
     experiments = [found.experiment_id for found in client.search_experiments()]
-    runs = client.search_runs(experiments, f"attributes.run_id LIKE '{order['text']}%'", max_results=5)
+    for query in (f"attributes.run_id LIKE '{order['text']}%'", f"tags.`{RUN}` = '{order['text']}'"):
+        if runs := client.search_runs(experiments, query, max_results=5):
+            break
     return {"runs": [(run.info.run_id, run.data.tags.get(RUN), run.data.tags.get(RUN_DIR)) for run in runs]}
+
+
+def fetch(order: Message) -> Message:
+    """Download a run's files, its figures, and each checkpoint whose upload was completed, into the directory `to`."""
+    client = connect(order)
+    run = client.get_run(order["tracker_run_id"])
+    artifacts = get_artifact_repository(run.info.artifact_uri, tracking_uri=order["uri"])
+
+    def names(path: str) -> list[str]:
+        listed = (info.path.rsplit("/", 1)[-1] for info in artifacts.list_artifacts(path))
+        # Whatever a store lists, nothing is written outside of `to`.
+        return [name for name in listed if re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name, re.ASCII)]
+
+    there = names("")
+    wanted = [name for name in (*RECORD, "config.yaml", "changes.patch", "figures") if name in there]
+    if "checkpoints" in there:
+        found = [f"checkpoints/{name}" for name in names("checkpoints")]
+        wanted += [path for path in found if MANIFEST in names(path)]
+    for path in wanted:
+        artifacts.download_artifacts(path, order["to"])  # type: ignore[no-untyped-call]
+    return {"fetched": wanted}

@@ -174,6 +174,25 @@ def find_run(settings: TrackerSettings, *, repository: Path, text: str, timeout_
     return runs[0] if runs else None
 
 
+def fetch_run(
+    settings: TrackerSettings, *, repository: Path, found: Found, to: Path, timeout_seconds: float
+) -> list[str]:
+    """Do what `trackers.fetch_run` promises."""
+    order = _store(settings, repository, lock_dir=to) | {
+        "do": "fetch",
+        "tracker_run_id": found.tracker_run_id,
+        "to": str(to.absolute()),
+    }
+    try:
+        answer = Worker(order, log=None).ask(timeout_seconds)
+    except (TimeoutError, RuntimeError) as error:
+        answer = {"failed": str(error)}
+    if answer["failed"] is not None:
+        raise UserError(f"MLflow's run {found.tracker_run_id} cannot be fetched: {answer['failed'].rstrip('.')}.")
+    fetched: list[str] = answer["fetched"]
+    return fetched
+
+
 def _is_absent(order: Message) -> bool:
     """Whether the store is a local database that no run has created yet."""
     return order["database"] is not None and not Path(order["database"]).exists()

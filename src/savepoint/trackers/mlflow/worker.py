@@ -79,7 +79,7 @@ class Rounds:
             self._done("set the status", lambda: mirror.set_status(status))
         self._done("store evaluations", mirror.send_evaluations)
         self._done("store documents", mirror.send_documents)
-        self._done("store checkpoints", mirror.send_checkpoints)
+        self._done("store checkpoints", lambda: mirror.send_checkpoints(now=self._last))
         self._done("store figures", mirror.send_figures)
         self._done("draw", lambda: mirror.send_plot(now=self._last))
 
@@ -192,7 +192,7 @@ def answer(order: Message, say: Say) -> None:
             check_database(Path(order["database"]))
         from savepoint.trackers.mlflow import store
 
-        ask = {"finish_sweep": store.finish_sweep, "find_runs": store.find_runs}[order["do"]]
+        ask = {"finish_sweep": store.finish_sweep, "find_runs": store.find_runs, "fetch": store.fetch}[order["do"]]
         say("done", failed=None, **ask(order))
     except Exception as error:  # whatever MLflow and its back ends raise
         sys.stderr.write(redact(traceback.format_exc()))
