@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +137,28 @@ def test_word_that_means_no_run_or_several_is_told_in_one_line(workshop: Worksho
 def test_help_says_how(workshop: Workshop) -> None:
     ended = command(str(workshop.root / "resume.py"), "--help")
     assert ended.status == 0 and "usage: python resume.py run=" in ended.output
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered", "withheld"),
+    [
+        ("", ["run=", "--force", "optimizer="], []),
+        ("run=", ["run=latest", "run=abcd0004", "run=abcd0002"], ["optimizer="]),
+        ("run=abcd0004", ["run=abcd0004"], ["run=abcd0002", "run=latest"]),
+        ("run=latest optimizer=ad", ["optimizer=adam", "optimizer=adamw"], ["optimizer=sgd", "run="]),
+        ("run=latest trainer.max", ["trainer.max_epochs="], ["run="]),
+        ("run=latest --s", ["--same-code"], ["--force"]),
+    ],
+)
+def test_the_command_line_is_completed(
+    workshop: Workshop, two_runs: dict[str, Path], typed: str, offered: list[str], withheld: list[str]
+) -> None:
+    # The test's own process of another program: COMP_LINE is what the shell would set.
+    environment = os.environ | {"COMP_LINE": f"python resume.py {typed}"}
+    arguments = [sys.executable, str(workshop.root / "resume.py"), "-sc", "query=bash"]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
+    words = done.stdout.split()
+    assert set(offered) <= set(words) and not set(withheld) & set(words), (typed, done.stdout, done.stderr)
 
 
 # What is the same run

@@ -8,6 +8,7 @@ Rooms, in reading order:
     start        start a new run: its config, its directory, its tracker
     requeue      open a new run, or with resume=auto the one of that name that was begun before
     request      resume.py's command line
+    completion   complete that command line in a shell
     reopen       reopen a run: continue it, or fork it where something differs
     continues    the settings that may change on a resume, each with the reason
 """

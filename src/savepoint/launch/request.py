@@ -37,6 +37,10 @@ def run_resume(resume: Callable[[Request], None], repository: Path, *, descripti
     def work() -> None:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(f"{description}\n{USAGE}{OPTIONS}")
+        elif {"-sc", "--shell-completion"} & set(sys.argv[1:]):
+            from savepoint.launch.completion import complete  # with Hydra, which a resume need not wait for
+
+            complete(repository, FLAGS)
         else:
             resume(_read(sys.argv[1:]))
 
