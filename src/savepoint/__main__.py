@@ -16,6 +16,8 @@ usage: python -m savepoint diff <run> <run>   what differs between two runs' new
                                               measure a checkpoint, on its own data or others
        python -m savepoint export <run>[@best] --to DIR [--onnx] [--pt2] [--ema] [--json]
                                               weights, config and model card, for use elsewhere
+       python -m savepoint sync <run> | --all [tracker.uri=…]
+                                              send the tracker what it lacks: points, checkpoints, figures, the status
        python -m savepoint demo               train, kill, resume, and compare every bit
        python -m savepoint ui [--port 5000]   the tracker's web page, on this machine only"""
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -46,6 +48,8 @@ def _run(arguments: list[str]) -> int:
             return commands.evaluate_run(REPOSITORY, rest)
         case ["export", *rest]:
             return commands.export_model(REPOSITORY, rest)
+        case ["sync", *rest]:
+            return commands.sync_runs(REPOSITORY, rest)
         case ["demo"]:
             return commands.play_demo(REPOSITORY)
         case ["ui"]:

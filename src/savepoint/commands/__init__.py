@@ -12,6 +12,7 @@ Rooms, in reading order:
     card       the model card of an export
     exactness  verify --exact: prove that a resume of a run gives the same bits
     diff       compare two runs bit by bit
+    sync       send the tracker what it lacks of a run
     demo       train, kill, resume, compare
     ui         the tracker's web page
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from savepoint.commands.evaluate import evaluate_run
     from savepoint.commands.exactness import verify_exact
     from savepoint.commands.export import export_model
+    from savepoint.commands.sync import sync_runs
     from savepoint.commands.ui import serve_ui
     from savepoint.commands.verify import verify_run
 
@@ -36,6 +38,7 @@ __all__ = [
     "export_model",
     "play_demo",
     "serve_ui",
+    "sync_runs",
     "verify_exact",
     "verify_run",
 ]
@@ -48,6 +51,7 @@ _ROOMS = {
     "export_model": "export",
     "play_demo": "demo",
     "serve_ui": "ui",
+    "sync_runs": "sync",
     "verify_exact": "exactness",
     "verify_run": "verify",
 }

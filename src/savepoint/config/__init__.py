@@ -6,14 +6,14 @@ Rooms, in reading order:
     annotations  compare a value with a type annotation, in words
     settings     the closed groups as frozen dataclasses: keys, types and ranges
     patterns     choose and rename names by patterns
-    difference   compare two plain configs, key by key
+    difference   compare two plain configs key by key, flatten one
     composition  compose conf/ with Hydra; the text of --help
     overrides    overrides as people type them: quoting, errors in plain words, changes to a stored config
 """
 
 from savepoint.config.annotations import hints, misfit
 from savepoint.config.composition import compose, help_text, resolve
-from savepoint.config.difference import differences
+from savepoint.config.difference import differences, flatten
 from savepoint.config.overrides import apply_overrides, explain, quote_raw
 from savepoint.config.patterns import match, rename
 from savepoint.config.settings import (
@@ -45,6 +45,7 @@ __all__ = [
     "compose",
     "differences",
     "explain",
+    "flatten",
     "help_text",
     "hints",
     "match",

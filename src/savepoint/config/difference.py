@@ -1,4 +1,4 @@
-"""Compare two plain configs, key by key."""
+"""Plain configs key by key: compare two, or flatten one."""
 
 from typing import Any
 
@@ -17,3 +17,17 @@ def differences(before: Any, after: Any, path: str = "") -> dict[str, tuple[Any,
             found |= differences(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))
         return found
     return {} if type(before) is type(after) and before == after else {path: (before, after)}
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, str]:
+    """Flatten a config into the names and texts that a tracker shows as parameters.
+
+    >>> flatten({"model": {"hidden": [8], "dropout": 0.1}, "seed": 1})
+    {'model.hidden': '[8]', 'model.dropout': '0.1', 'seed': '1'}
+    """
+    if isinstance(config, dict) and config:
+        flat: dict[str, str] = {}
+        for key, value in config.items():
+            flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
+        return flat
+    return {prefix: str(config)}

@@ -36,7 +36,13 @@ from savepoint.runs.evaluations import EVALUATIONS, Evaluation, read_evaluations
 from savepoint.runs.history import History, cut_history, read_history
 from savepoint.runs.job import Fork, Job
 from savepoint.runs.lookup import Found, all_runs, find
-from savepoint.runs.provenance import code_differences, gather_provenance, provenance_differences, uncommitted_changes
+from savepoint.runs.provenance import (
+    code_differences,
+    gather_provenance,
+    provenance_differences,
+    tracker_tags,
+    uncommitted_changes,
+)
 from savepoint.runs.sweep import (
     note_refused_job,
     redact_sweep_record,
@@ -88,6 +94,7 @@ __all__ = [
     "remove_unstarted_sweep",
     "sweep_of",
     "sweep_status",
+    "tracker_tags",
     "uncommitted_changes",
     "write_sweep_table",
 ]

@@ -1,11 +1,10 @@
 """Log messages at the start and the end of a run, and word its failures."""
 
-import contextlib
-import getpass
 import logging
 from typing import Any
 
 from savepoint import checkpoint, runs
+from savepoint.config import flatten
 from savepoint.data import NoData
 from savepoint.errors import UserError
 from savepoint.training.loop import finished
@@ -20,11 +19,11 @@ def introduce(job: runs.Job, parts: Parts, train_state: TrainState, source: dict
 
     source: this process's provenance. patch: its uncommitted changes.
     """
-    git, resumed = source["git"], job.checkpoint
+    resumed = job.checkpoint
     job.tracker.start(
         name=job.run.record["name"],
         params=flatten(job.config),
-        tags=_tags(git, source["command"]),
+        tags=runs.tracker_tags(source),
         documents=[job.run.directory / runs.CONFIG, job.run.directory / checkpoint.PATCH],
         parents=job.run.record["parents"],
     )
@@ -75,16 +74,6 @@ def _data(parts: Parts) -> str:
         return f"no data: an epoch has {len(parts.train):,} batches with nothing in them"
     train, val = ("a stream of" if each.samples is None else f"{each.samples:,}" for each in (parts.train, parts.val))
     return f"data {train} training samples in {len(parts.train):,} batches, {val} validation samples"
-
-
-def _tags(git: dict[str, Any], command: str) -> dict[str, str]:
-    """Return the tracker's tags. MLflow's own names where it has them: its page shows and links those."""
-    tags = {f"git.{key}": str(value) for key, value in git.items() if value is not None} | {"command": command}
-    if git["commit"] is not None:
-        tags["mlflow.source.git.commit"] = git["commit"]
-    with contextlib.suppress(KeyError, OSError, ImportError):  # a container may run as a user without a name
-        tags["mlflow.user"] = getpass.getuser()
-    return tags | {"mlflow.source.name": "train.py"}
 
 
 def conclude(job: runs.Job, train_state: TrainState, saves: Saves) -> None:
@@ -143,17 +132,3 @@ def disk_refused(job: runs.Job, error: OSError) -> str:
         return f"The run directory cannot be written: {error.strerror}. Nothing was trained yet."
     mend = "Make room" if error.errno in runs.FULL else "Mend that"
     return f"The run directory cannot be written: {error.strerror}. {kept}. {mend}, then: {job.resume_command}"
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, str]:
-    """Flatten a config into the names and texts that a tracker shows as parameters.
-
-    >>> flatten({"model": {"hidden": [8], "dropout": 0.1}, "seed": 1})
-    {'model.hidden': '[8]', 'model.dropout': '0.1', 'seed': '1'}
-    """
-    if isinstance(config, dict) and config:
-        flat: dict[str, str] = {}
-        for key, value in config.items():
-            flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
-        return flat
-    return {prefix: str(config)}
