@@ -11,7 +11,10 @@ Rooms, in reading order:
     graphs     a model as a graph without Python: ONNX and torch.export
     card       the model card of an export
     exactness  verify --exact: prove that a resume of a run gives the same bits
-    diff       compare two runs bit by bit
+    diff       compare two runs or checkpoints bit by bit
+    contrast   print how two runs or checkpoints differ, section by section
+    worktree   check out the code of a run in a temporary directory
+    reproduce  train a run again with its own code, and compare
     demo       train, kill, resume, compare
     ui         the tracker's web page
 """
@@ -20,11 +23,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from savepoint.commands.contrast import compare
     from savepoint.commands.demo import play_demo
-    from savepoint.commands.diff import compare, diff_checkpoints, diff_runs
+    from savepoint.commands.diff import diff_checkpoints, diff_runs
     from savepoint.commands.evaluate import evaluate_run
     from savepoint.commands.exactness import verify_exact
     from savepoint.commands.export import export_model
+    from savepoint.commands.reproduce import reproduce_run
     from savepoint.commands.ui import serve_ui
     from savepoint.commands.verify import verify_run
 
@@ -35,18 +40,20 @@ __all__ = [
     "evaluate_run",
     "export_model",
     "play_demo",
+    "reproduce_run",
     "serve_ui",
     "verify_exact",
     "verify_run",
 ]
 
 _ROOMS = {
-    "compare": "diff",
+    "compare": "contrast",
     "diff_checkpoints": "diff",
     "diff_runs": "diff",
     "evaluate_run": "evaluate",
     "export_model": "export",
     "play_demo": "demo",
+    "reproduce_run": "reproduce",
     "serve_ui": "ui",
     "verify_exact": "exactness",
     "verify_run": "verify",

@@ -33,7 +33,7 @@ from savepoint.runs.directory import (
 from savepoint.runs.evaluations import EVALUATIONS, Evaluation, read_evaluations, record_evaluation
 from savepoint.runs.history import History, cut_history, read_history
 from savepoint.runs.lookup import Found, all_runs, find
-from savepoint.runs.provenance import gather_provenance, provenance_differences, uncommitted_changes
+from savepoint.runs.provenance import gather_provenance, in_patch, provenance_differences, uncommitted_changes
 from savepoint.runs.sweep import (
     note_refused_job,
     redact_sweep_record,
@@ -67,6 +67,7 @@ __all__ = [
     "find",
     "gather_provenance",
     "hold",
+    "in_patch",
     "is_disk_error",
     "new_id",
     "note_refused_job",
