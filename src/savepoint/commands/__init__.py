@@ -14,6 +14,7 @@ Rooms, in reading order:
     diff       compare two runs or checkpoints bit by bit
     contrast   print how two runs or checkpoints differ, section by section
     worktree   check out the code of a run in a temporary directory
+    original   the run that is to be reproduced, and what of it can be compared
     reproduce  train a run again with its own code, and compare
     demo       train, kill, resume, compare
     ui         the tracker's web page

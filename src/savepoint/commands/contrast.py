@@ -10,7 +10,7 @@ from savepoint import checkpoint, runs, trust
 from savepoint.checkpoint import Checkpoint
 from savepoint.commands import diff, places
 from savepoint.config import differences
-from savepoint.errors import CheckpointError, ConfigError, HostileError, UserError
+from savepoint.errors import ConfigError, HostileError, UserError
 
 USAGE = """\
 usage: python -m savepoint diff <run>[@best|@last|@<step>|@<name>] <run>[@…] [--json]
@@ -32,7 +32,7 @@ def compare(repository: Path, arguments: list[str]) -> int:
         return 0
     queries = [each for each in arguments if each != "--json"]
     if len(queries) != 2 or any(each.startswith("-") for each in queries):
-        raise UserError(f"Which two? {USAGE}")
+        raise UserError(f"Which two? {USAGE.splitlines()[0]}")
     (a, run_a), (b, run_b) = (_load(query, repository) for query in queries)
     sections = _sections(a, b)
     if run_a and run_b:
@@ -52,13 +52,7 @@ def _load(query: str, repository: Path) -> tuple[Checkpoint, runs.Run | None]:
     """Load the checkpoint that a query means, and return its run if the query means the whole of it."""
     place = places.find(query, repository)
     whole = place.run if place.names == checkpoint.names(place.root) and not _names_one(query) else None
-    faults = []
-    for name in reversed(place.names):
-        try:
-            return checkpoint.load(place.root / name), whole
-        except CheckpointError as error:
-            faults.append(str(error))
-    raise UserError(faults[0] if faults else f"{query} has no checkpoint yet.")
+    return places.load_newest(place, query), whole
 
 
 def _names_one(query: str) -> bool:

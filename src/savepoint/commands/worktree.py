@@ -82,7 +82,7 @@ def _link_what_git_does_not_have(repository: Path, tree: Path) -> None:
             link.symlink_to(repository / name)
 
 
-def build_environment(place: Path, versions: dict[str, Any]) -> Path:
+def build_environment(place: Path, versions: Any) -> Path:
     """Make a virtual environment in `place` with the recorded versions. Returns: its Python.
 
     Raises: UserError if pip cannot install them.
@@ -98,14 +98,17 @@ def build_environment(place: Path, versions: dict[str, Any]) -> Path:
     return python
 
 
-def requirements(tree: Path, versions: dict[str, Any]) -> list[str]:
+def requirements(tree: Path, versions: Any) -> list[str]:
     """Return pip's arguments for exactly the recorded versions, and for whatever else the tree needs.
 
     Raises: UserError for a record that is no list of versions.
     """
+    if not isinstance(versions, dict):
+        raise UserError("The checkpoint records no versions, so there is nothing to install.")
     exact = {name: version for name, version in versions.items() if version is not None and name != "python"}
     for name, version in exact.items():
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or not re.fullmatch(r"[A-Za-z0-9][\w.+!-]*", str(version)):
+        plain = isinstance(version, str) and re.fullmatch(r"[A-Za-z0-9][\w.+!-]*", version)
+        if not plain or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
             raise UserError(f"The checkpoint records the version {version!r} of {name!r}, which is none.")
     project = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     others = [each for each in project["dependencies"] if re.split(r"[^\w.-]", each)[0] not in exact]
