@@ -306,8 +306,8 @@ def test_an_environment_has_exactly_the_recorded_versions_and_what_else_the_tree
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
     versions = {"python": "3.11.7", "torch": "2.13.0+cpu", "numpy": "2.4.6", "mlflow": None}
     found = worktree.requirements(tmp_path, versions)
-    assert found[:3] == ["--extra-index-url=https://download.pytorch.org/whl/cpu", "torch==2.13.0+cpu", "numpy==2.4.6"]
-    rest = [each.partition(">")[0] for each in found[3:]]
+    assert found[:2] == ["torch==2.13.0+cpu", "numpy==2.4.6"]
+    rest = [each.partition(">")[0] for each in found[2:]]
     assert {"hydra-core", "safetensors", "mlflow", "rich"} <= {*rest} and not {"torch", "numpy", "python"} & {*rest}
 
 
@@ -321,7 +321,7 @@ def test_a_record_that_is_no_list_of_versions_installs_nothing(tmp_path: Path, v
 @pytest.mark.long
 def test_versions_that_pip_does_not_find_are_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
     told = refused(home, str(home.runs["clean"]), "--env")
     assert told.startswith("The recorded versions cannot be installed:\n") and "No matching distribution" in told
 

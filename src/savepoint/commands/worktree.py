@@ -88,18 +88,27 @@ def build_environment(place: Path, versions: Any) -> Path:
     Raises: UserError if pip cannot install them.
     """
     python = place / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    make = [sys.executable, "-m", "venv", str(place / "venv")]
-    install = [str(python), "-m", "pip", "install", "--quiet", *requirements(place / "tree", versions)]
-    for command in (make, install):
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        if done.returncode:
-            told = done.stdout.decode(errors="replace").splitlines()[-LINES:]
-            raise UserError("\n".join(["The recorded versions cannot be installed:", *told]))
+    wanted = requirements(place / "tree", versions)
+    install = [str(python), "-m", "pip", "install", "--quiet", *wanted]
+    builds = sorted({each[1] for each in map(_BUILD.search, wanted) if each})
+    elsewhere = [f"--extra-index-url=https://download.pytorch.org/whl/{build}" for build in builds]
+    told = _run([sys.executable, "-m", "venv", str(place / "venv")]) or _run(install)
+    if told and elsewhere:  # only now: a mirror may have them all, and pip waits long for an index that it cannot reach
+        told = _run([*install, *elsewhere])
+    if told:
+        raise UserError("\n".join(["The recorded versions cannot be installed:", *told]))
     return python
 
 
+def _run(command: list[str]) -> list[str]:
+    """Run a command. Returns: the last lines that it printed if it failed, [] if it did not."""
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    lines = done.stdout.decode(errors="replace").splitlines()[-LINES:]
+    return (lines or [f"exit code {done.returncode}"]) if done.returncode else []
+
+
 def requirements(tree: Path, versions: Any) -> list[str]:
-    """Return pip's arguments for exactly the recorded versions, and for whatever else the tree needs.
+    """List what pip is to install: exactly the recorded versions, and whatever else the tree needs.
 
     Raises: UserError for a record that is no list of versions.
     """
@@ -112,9 +121,7 @@ def requirements(tree: Path, versions: Any) -> list[str]:
             raise UserError(f"The checkpoint records the version {version!r} of {name!r}, which is none.")
     project = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     others = [each for each in project["dependencies"] if re.split(r"[^\w.-]", each)[0] not in exact]
-    builds = sorted({found[1] for version in exact.values() if (found := _BUILD.search(version))})
-    indexes = [f"--extra-index-url=https://download.pytorch.org/whl/{build}" for build in builds]
-    return [*indexes, *(f"{name}=={version}" for name, version in exact.items()), *others]
+    return [*(f"{name}=={version}" for name, version in exact.items()), *others]
 
 
 def _git(where: Path, *arguments: str, input: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
