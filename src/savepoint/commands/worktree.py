@@ -92,7 +92,9 @@ def build_environment(place: Path, versions: Any) -> Path:
     install = [str(python), "-m", "pip", "install", "--quiet", *wanted]
     builds = sorted({each[1] for each in map(_BUILD.search, wanted) if each})
     elsewhere = [f"--extra-index-url=https://download.pytorch.org/whl/{build}" for build in builds]
-    told = _run([sys.executable, "-m", "venv", str(place / "venv")]) or _run(install)
+    if told := _run([sys.executable, "-m", "venv", str(place / "venv")]):
+        raise UserError("\n".join(["No virtual environment can be made:", *told]))
+    told = _run(install)
     if told and elsewhere:  # only now: a mirror may have them all, and pip waits long for an index that it cannot reach
         told = _run([*install, *elsewhere])
     if told:
