@@ -223,6 +223,11 @@ def test_a_whole_run_has_a_history_and_a_checkpoint_has_none(
     told = f"metrics.jsonl: {len(lines)} lines, {len(lines) - 1} lines"
     assert said(capsys, trained, directory) == (1, f"history\n  {told}\ndifferent\n")
     assert said(capsys, trained, f"{directory}@last") == (0, "identical\n")
+    only = shutil.copytree(directory, directory.with_name("only"))
+    for name in NAMES[:2]:
+        shutil.rmtree(only / "checkpoints" / name)
+    for query in (f"{only}@last", only / "checkpoints" / NAMES[2]):
+        assert said(capsys, trained, query) == (0, "identical\n"), "although its run has no other checkpoint"
     shutil.rmtree(directory / "checkpoints" / NAMES[-1])
     assert f"state\n  checkpoint: {NAMES[2]}, {NAMES[1]}\n" in said(capsys, trained, directory)[1]
 
