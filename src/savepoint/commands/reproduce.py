@@ -87,9 +87,9 @@ def reproduce_run(repository: Path, arguments: list[str]) -> int:
         run = originals.start_over(original, place / "run", repository)
         with _training(python, place, run) as process:
             result = _compare(original, run, process, epochs=epochs, keep=keep, say=say)
+            _report(original, result, as_json=as_json)  # before the cleaning up, which may take a while
         if keep:
             say(f"kept: {place}; remove it with: git worktree remove --force {place / 'tree'} && rm -r {place}")
-    _report(original, result, as_json=as_json)
     return 1 if result.differences else 0
 
 
@@ -243,7 +243,7 @@ def _report(original: Original, result: Result, *, as_json: bool) -> None:
     if as_json:
         run = {"run": original.chosen.provenance.get("run_id"), "identical": not result.differences}
         facts = {name: getattr(result, name) for name in ("compared", "tensors", "lines", "differences", "reasons")}
-        print(json.dumps({**run, **facts, "receipt": receipt}))
+        print(json.dumps({**run, **facts, "receipt": receipt}), flush=True)
         return
     if not result.differences:
         logged = f", {result.lines} logged lines" if result.lines else ""
@@ -255,4 +255,4 @@ def _report(original: Original, result: Result, *, as_json: bool) -> None:
         known = "likely because of: " + short_list(result.reasons, most=20)
         unknown = "Nothing in its record differs. To look for the cause: python -m savepoint verify <run> --exact"
         print(trust.printable("\n".join([*lines, known if result.reasons else unknown])))
-    print(trust.printable("receipt: " + "  ".join(f"{name} {digest}" for name, digest in receipt.items())))
+    print(trust.printable("receipt: " + "  ".join(f"{name} {digest}" for name, digest in receipt.items())), flush=True)
