@@ -21,6 +21,9 @@ train: setup  ## train on real data, offline: make train ARGS="optimizer=adam"
 resume: setup  ## go on where a run stopped: make resume RUN=latest
 	.venv/bin/python resume.py run='$(RUN)' $(ARGS)
 
+reproduce: setup  ## train a run again with its own code, and compare: make reproduce RUN=latest ARGS="--epochs 3"
+	.venv/bin/python -m savepoint reproduce '$(RUN)' $(ARGS)
+
 demo: setup  ## train, kill, resume, compare every bit
 	.venv/bin/python -m savepoint demo
 
@@ -53,5 +56,5 @@ bench: setup  ## what the README says about speed
 	.venv/bin/python benchmarks/step.py
 	.venv/bin/python benchmarks/checkpoint.py
 
-.PHONY: help setup train resume demo ui test test-all chaos test-node test-accelerator check bench
+.PHONY: help setup train resume reproduce demo ui test test-all chaos test-node test-accelerator check bench
 .DEFAULT_GOAL := help

@@ -1,4 +1,4 @@
-"""The command line: python -m savepoint diff A B | verify RUN [--exact] | evaluate RUN | export RUN | demo | ui."""
+"""The command line: python -m savepoint diff | verify | reproduce | evaluate | export | demo | ui."""
 
 import os
 import sys
@@ -8,10 +8,13 @@ from savepoint import commands, system, trust
 from savepoint.errors import UserError
 
 USAGE = """\
-usage: python -m savepoint diff <run> <run>   what differs between two runs' newest checkpoints and histories
+usage: python -m savepoint diff <run>[@best] <run>[@best] [--json]
+                                              what differs between two runs or checkpoints
        python -m savepoint verify <run>       whether its checkpoints are sound, all of them or the one after @
        python -m savepoint verify <run> --exact
                                               whether a resume of it gives the same bits, tried on its own config
+       python -m savepoint reproduce <run>[@best] [--epochs N] [--env] [--keep] [--trust-code] [--json]
+                                              train it again with its own code, and compare every bit
        python -m savepoint evaluate <run>[@best] [--split val|test] [--json] [data.…=…]
                                               measure a checkpoint, on its own data or others
        python -m savepoint export <run>[@best] --to DIR [--onnx] [--pt2] [--ema] [--json]
@@ -38,8 +41,10 @@ def main(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     match arguments:
-        case ["diff", a, b]:
-            return commands.compare(REPOSITORY, a, b)
+        case ["diff", *rest]:
+            return commands.compare(REPOSITORY, rest)
+        case ["reproduce", *rest]:
+            return commands.reproduce_run(REPOSITORY, rest)
         case ["verify", query, "--exact"] | ["verify", "--exact", query]:
             return commands.verify_exact(REPOSITORY, query)
         case ["verify", query] if query != "--exact":

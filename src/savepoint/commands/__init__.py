@@ -11,8 +11,12 @@ Rooms, in reading order:
     graphs     a model as a graph without Python: ONNX and torch.export
     card       the model card of an export
     exactness  verify --exact: prove that a resume of a run gives the same bits
-    diff       compare two runs bit by bit
     sync       send the tracker what it lacks of a run
+    diff       compare two runs or checkpoints bit by bit
+    contrast   print how two runs or checkpoints differ, section by section
+    worktree   check out the code of a run in a temporary directory
+    original   the run that is to be reproduced, and what of it can be compared
+    reproduce  train a run again with its own code, and compare
     demo       train, kill, resume, compare
     ui         the tracker's web page
 """
@@ -21,11 +25,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from savepoint.commands.contrast import compare
     from savepoint.commands.demo import play_demo
-    from savepoint.commands.diff import compare, diff_checkpoints, diff_runs
+    from savepoint.commands.diff import diff_checkpoints, diff_runs
     from savepoint.commands.evaluate import evaluate_run
     from savepoint.commands.exactness import verify_exact
     from savepoint.commands.export import export_model
+    from savepoint.commands.reproduce import reproduce_run
     from savepoint.commands.sync import sync_runs
     from savepoint.commands.ui import serve_ui
     from savepoint.commands.verify import verify_run
@@ -37,6 +43,7 @@ __all__ = [
     "evaluate_run",
     "export_model",
     "play_demo",
+    "reproduce_run",
     "serve_ui",
     "sync_runs",
     "verify_exact",
@@ -44,12 +51,13 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "compare": "diff",
+    "compare": "contrast",
     "diff_checkpoints": "diff",
     "diff_runs": "diff",
     "evaluate_run": "evaluate",
     "export_model": "export",
     "play_demo": "demo",
+    "reproduce_run": "reproduce",
     "serve_ui": "ui",
     "sync_runs": "sync",
     "verify_exact": "exactness",

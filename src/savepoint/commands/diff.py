@@ -1,6 +1,5 @@
-"""Compare two runs bit by bit, and name what differs."""
+"""Compare two runs or two checkpoints bit by bit, and list what differs."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,22 +8,6 @@ from torch import Tensor
 from savepoint import checkpoint, runs
 from savepoint.checkpoint import split
 from savepoint.runs import Run
-
-MOST_LINES = 40
-
-
-def compare(repository: Path, a: str, b: str) -> int:
-    """Print what differs between the runs that `a` and `b` name, in at most 40 lines.
-
-    Returns: the exit code, 0 if they are identical.
-    Raises: UserError if one of the two names no run.
-    """
-    found = [runs.find(query, repository) for query in (a, b)]
-    differences = diff_runs(found[0].run, found[1].run)
-    print("\n".join(differences[:MOST_LINES]) or "identical")
-    if len(differences) > MOST_LINES:
-        print(f"and {len(differences) - MOST_LINES} more differences")
-    return 1 if differences else 0
 
 
 def diff_runs(a: Run, b: Run) -> list[str]:
@@ -37,18 +20,29 @@ def diff_runs(a: Run, b: Run) -> list[str]:
     if pair[0] is None or pair[1] is None:
         return [f"{run.directory}: no sound checkpoint" for run, one in zip((a, b), pair, strict=True) if one is None]
     found = [] if pair[0].path.name == pair[1].path.name else [f"checkpoint: {pair[0].path.name}, {pair[1].path.name}"]
-    return found + diff_checkpoints(pair[0], pair[1]) + _histories(a, b)
+    return found + diff_checkpoints(pair[0], pair[1]) + diff_histories(a, b)
 
 
 def diff_checkpoints(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> list[str]:
     """List the differences between two checkpoints. Tensors are compared by dtype, shape and bits, other values too."""
-    found = _tensors(a.model, b.model)
+    tensors, values = diff_contents(a, b)
+    return tensors + values
+
+
+def diff_contents(
+    a: checkpoint.Checkpoint, b: checkpoint.Checkpoint, *, magnitudes: bool = False
+) -> tuple[list[str], list[str]]:
+    """List the differences between the tensors of two checkpoints, and those between all their other values.
+
+    magnitudes: say of tensors by how much their values differ at most.
+    """
     tensors_a, values_a = split(a.state)
     tensors_b, values_b = split(b.state)
-    return found + _tensors(tensors_a, tensors_b) + _values(values_a, values_b, "")
+    found = [each for pair in ((a.model, b.model), (tensors_a, tensors_b)) for each in _tensors(*pair, magnitudes)]
+    return found, _values(values_a, values_b, "")
 
 
-def _tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+def _tensors(a: dict[str, Tensor], b: dict[str, Tensor], magnitudes: bool) -> list[str]:
     found = [f"{name}: only in one of the two" for name in sorted(a.keys() ^ b.keys())]
     for name in sorted(a.keys() & b.keys()):
         one, other = a[name], b[name]
@@ -56,13 +50,22 @@ def _tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
             found.append(f"{name}: {one.dtype} {list(one.shape)}, {other.dtype} {list(other.shape)}")
         elif not torch.equal(_bits(one), _bits(other)):
             count = int((_bits(one) != _bits(other)).any(dim=1).sum())
-            found.append(f"{name}: {count} of {one.numel()} values differ")
+            by = _magnitude(one, other) if magnitudes else ""
+            found.append(f"{name}: {count} of {one.numel()} values differ{by}")
     return found
 
 
 def _bits(tensor: Tensor) -> Tensor:
     """View a tensor as rows of bytes, one row for each value. Unlike its value, a NaN's bytes equal themselves."""
     return tensor.reshape(-1, 1).contiguous().view(torch.uint8)
+
+
+def _magnitude(one: Tensor, other: Tensor) -> str:
+    """Say how large the largest difference is. Values of which one is NaN have none."""
+    wide = torch.complex128 if one.is_complex() else torch.float64
+    distances = (one.to(wide) - other.to(wide)).abs()
+    numbers = distances[~distances.isnan()]
+    return f", by at most {numbers.max().item():.3g}" if numbers.numel() else ""
 
 
 def _values(a: Any, b: Any, path: str) -> list[str]:
@@ -76,8 +79,12 @@ def _values(a: Any, b: Any, path: str) -> list[str]:
     return [] if type(a) is type(b) and repr(a) == repr(b) else [f"{path}: {a!r}, {b!r}"]
 
 
-def _histories(a: Run, b: Run) -> list[str]:
-    lines_a, lines_b = _lines(a), _lines(b)
+def diff_histories(a: Run, b: Run, *, lines: int | None = None) -> list[str]:
+    """List the differences between two metrics.jsonl, without what depends on the clock.
+
+    lines: how many of each to compare; None for all.
+    """
+    lines_a, lines_b = _lines(a)[:lines], _lines(b)[:lines]
     if len(lines_a) != len(lines_b):
         return [f"metrics.jsonl: {len(lines_a)} lines, {len(lines_b)} lines"]
     pairs = enumerate(zip(lines_a, lines_b, strict=True), start=1)

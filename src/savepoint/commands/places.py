@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from savepoint import checkpoint, runs
-from savepoint.errors import UserError, short_list
+from savepoint.errors import CheckpointError, UserError, short_list
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,17 @@ def find(query: str, repository: Path) -> Place:
     root = found.run.checkpoints
     names = checkpoint.names(root) if found.checkpoint is None else [_choose(found.run, found.checkpoint)]
     return Place(root, names, found.run)
+
+
+def load_newest(place: Place, query: str) -> checkpoint.Checkpoint:
+    """Load the newest sound one of the checkpoints that a query means. Raises: UserError if there is none."""
+    faults = []
+    for name in reversed(place.names):
+        try:
+            return checkpoint.load(place.root / name)
+        except CheckpointError as error:
+            faults.append(str(error))
+    raise UserError(faults[0] if faults else f"{query} has no checkpoint yet.")
 
 
 def _choose(run: runs.Run, choice: str) -> str:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,14 +67,14 @@ class Workplace:
         """Wait for a short run and return what it recorded. Raises: FailedError if it did not reach its end."""
         process = self.processes[name]
         status = process.wait()
-        _kill(process)  # its loading workers, if any are left
+        system.signals.kill(process)  # its loading workers, if any are left
         if status:
             raise FailedError(status, (self.root / f"{name}.output").read_text(errors="replace").strip())
         return explain.read(self.root / f"{name}.trace", self.root / f"{name}.notes")
 
     def clear(self, name: str) -> None:
         """End a short run and remove its files."""
-        _kill(self.processes[name])
+        system.signals.kill(self.processes[name])
         self.processes.pop(name).wait()
         for path in self.root.glob(f"{name}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -107,33 +106,10 @@ def workplace(repository: Path, config: dict[str, Any]) -> Iterator[Workplace]:
     root = Path(tempfile.mkdtemp(prefix="savepoint-exact-"))
     place = Workplace(root, repository, config, {})
     try:
-        with _stoppable():
+        with system.signals.stoppable():
             yield place
     finally:
         for process in place.processes.values():
-            _kill(process)
+            system.signals.kill(process)
             process.wait()
         shutil.rmtree(root, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end this process as Ctrl-C does, so that it cleans up."""
-
-    def stop(number: int, _frame: Any) -> None:
-        raise system.signals.Interrupted(number, "Stopped.")
-
-    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) is signal.SIG_DFL}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a process, and with it its loading workers on systems that have process groups."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()

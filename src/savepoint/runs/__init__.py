@@ -39,6 +39,7 @@ from savepoint.runs.lookup import Found, all_runs, find
 from savepoint.runs.provenance import (
     code_differences,
     gather_provenance,
+    in_patch,
     provenance_differences,
     tracker_tags,
     uncommitted_changes,
@@ -79,6 +80,7 @@ __all__ = [
     "find",
     "gather_provenance",
     "hold",
+    "in_patch",
     "is_disk_error",
     "new_id",
     "note_refused_job",

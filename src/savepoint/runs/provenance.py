@@ -18,6 +18,8 @@ PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "mlflow", "scikit-learn
 # Files that git does not track yet belong to an experiment if they are code, configs or text.
 SOURCE_SUFFIXES = frozenset({".py", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".sh", ".md", ".txt"})
 MAX_UNTRACKED = 100_000  # bytes; a larger file is data
+# A patch that `git apply` takes, whatever the user's own settings make of `git diff`.
+_PATCH = ("diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
 
 
 def gather_provenance(repository: Path) -> dict[str, Any]:
@@ -55,16 +57,14 @@ def uncommitted_changes(repository: Path) -> str | None:
 
     Untracked source files of at most 100,000 bytes are included as additions; files of runs are not.
     """
-    tracked = _git(repository, "diff", "--binary", "HEAD", strip=False)
+    tracked = _git(repository, *_PATCH, "HEAD", strip=False)
     if tracked is None:
         return None
     parts = [tracked]
     for name in (_git(repository, "ls-files", "--others", "--exclude-standard", "-z") or "").split("\0"):
-        path = repository / name
-        source = name and path.suffix in SOURCE_SUFFIXES and path.is_file() and path.stat().st_size <= MAX_UNTRACKED
-        if source and not _in_a_run(path):
+        if name and in_patch(repository / name):
             # git diff --no-index exits with 1 when the two files differ.
-            added = _git(repository, "diff", "--no-index", "--binary", "/dev/null", name, strip=False, ok=(1,))
+            added = _git(repository, *_PATCH, "--no-index", "/dev/null", name, strip=False, ok=(1,))
             parts.append(added or "")
     return redact("".join(parts)) or None
 
@@ -82,17 +82,26 @@ def code_differences(then: dict[str, Any], now: dict[str, Any], patches: tuple[s
     return found
 
 
+def in_patch(path: Path) -> bool:
+    """Whether an untracked file is small source, which a patch includes. All else is data."""
+    source = path.suffix in SOURCE_SUFFIXES and path.is_file() and path.stat().st_size <= MAX_UNTRACKED
+    return source and not _in_a_run(path)
+
+
 def provenance_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """List what changed between two records and may change bits, as `name old → new`. [] if nothing did."""
     found = []
-    if then["git"]["commit"] != now["git"]["commit"]:
-        found.append(f"git commit {_short(then['git']['commit'])} → {_short(now['git']['commit'])}")
-    for name in sorted(then["versions"].keys() & now["versions"].keys()):
-        if then["versions"][name] != now["versions"][name]:
-            found.append(f"{name} {then['versions'][name]} → {now['versions'][name]}")
+    commits = [_part(each, "git").get("commit") for each in (then, now)]
+    if commits[0] != commits[1]:
+        found.append(f"git commit {_short(commits[0])} → {_short(commits[1])}")
+    before, after = (_part(each, "versions") for each in (then, now))
+    for name in sorted(before.keys() & after.keys()):
+        if before[name] != after[name]:
+            found.append(f"{name} {before[name]} → {after[name]}")
+    before, after = (_part(each, "hardware") for each in (then, now))
     for name in ("machine", "processor", "accelerators", "cuda"):
-        if then["hardware"].get(name) != now["hardware"].get(name):
-            found.append(f"{name} {then['hardware'].get(name)} → {now['hardware'].get(name)}")
+        if before.get(name) != after.get(name):
+            found.append(f"{name} {before.get(name)} → {after.get(name)}")
     for name in ("threads", "device", "compile"):
         if then.get(name) != now.get(name):
             found.append(f"{name} {then.get(name)} → {now.get(name)}")
@@ -160,5 +169,11 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _short(commit: str | None) -> str:
-    return commit[:10] if commit else "none"
+def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a part of a record, which may be a stranger's; {} if it is no mapping."""
+    found = record.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _short(commit: object) -> str:
+    return str(commit)[:10] if commit else "none"

@@ -5,7 +5,9 @@ A scheduler sends SIGUSR1, and with `resume=auto` SIGTERM, to a process that it 
 """
 
 import contextlib
+import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -131,3 +133,26 @@ def watch() -> Iterator[Stop]:
     finally:
         for number in numbers:
             signal.signal(number, before[number])
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end this process as Ctrl-C does, so that it cleans up."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Interrupted(number, "Stopped.")
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) is signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a process, and with it its loading workers on systems that have process groups."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
