@@ -1,4 +1,4 @@
-"""The command line: python -m savepoint diff A B | verify RUN [--exact] | evaluate RUN | export RUN | demo | ui."""
+"""The command line: python -m savepoint ls | show RUN | plot RUN | rm RUN | diff A B | verify RUN | evaluate RUN | …"""
 
 import os
 import sys
@@ -8,7 +8,14 @@ from savepoint import commands, system, trust
 from savepoint.errors import UserError
 
 USAGE = """\
-usage: python -m savepoint diff <run> <run>   what differs between two runs' newest checkpoints and histories
+usage: python -m savepoint ls [text|key=value …] [--sweep SWEEP] [--sort KEY] [--json]
+                                              the runs here, newest last
+       python -m savepoint show <run>[@best] [--json]
+                                              what is known of a run, or what is inside a checkpoint
+       python -m savepoint plot <run> … [--keys train/loss,val/loss] [--to FILE.png]
+                                              what runs logged, as a picture and in the terminal
+       python -m savepoint rm <run> [--yes]   remove a run and all of its checkpoints
+       python -m savepoint diff <run> <run>   what differs between two runs' newest checkpoints and histories
        python -m savepoint verify <run>       whether its checkpoints are sound, all of them or the one after @
        python -m savepoint verify <run> --exact
                                               whether a resume of it gives the same bits, tried on its own config
@@ -36,6 +43,14 @@ def main(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     match arguments:
+        case ["ls", *rest]:
+            return commands.list_runs(REPOSITORY, rest)
+        case ["show", *rest]:
+            return commands.show(REPOSITORY, rest)
+        case ["plot", *rest]:
+            return commands.plot_runs(REPOSITORY, rest)
+        case ["rm", *rest]:
+            return commands.remove_run(REPOSITORY, rest)
         case ["diff", a, b]:
             return commands.compare(REPOSITORY, a, b)
         case ["verify", query, "--exact"] | ["verify", "--exact", query]:
