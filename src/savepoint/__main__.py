@@ -46,7 +46,7 @@ def _run(arguments: list[str]) -> int:
         case ["ls", *rest]:
             return commands.list_runs(REPOSITORY, rest)
         case ["show", *rest]:
-            return commands.show(REPOSITORY, rest)
+            return commands.show_run(REPOSITORY, rest)
         case ["plot", *rest]:
             return commands.plot_runs(REPOSITORY, rest)
         case ["rm", *rest]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from savepoint.commands.ls import list_runs
     from savepoint.commands.plot import plot_runs
     from savepoint.commands.rm import remove_run
-    from savepoint.commands.show import show
+    from savepoint.commands.show import show_run
     from savepoint.commands.ui import serve_ui
     from savepoint.commands.verify import verify_run
 
@@ -50,7 +50,7 @@ __all__ = [
     "plot_runs",
     "remove_run",
     "serve_ui",
-    "show",
+    "show_run",
     "verify_exact",
     "verify_run",
 ]
@@ -66,7 +66,7 @@ _ROOMS = {
     "plot_runs": "plot",
     "remove_run": "rm",
     "serve_ui": "ui",
-    "show": "show",
+    "show_run": "show",
     "verify_exact": "exactness",
     "verify_run": "verify",
 }

@@ -45,7 +45,7 @@ def list_runs(repository: Path, arguments: list[str]) -> int:
         rows = [overview.sum_up(run, groups) for run in there]
     for text in given.arguments:
         rows = _filtered(rows, text)
-    rows.sort(key=SORTS[key])
+    rows.sort(key=lambda row: (SORTS[key](row), row.started, row.id))
     if "--json" in given.flags:
         print(json.dumps([row.to_json() for row in rows], indent=1))
     elif rows:

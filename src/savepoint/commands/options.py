@@ -23,7 +23,7 @@ class Options:
 def parse(arguments: list[str], usage: str, *, flags: tuple[str, ...] = (), values: tuple[str, ...] = ()) -> Options:
     """Sort what was typed. flags, values: the options that exist, with their dashes.
 
-    Raises: SystemExit once --help is answered; UserError with the usage for an option that does not exist, or that lacks its value.
+    Raises: SystemExit once --help is answered; UserError for an option that does not exist or lacks its value.
     """
     if {"-h", "--help"} & {*arguments}:
         print(usage)

@@ -127,12 +127,14 @@ def choices(overrides: list[str], groups: frozenset[str]) -> str:
     >>> choices(["model=cnn", "optimizer.lr=0.1", "tracker=none", "+trainer.max_steps=9"], frozenset({"model"}))
     'cnn lr=0.1 max_steps=9'
     """
-    kept = [pair for pair in map(typed, overrides) if pair[0] not in _ASIDE and pair[0].partition(".")[0] not in _ASIDE]
     words = []
-    for key, value in kept:
-        # A value such as `none` says nothing without its key.
-        alone = key in groups and value not in ("", "none", "default", "null")
-        words.append(value if alone else f"{key.rpartition('.')[2]}={value}")
+    for override in overrides:
+        key, value = typed(override)
+        if key not in _ASIDE and key.partition(".")[0] not in _ASIDE:
+            # A value such as `none` says nothing without its key.
+            alone = key in groups and value not in ("none", "default", "null")
+            short = f"{key.rpartition('.')[2]}={value}"
+            words.append(override if override.startswith("~") else value if alone else short)
     return " ".join(words)
 
 

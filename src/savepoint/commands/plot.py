@@ -4,10 +4,11 @@ Only metrics.jsonl is read. pyplot is not used, because it keeps every figure in
 """
 
 import math
+import warnings
 from pathlib import Path
 
 from savepoint import config, runs, trust
-from savepoint.commands import options
+from savepoint.commands import options, tables
 from savepoint.errors import UserError, short_list
 
 USAGE = "usage: python -m savepoint plot <run> … [--keys train/loss,val/loss] [--to FILE.png]"
@@ -50,7 +51,7 @@ def _found(query: str, repository: Path) -> runs.Run:
 
 
 def _title(run: runs.Run) -> str:
-    return f"{run.id} {run.record['name'] or ''}".strip()
+    return tables.safe(f"{run.id} {run.record['name'] or ''}".strip())
 
 
 def _curves(chosen: list[runs.Run], keys: str) -> list[Curve]:
@@ -58,9 +59,8 @@ def _curves(chosen: list[runs.Run], keys: str) -> list[Curve]:
     histories = [runs.read_history(run.metrics) for run in chosen]
     there = sorted({key for lines in histories for line in lines for key in line} - {"step", "epoch", "time"})
     asked = [key.strip() for key in keys.split(",") if key.strip()]
-    # A run without validation has no val/loss, and need not be asked for it.
-    missing = [key for key in asked if key not in there and (keys != KEYS or not there)]
-    if missing:
+    # A run without validation has no val/loss, and nobody asked for it.
+    if missing := [key for key in asked if key not in there and keys != KEYS]:
         what = f"{short_list(missing)}: not logged.{config.closest(missing[0], there)}"
         raise UserError(f"{what} There are: {short_list(there, most=12)}.")
     curves = []
@@ -72,7 +72,9 @@ def _curves(chosen: list[runs.Run], keys: str) -> list[Curve]:
             if finite:
                 curves.append((label, number, index, finite))
     if not curves:
-        raise UserError(f"There is nothing to draw: no value of {keys} is finite.")
+        raise UserError(
+            f"There is nothing to draw: {keys} has no finite value. Logged are: {short_list(there, most=12)}."
+        )
     return curves
 
 
@@ -98,7 +100,9 @@ def _picture(path: Path, title: str, curves: list[Curve]) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, format="png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about signs of a name that the font lacks
+        figure.savefig(path, format="png")
 
 
 def _logarithmic(curves: list[Curve]) -> bool:

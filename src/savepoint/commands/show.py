@@ -19,7 +19,7 @@ _MOST = 2**48  # no tensor has a longer dimension
 _LEVELS = 4  # of nested values are printed; --json has all of them
 
 
-def show(repository: Path, arguments: list[str]) -> int:
+def show_run(repository: Path, arguments: list[str]) -> int:
     """Print a run, or the checkpoint that is named by `@` or by its directory. Returns: 0.
 
     arguments: as typed after `show`.
