@@ -45,4 +45,4 @@ def test_the_commands_of_the_page_run(
 
 def columns(line: str) -> list[str]:
     """The cells of a row that do not depend on the run: its name, what was chosen, its status."""
-    return re.findall(r"\b(?:name|choices|status|base|colder|adam|sgd|max_epochs=2|lr=0.001|finished)\b", line)
+    return re.findall(r"\b(?:name|choices|status|base|colder|adam|sgd|max_epochs=2|max_epochs=3|lr=0.001|finished)\b", line)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ def test_a_checkpoint_is_shown_by_its_files(run: runs.Run, said: Any) -> None:
     page = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
     assert not [key for key in facts if f"`{key}`" not in page]
     shown = said("show", f"aaaa@{NAME}")
-    assert "model.safetensors      " in shown and f"  {files['state.json']['sha256']}\n" in shown
+    assert re.search(r"\nmodel\.safetensors +\d+ B +2 +10  BOOL F32  [0-9a-f]{64}\n", shown)
+    assert re.search(rf"\nstate\.json +\d+ B +{files['state.json']['sha256']}\n", shown)
     assert shown.endswith(f"To do that: python -m savepoint verify aaaa@{NAME}\n")
 
 
