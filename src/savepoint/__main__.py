@@ -1,4 +1,4 @@
-"""The command line: python -m savepoint diff | verify | reproduce | evaluate | export | demo | ui."""
+"""The command line: `python -m savepoint …`. Each command has one line here, and a room in commands/."""
 
 import os
 import sys
@@ -8,7 +8,14 @@ from savepoint import commands, system, trust
 from savepoint.errors import UserError
 
 USAGE = """\
-usage: python -m savepoint diff <run>[@best] <run>[@best] [--json]
+usage: python -m savepoint ls [text|key=value …] [--sweep SWEEP] [--sort KEY] [--json]
+                                              the runs here, newest last
+       python -m savepoint show <run>[@best] [--json]
+                                              what is known of a run, or what is inside a checkpoint
+       python -m savepoint plot <run> … [--keys train/loss,val/loss] [--to FILE.png]
+                                              what runs logged, as a picture and in the terminal
+       python -m savepoint rm <run> [--yes]   remove a run and all of its checkpoints
+       python -m savepoint diff <run>[@best] <run>[@best] [--json]
                                               what differs between two runs or checkpoints
        python -m savepoint verify <run>       whether its checkpoints are sound, all of them or the one after @
        python -m savepoint verify <run> --exact
@@ -45,6 +52,14 @@ def _run(arguments: list[str]) -> int:
             return commands.compare(REPOSITORY, rest)
         case ["reproduce", *rest]:
             return commands.reproduce_run(REPOSITORY, rest)
+        case ["ls", *rest]:
+            return commands.list_runs(REPOSITORY, rest)
+        case ["show", *rest]:
+            return commands.show_run(REPOSITORY, rest)
+        case ["plot", *rest]:
+            return commands.plot_runs(REPOSITORY, rest)
+        case ["rm", *rest]:
+            return commands.remove_run(REPOSITORY, rest)
         case ["verify", query, "--exact"] | ["verify", "--exact", query]:
             return commands.verify_exact(REPOSITORY, query)
         case ["verify", query] if query != "--exact":

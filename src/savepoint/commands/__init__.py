@@ -3,7 +3,14 @@
 Each room is imported at its first use, so that `ui` need not wait for torch.
 
 Rooms, in reading order:
+    options    read what was typed after a command's name
+    tables     tables, sizes and times as people read them
     places     find the checkpoints that a query names
+    overview   a run in one row, from few bytes
+    ls         list runs
+    show       what is known of a run, what is inside a checkpoint
+    plot       what runs logged, as a picture and in the terminal
+    rm         remove a run
     soundness  judge one checkpoint
     verify     report on a run's checkpoints, and from which one a resume would begin
     evaluate   measure a checkpoint on its validation or test split
@@ -31,7 +38,11 @@ if TYPE_CHECKING:
     from savepoint.commands.evaluate import evaluate_run
     from savepoint.commands.exactness import verify_exact
     from savepoint.commands.export import export_model
+    from savepoint.commands.ls import list_runs
+    from savepoint.commands.plot import plot_runs
     from savepoint.commands.reproduce import reproduce_run
+    from savepoint.commands.rm import remove_run
+    from savepoint.commands.show import show_run
     from savepoint.commands.sync import sync_runs
     from savepoint.commands.ui import serve_ui
     from savepoint.commands.verify import verify_run
@@ -42,9 +53,13 @@ __all__ = [
     "diff_runs",
     "evaluate_run",
     "export_model",
+    "list_runs",
     "play_demo",
+    "plot_runs",
+    "remove_run",
     "reproduce_run",
     "serve_ui",
+    "show_run",
     "sync_runs",
     "verify_exact",
     "verify_run",
@@ -56,9 +71,13 @@ _ROOMS = {
     "diff_runs": "diff",
     "evaluate_run": "evaluate",
     "export_model": "export",
+    "list_runs": "ls",
     "play_demo": "demo",
+    "plot_runs": "plot",
+    "remove_run": "rm",
     "reproduce_run": "reproduce",
     "serve_ui": "ui",
+    "show_run": "show",
     "sync_runs": "sync",
     "verify_exact": "exactness",
     "verify_run": "verify",

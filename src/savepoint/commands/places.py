@@ -9,11 +9,15 @@ from savepoint.errors import CheckpointError, UserError, short_list
 
 @dataclass(frozen=True)
 class Place:
-    """A directory of checkpoints. names: those that were asked for, oldest first. run: None if there is none around."""
+    """A directory of checkpoints. names: those that were asked for, oldest first. run: None if there is none around.
+
+    chosen: whether the query names one checkpoint.
+    """
 
     root: Path
     names: list[str]
     run: runs.Run | None
+    chosen: bool = False
 
 
 def find(query: str, repository: Path) -> Place:
@@ -27,7 +31,7 @@ def find(query: str, repository: Path) -> Place:
         # A copy that lies elsewhere in a run is not the checkpoint of that name.
         in_a_run = beside.name == runs.CHECKPOINTS and (beside.parent / runs.RECORD).exists()
         if (path / checkpoint.MANIFEST).exists() and not in_a_run:
-            return Place(beside, [path.resolve().name], None)
+            return Place(beside, [path.resolve().name], None, chosen=True)
         inside = next((each for each in (path, path / runs.CHECKPOINTS) if checkpoint.names(each)), None)
         if inside is not None:
             around = inside.resolve().parent
@@ -36,7 +40,7 @@ def find(query: str, repository: Path) -> Place:
     found = runs.find(query, repository)
     root = found.run.checkpoints
     names = checkpoint.names(root) if found.checkpoint is None else [_choose(found.run, found.checkpoint)]
-    return Place(root, names, found.run)
+    return Place(root, names, found.run, chosen=found.checkpoint is not None)
 
 
 def load_newest(place: Place, query: str) -> checkpoint.Checkpoint:

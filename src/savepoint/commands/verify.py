@@ -7,6 +7,7 @@ from pathlib import Path
 
 from savepoint import checkpoint, runs, trust
 from savepoint.checkpoint import SUPERSEDED
+from savepoint.commands import tables
 from savepoint.commands.places import Place, find
 from savepoint.commands.soundness import DAMAGED, GONE, NEWER, REFUSED, SOUND, Verdict, judge, shorten
 from savepoint.errors import ConfigError, HostileError, UserError, short_list
@@ -35,7 +36,7 @@ def report(place: Place, *, source: Path, say: Callable[[str], None]) -> bool:
         say(f"{'checkpoint':<{width}}  {'epoch':>6}  {'step':>9}  {'size':>9}")
     verdicts = []
     for name in place.names:
-        size = _readable(_size(place.root / name))
+        size = tables.size(tables.size_of(place.root / name))
         verdict = judge(place.root / name, run=place.run, source=source)
         verdicts.append(verdict)
         epoch, step = _numbers(name)
@@ -114,27 +115,3 @@ def _numbers(name: str) -> tuple[str, str]:
     parts = name.split("_")
     whole = len(parts) == 4 and parts[1].isdecimal() and parts[3].isdecimal()
     return (str(int(parts[1])), str(int(parts[3]))) if whole else ("", "")
-
-
-def _size(path: Path) -> int | None:
-    """Add up the sizes of the files in a directory, in bytes. None if they cannot be read."""
-    try:
-        return sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(path))
-    except OSError:
-        return None
-
-
-def _readable(size: int | None) -> str:
-    """Write a size for people, in decimal units.
-
-    >>> [_readable(size) for size in (None, 0, 999, 1000, 77_360, 999_950, 2_500_000_000, 10**18)]
-    ['?', '0 B', '999 B', '1.0 kB', '77.4 kB', '1.0 MB', '2.5 GB', '1000000.0 TB']
-    """
-    if size is None or size < 1000:
-        return "?" if size is None else f"{size} B"
-    value = float(size)
-    for unit in ("kB", "MB", "GB", "TB"):
-        value /= 1000
-        if round(value, 1) < 1000 or unit == "TB":
-            break
-    return f"{value:.1f} {unit}"

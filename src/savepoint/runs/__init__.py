@@ -35,7 +35,7 @@ from savepoint.runs.directory import (
 from savepoint.runs.evaluations import EVALUATIONS, Evaluation, read_evaluations, record_evaluation
 from savepoint.runs.history import History, cut_history, read_history
 from savepoint.runs.job import Fork, Job
-from savepoint.runs.lookup import Found, all_runs, find
+from savepoint.runs.lookup import Found, all_runs, find, runs_in
 from savepoint.runs.provenance import (
     code_differences,
     gather_provenance,
@@ -94,6 +94,7 @@ __all__ = [
     "redact_sweep_record",
     "remove_empty",
     "remove_unstarted_sweep",
+    "runs_in",
     "sweep_of",
     "sweep_status",
     "tracker_tags",

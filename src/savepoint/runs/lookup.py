@@ -1,7 +1,9 @@
 """Find the run that a person names: by id, tracker id, prefix, directory, or `latest`."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +27,26 @@ class Found:
 
 def all_runs(repository: Path) -> list[Run]:
     """List the runs under runs/ and sweeps/, oldest first. Runs whose record cannot be read are left out."""
-    runs = []
-    for pattern in ("runs/*/*/run.json", "sweeps/*/*/*/run.json"):
-        for path in repository.glob(pattern):
-            try:
-                runs.append(read(path.parent))
-            except UserError:
-                continue
-    return sorted(runs, key=lambda run: str(run.record.get("started")))
+    places = [*_below([str(repository / "runs")], 2), *_below([str(repository / "sweeps")], 3)]
+    return sorted(runs_in(places), key=lambda run: str(run.record.get("started")))
+
+
+def runs_in(places: Iterable[str]) -> Iterator[Run]:
+    """Yield the runs among some directories, without those whose record cannot be read."""
+    for place in places:
+        with contextlib.suppress(UserError):
+            yield read(Path(place))
+
+
+def _below(places: list[str], levels: int) -> list[str]:
+    """List everything that lies so many levels below some directories. With Path.glob it takes ten times as long."""
+    for _ in range(levels):
+        found = []
+        for place in places:
+            with contextlib.suppress(OSError), os.scandir(place) as entries:
+                found += [entry.path for entry in entries]
+        places = found
+    return places
 
 
 def find(

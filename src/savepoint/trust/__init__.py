@@ -14,7 +14,7 @@ Rooms, in reading order:
 
 from savepoint.trust.instantiate import call, make
 from savepoint.trust.redaction import redact, redact_arguments
-from savepoint.trust.strict_json import MAX_JSON, Memory, parse_json, read_digested, read_file, unique_keys
+from savepoint.trust.strict_json import MAX_JSON, Memory, parse_json, read_digested, read_file, read_member, unique_keys
 from savepoint.trust.strict_yaml import dump_config, parse_config
 from savepoint.trust.text import join_path, printable, shown
 from savepoint.trust.validation import check_config
@@ -32,6 +32,7 @@ __all__ = [
     "printable",
     "read_digested",
     "read_file",
+    "read_member",
     "redact",
     "redact_arguments",
     "shown",

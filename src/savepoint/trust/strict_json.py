@@ -5,6 +5,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from savepoint.errors import CheckpointError
 Memory = bytearray | mmap.mmap  # what a file is read into
 CHUNK = 8 * 2**20  # bytes that are read at a time
 MAX_JSON = 256 * 2**20  # bytes; a state.json beyond it is refused before it is read
+_BEGINNING = 4096  # bytes of a file in which `read_member` looks first
 
 
 def read_file(path: Path, *, exactly: int | None = None, at_most: int | None = None) -> Memory:
@@ -95,6 +97,33 @@ def parse_json(data: Memory, path: Path) -> dict[str, Any]:
     return value
 
 
+def read_member(path: str, key: str) -> Any:
+    """Read one value of the object in a JSON file, and no more of the file than its beginning if the value is there.
+
+    Returns: None if there is no such key. Raises: CheckpointError as `read_file` and `parse_json`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | _PLAIN)
+        try:
+            text = os.read(descriptor, _BEGINNING)
+        finally:
+            os.close(descriptor)
+        return _member(text.decode(errors="ignore"), key)
+    except (OSError, ValueError, RecursionError):
+        return parse_json(read_file(Path(path), at_most=MAX_JSON), Path(path)).get(key)
+
+
+def _member(text: str, key: str) -> Any:
+    """Find a value in the beginning of a JSON object. Raises: ValueError if it is not in it, with a sign after it."""
+    at = 0
+    while opened := _KEY.match(text, at):
+        value, at = _DECODER.raw_decode(text, opened.end())
+        # A number may go on behind the cut, so something has to follow it.
+        if opened[1] == key and _END.match(text, at):
+            return value
+    raise ValueError("not in the beginning")
+
+
 _PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -108,3 +137,9 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a key stands twice in one object")
     return result
+
+
+# What stands before a value of an object: the brace of its first key or the comma before another, the key, a colon.
+_KEY = re.compile(r'\s*[{,]\s*"([^"\\]*)"\s*:\s*', re.ASCII)
+_END = re.compile(r"\s*[,}]", re.ASCII)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=_refuse_constant)

@@ -26,5 +26,9 @@ def printable(text: str, *, limit: int | None = None) -> str:
     ('größer\\\\x1b[2J\\nb\\\\u202e', 'abc...')
     """
     cut = text if limit is None else text[:limit]
-    safe = "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in cut)
+    safe = (
+        cut
+        if cut.isprintable()
+        else "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in cut)
+    )
     return safe + ("..." if len(cut) < len(text) else "")
