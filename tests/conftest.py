@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from tools.nursery import Nursery
 from tools.processes import Zygote
 from tools.workshop import NAMES, Workshop, open_workshop
 
@@ -23,6 +25,7 @@ if threading.current_thread() is threading.main_thread():
 
 # The tests start hundreds of interpreters. Without byte code on the disk each one compiles the engine's source again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False  # and pytest would rewrite the asserts of a hundred files, in each of its processes
 
 # Files that take longest. They begin first, or one worker would end with them while the other has nothing left to do.
 LONGEST = (
@@ -53,6 +56,20 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     one = Zygote(tmp_path_factory.mktemp("zygote"))
     yield one
     one.close()
+
+
+@pytest.fixture(scope="session")
+def the_nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    one = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def nursery(the_nursery: Nursery) -> Iterator[Nursery]:
+    """The trackers of this process have their processes from a warm one."""
+    with the_nursery.used():
+        yield the_nursery
 
 
 @pytest.fixture(scope="session")
