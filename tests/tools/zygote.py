@@ -34,6 +34,7 @@ import torch._dynamo  # noqa: E402, F401  # by the first optimizer of a process,
 
 import resume  # noqa: E402, F401
 import train  # noqa: E402, F401
+from savepoint import __main__ as program  # noqa: E402
 from savepoint import training  # noqa: E402, F401
 from savepoint.config import compose  # noqa: E402
 from tools import disk, moments, nursery  # noqa: E402
@@ -57,7 +58,10 @@ def child(order: dict) -> int:
     if not {"-m", "--multirun"} & set(order["arguments"]):
         # Hydra composes every config twice, once only to learn its mode: a third of the time of a short run.
         hydra._internal.hydra.Hydra.get_mode = lambda *_, **__: hydra.types.RunMode.RUN
-    code = importlib.import_module(order["script"].removesuffix(".py")).main()
+    if order["script"] == "savepoint":
+        code = program.main(order["arguments"])
+    else:
+        code = importlib.import_module(order["script"].removesuffix(".py")).main()
     sys.stdout.flush()
     return code
 
