@@ -138,14 +138,15 @@ def test_a_tracked_run_killed_in_fresh_interpreters_equals_one_that_was_not(
     Between the two interpreters a third process goes on and is killed too. It is a fork, which costs no import.
     """
     store = tmp_path / "mlflow.db"
+    there = f"tracker.uri=sqlite:///{store}"
     config = (
         *("trainer.max_epochs=20", "data.dataset.augment=true", "model=cnn", "trainer.log_every_n_steps=1"),
-        *("data.batch_size=32", "data.limit_batches=6", f"tracker.uri=sqlite:///{store}"),
+        *("data.batch_size=32", "data.limit_batches=6"),
     )
     whole, directory = tmp_path / "whole", tmp_path / "killed"
     ended = zygote.run("train.py", *SHORT, *config, f"hydra.run.dir={whole}")
     assert ended.status == 0, ended.output
-    start = [sys.executable, str(REPOSITORY / "train.py"), *SHORT[2:], *config, f"hydra.run.dir={directory}"]
+    start = [sys.executable, str(REPOSITORY / "train.py"), *SHORT[2:], *config, there, f"hydra.run.dir={directory}"]
     with subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         lines = random.Random(SEED).randint(3, 15)
         while len(runs.read_history(directory / runs.METRICS)) <= lines and process.poll() is None:
@@ -153,10 +154,11 @@ def test_a_tracked_run_killed_in_fresh_interpreters_equals_one_that_was_not(
         assert process.poll() is None, "killed before its end"
         process.kill()
     with zygote.tracking(nursery):
-        ended = zygote.run("resume.py", f"run={directory}", strike=Strike(20, of="step.update"))
+        ended = zygote.run("resume.py", f"run={directory}", there, strike=Strike(20, of="step.update"))
     assert ended.status == -signal.SIGKILL, ended.output
-    again = [sys.executable, str(REPOSITORY / "resume.py"), f"run={directory}"]
-    subprocess.run(again, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    again = [sys.executable, str(REPOSITORY / "resume.py"), f"run={directory}", there]
+    done = subprocess.run(again, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0 and "MLflow has" not in done.stdout, done.stdout
     resumed = runs.read(directory)
     assert diff.diff_runs(runs.read(whole), resumed) == []
     logged = [
