@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 # Before torch is imported. Two workers with two threads each would keep off each other's cores: a fifth of all time.
@@ -15,6 +15,8 @@ import pytest
 from tools.nursery import Nursery
 from tools.processes import Zygote
 from tools.workshop import NAMES, Workshop, open_workshop
+
+from savepoint import system
 
 # A process that was started in the background ignores Ctrl-C, and one that was started by nohup ignores a closed
 # terminal. Every process that the tests start would inherit that.
@@ -44,6 +46,13 @@ LONGEST = (
     "saves",
     "accelerator",
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector from walking through all of torch, while the tests are collected and later."""
+    with system.memory.permanent():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

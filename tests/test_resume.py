@@ -38,7 +38,7 @@ CONFIGS = {
     ),
     "averaged weights, batch norm, nadam": (
         *("trainer.ema_decay=0.9", "model.batch_norm=true", "optimizer=nadam", "checkpoint.monitor=val/ema_loss"),
-        *("data.drop_last=true", "trainer.max_epochs=3"),
+        *("data.drop_last=true", "data.limit_batches=7", "trainer.max_epochs=3"),
     ),
     "bf16, warm-up, checkpoints by step": (
         *("amp=bf16", "data.dataset.augment=true", "scheduler=warmup_cosine", "checkpoint.every_n_steps=3"),
@@ -55,7 +55,7 @@ CONFIGS = {
     "tied weights, label smoothing, two workers, moved windows, accumulation": (
         *("model=transformer", "task=language_model", "task.label_smoothing=0.1", "model.width=16", "model.layers=1"),
         *("optimizer.weight_decay_on=matrices", "data.num_workers=2", "trainer.accumulate=3", "data.batch_size=8"),
-        *("data.limit_batches=20", "checkpoint.every_n_steps=3", "trainer.max_epochs=3"),
+        *("data.limit_batches=10", "checkpoint.every_n_steps=3", "trainer.max_epochs=3"),
     ),
     "exponential by step, few checkpoints": (
         *("scheduler=exponential", "scheduler.interval=step", "scheduler.gamma=0.99", "data.shuffle=false"),
