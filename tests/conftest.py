@@ -3,16 +3,20 @@
 import os
 import shutil
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 # Before torch is imported. Two workers with two threads each would keep off each other's cores: a fifth of all time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from tools.nursery import Nursery
 from tools.processes import Zygote
 from tools.workshop import NAMES, Workshop, open_workshop
+
+from savepoint import system
 
 # A process that was started in the background ignores Ctrl-C, and one that was started by nohup ignores a closed
 # terminal. Every process that the tests start would inherit that.
@@ -23,6 +27,7 @@ if threading.current_thread() is threading.main_thread():
 
 # The tests start hundreds of interpreters. Without byte code on the disk each one compiles the engine's source again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False  # and pytest would rewrite the asserts of a hundred files, in each of its processes
 
 # Files that take longest. They begin first, or one worker would end with them while the other has nothing left to do.
 LONGEST = (
@@ -43,6 +48,13 @@ LONGEST = (
 )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector from walking through all of torch, while the tests are collected and later."""
+    with system.memory.permanent():
+        return (yield)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
@@ -53,6 +65,20 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     one = Zygote(tmp_path_factory.mktemp("zygote"))
     yield one
     one.close()
+
+
+@pytest.fixture(scope="session")
+def the_nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    one = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def nursery(the_nursery: Nursery) -> Iterator[Nursery]:
+    """The trackers of this process have their processes from a warm one."""
+    with the_nursery.used():
+        yield the_nursery
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
                 if line.startswith(
                     tuple(f"python -m savepoint {name}" for name in ("diff", "verify", "evaluate", "export"))
                 ):
-                    told.ended[line] = Background(clone, *shlex.split(told.meant(line))[1:]).end()
+                    told.ended[line] = run_command(told, line)
             told.ended["python -m savepoint ui"] = ui.page(port)
         told.ended["python -m savepoint demo"] = demo.end()
     yield told
@@ -117,6 +117,14 @@ def run_small(told: Story, line: str) -> Ended:
     return told.zygote.run(script, *arguments, *small)
 
 
+def run_command(told: Story, line: str) -> Ended:
+    """A line of `python -m savepoint` that ends by itself: --exact in an interpreter of its own, as its trainings are."""
+    _, *arguments = shlex.split(told.meant(line))
+    if "--exact" in arguments:
+        return Background(told.clone, *arguments).end()
+    return told.zygote.run("savepoint", *arguments[2:])
+
+
 class Background:
     """A command in an interpreter of its own, as a person would start it in the clone."""
 
@@ -130,7 +138,7 @@ class Background:
                 [sys.executable, *arguments],
                 cwd=clone,
                 # The clone's own code, whatever the environment has installed; and a small server.
-                env=environment | {"PYTHONPATH": str(clone / "src"), "MLFLOW_WORKERS": "2"},
+                env=environment | {"PYTHONPATH": str(clone / "src"), "MLFLOW_WORKERS": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

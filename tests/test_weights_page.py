@@ -1,6 +1,7 @@
 """docs/weights.md is true: its commands and its code run."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,19 @@ PAGE = REPOSITORY / "docs" / "weights.md"
 SMALL = ("tracker=none", "trainer.threads=1", "data.limit_batches=2", "trainer.max_epochs=1")
 
 
+def export(workshop: Workshop, line: list[str], *, forked: bool) -> str:
+    """Run a line `python -m savepoint export …` and return what it prints. forked: not in a fresh interpreter."""
+    if forked:
+        arguments = [re.sub("^exports/", f"{workshop.root}/exports/", argument) for argument in line[3:]]
+        ended = workshop.run("savepoint", *arguments)
+        assert ended.status == 0, ended.output
+        return ended.output
+    environment = os.environ | {"PYTHONPATH": str(workshop.root / "src")}
+    done = subprocess.run([sys.executable, *line[1:]], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_the_commands_and_the_code_of_the_page_run(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     page = pages.read(PAGE)
     assert workshop.run("train.py", *SMALL, "model.hidden=[256]").status == 0
@@ -28,9 +42,8 @@ def test_the_commands_and_the_code_of_the_page_run(workshop: Workshop, monkeypat
             assert ended.status == 0 and "weights from run" in ended.output, ended.output
             assert runs.all_runs(workshop.root)[-1].record["parents"], "it names its parent"
         else:
-            environment = os.environ | {"PYTHONPATH": str(workshop.root / "src")}
-            done = subprocess.run([sys.executable, *line[1:]], env=environment, capture_output=True, text=True)
-            assert done.returncode == 0 and "loaded again, the same bits" in done.stdout, done.stderr
+            output = export(workshop, line, forked=exports > 0)
+            assert "loaded again, the same bits" in output, output
             exports += 1
     assert exports == 2
     for place in ("exports/best", "exports/graphs"):

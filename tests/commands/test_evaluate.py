@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tools.nursery import Nursery
 from tools.processes import REPOSITORY
 from tools.workshop import Workshop
 
@@ -113,16 +114,18 @@ def test_a_data_set_without_a_test_split_is_refused_before_training(workshop: Wo
 
 
 def test_the_best_checkpoint_is_tested_and_a_finished_run_can_be_tested_later(
-    workshop: Workshop, tmp_path: Path
+    workshop: Workshop, nursery: Nursery, tmp_path: Path
 ) -> None:
     directory, store = tmp_path / "run", f"tracker.uri=sqlite:///{tmp_path / 'mlflow.db'}"
     best = ("checkpoint.monitor=val/loss", "checkpoint.mode=max", "data.dataset.test_fraction=0.2")
     best += ("trainer.figures_every_n_epochs=2",)
-    ended = workshop.run("train.py", store, *SMALL, *best, f"hydra.run.dir={directory}")
+    with workshop.zygote.tracking(nursery):
+        ended = workshop.run("train.py", store, *SMALL, *best, f"hydra.run.dir={directory}")
     assert ended.status == 0 and not (directory / "evaluations.jsonl").exists()
     lines = (directory / "metrics.jsonl").read_bytes()
     for _ in range(2):
-        ended = workshop.run("resume.py", f"run={directory}", "trainer.test=true", store)
+        with workshop.zygote.tracking(nursery):
+            ended = workshop.run("resume.py", f"run={directory}", "trainer.test=true", store)
         assert ended.status == 0 and "\ntest epoch_0001_step_00000003: loss " in ended.output, ended.output
     assert (directory / "metrics.jsonl").read_bytes() == lines
     (found,) = read_evaluations(directory)

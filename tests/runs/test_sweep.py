@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tools.nursery import Nursery
 from tools.processes import Ended
 from tools.workshop import Workshop
 
@@ -102,9 +103,10 @@ def test_jobs_in_directories_of_other_names_are_in_the_table(workshop: Workshop)
     assert {row["job"] for row in table(directory)} == {"seed_1", "seed_2"}
 
 
-def test_mlflow_shows_a_sweep_as_one_parent_with_its_runs(workshop: Workshop, tmp_path: Path) -> None:
+def test_mlflow_shows_a_sweep_as_one_parent_with_its_runs(workshop: Workshop, nursery: Nursery, tmp_path: Path) -> None:
     store = ("tracker=mlflow", f"tracker.uri=sqlite:///{tmp_path}/mlflow.db")
-    ended, _ = start(workshop, *store, "trainer.max_epochs=1", "seed=1,2")
+    with workshop.zygote.tracking(nursery):
+        ended, _ = start(workshop, *store, "trainer.max_epochs=1", "seed=1,2")
     assert ended.status == 0, ended.output
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         parents = database.execute("select value from tags where key = 'mlflow.parentRunId'").fetchall()

@@ -1,5 +1,6 @@
 """Run train.py, resume.py and the programs of this package: in a fresh interpreter, or at the price of a fork."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tools.moments import Strike
+from tools.nursery import POSSIBLE, Nursery
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -31,6 +34,7 @@ class Zygote:
     def __init__(self, folder: Path, repository: Path = REPOSITORY, preload: tuple[str, ...] = ()) -> None:
         """preload: modules that the warm process imports too, since its children need seconds for them."""
         self._folder, self._count = folder, 0
+        self._nursery: Nursery | None = None
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "HYDRA_"))}
         self._process = subprocess.Popen(
             [sys.executable, str(repository / "tests" / "tools" / "zygote.py"), *preload],
@@ -78,12 +82,20 @@ class Zygote:
             "fault": fault,
             "umask": umask,
             "temporary": str(temporary) if temporary else None,
+            "nursery": str(self._nursery.start()) if self._nursery and POSSIBLE else None,
         }
         assert self._process.stdin
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         answer = self._read()
         return Ended(answer["status"], answer["seconds"], output.read_text())
+
+    @contextlib.contextmanager
+    def tracking(self, nursery: Nursery) -> Iterator[None]:
+        """Let the runs of this block have their trackers' processes from a nursery."""
+        self._nursery = nursery
+        yield
+        self._nursery = None
 
     def close(self) -> None:
         assert self._process.stdin and self._process.stdout

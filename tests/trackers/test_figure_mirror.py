@@ -2,20 +2,20 @@
 
 from pathlib import Path
 
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-
-from savepoint.trackers.mlflow.store import FigureMirror
-
-
-class Counting(LocalArtifactRepository):
-    sent: list[str]
-
-    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
-        self.sent.append(local_file)
-        super().log_artifact(local_file, artifact_path)
-
 
 def test_figures_are_mirrored(tmp_path: Path) -> None:
+    # Here, since MLflow's import takes seconds, and each process of pytest imports each test file.
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    from savepoint.trackers.mlflow.store import FigureMirror
+
+    class Counting(LocalArtifactRepository):
+        sent: list[str]
+
+        def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+            self.sent.append(local_file)
+            super().log_artifact(local_file, artifact_path)
+
     root, stored = tmp_path / "run" / "figures", tmp_path / "stored"
     artifacts = Counting(stored.as_uri())
     artifacts.sent = []

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tools.nursery import POSSIBLE, Nursery
 
 from savepoint import trackers
 from savepoint.config import TrackerSettings as Settings
@@ -208,6 +209,7 @@ def test_training_process_imports_neither_mlflow_nor_matplotlib(repository: Path
     subprocess.run([sys.executable, "-c", code, str(repository / "runs" / ID)], env=environment, check=True)
 
 
+@pytest.mark.usefixtures("nursery")
 def test_continued_run_has_no_point_twice_and_regains_lost_ones(repository: Path, opened, announced) -> None:
     log(repository, range(1, 7))
     first = opened()
@@ -238,6 +240,7 @@ def other_run(repository: Path, tracker_run_id: str) -> None:
     query(repository, "insert into tags (key, value, run_uuid) values ('savepoint.run_id', 'other', ?)", tracker_run_id)
 
 
+@pytest.mark.usefixtures("nursery")
 def test_strangers_tracker_run_is_not_written_to(repository: Path, opened, announced) -> None:
     other_run(repository, "f" * 32)
     log(repository, range(1, 3))
@@ -249,11 +252,11 @@ def test_strangers_tracker_run_is_not_written_to(repository: Path, opened, annou
     assert query(repository, "select status from runs where run_uuid = ?", announced[0]) == [("FAILED",)]
 
 
-def killed_parent(repository: Path, *, worker: str = "starts") -> tuple[int, int]:
+def killed_parent(repository: Path, *, worker: str = "starts", nursery: Nursery | None = None) -> tuple[int, int]:
     """Start a training process and kill it right after its fourth line.
 
     worker: what the worker does by then. It "starts"; it "runs" and has opened the run; or it has opened the run and is
-    then "stopped", with every line unread.
+    then "stopped", with every line unread. nursery: where the worker comes from, if not from an interpreter of its own.
 
     Returns: the process ids of its worker, and of a forked child that outlives it and holds all its pipes open.
     """
@@ -261,6 +264,9 @@ def killed_parent(repository: Path, *, worker: str = "starts") -> tuple[int, int
         import os, sys, time; sys.path.append(sys.argv[2]); from pathlib import Path
         import test_trackers as here
         from savepoint import trackers
+        if sys.argv[4]:
+            from tools.nursery import stand_in
+            stand_in(sys.argv[4]).start()
         root = Path(sys.argv[1])
         run, ids = dict(run_dir=root / "runs" / here.ID, run_id=here.ID, repository=root), []
         tracker = trackers.open(here.MLFLOW, **run, announce=ids.append)
@@ -277,8 +283,9 @@ def killed_parent(repository: Path, *, worker: str = "starts") -> tuple[int, int
             print(here.worker_pid(tracker), child, flush=True)
         time.sleep(60)
     """
-    command = [sys.executable, "-c", code, str(repository), str(Path(__file__).parent), worker]
-    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    socket_path = str(nursery.start()) if nursery and POSSIBLE else ""
+    command = [sys.executable, "-c", code, str(repository), str(Path(__file__).parent), worker, socket_path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(SOURCE), str(Path(__file__).parents[1])])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         worker_id, child = map(int, process.stdout.readline().split())
@@ -286,8 +293,8 @@ def killed_parent(repository: Path, *, worker: str = "starts") -> tuple[int, int
     return worker_id, child
 
 
-def test_what_a_killed_run_logged_is_stored(repository: Path) -> None:
-    worker, child = killed_parent(repository, worker="runs")
+def test_what_a_killed_run_logged_is_stored(repository: Path, the_nursery: Nursery) -> None:
+    worker, child = killed_parent(repository, worker="runs", nursery=the_nursery)
     wait_for(lambda: ended(worker))
     os.kill(child, signal.SIGKILL)
     assert losses(repository) == expected(range(1, 5))
@@ -295,9 +302,9 @@ def test_what_a_killed_run_logged_is_stored(repository: Path) -> None:
 
 
 def test_run_resumed_while_the_killed_ones_points_are_on_their_way_has_each_once(
-    repository: Path, opened, announced
+    repository: Path, opened, announced, nursery: Nursery
 ) -> None:
-    worker, child = killed_parent(repository, worker="stopped")
+    worker, child = killed_parent(repository, worker="stopped", nursery=nursery)
     os.kill(child, signal.SIGKILL)
     history.cut_history(repository / "runs" / ID / "metrics.jsonl", lines=2)
     log(repository, range(3, 8))
@@ -314,6 +321,7 @@ def test_run_resumed_while_the_killed_ones_points_are_on_their_way_has_each_once
     assert query(repository, "select status from runs") == [("FINISHED",)]
 
 
+@pytest.mark.usefixtures("nursery")
 def test_worker_that_comes_late_leaves_a_continued_run_alone(repository: Path, opened) -> None:
     tracker = opened()
     (repository / "runs" / ID / ".tracker.turn").write_text(repr(time.time() + 1))
@@ -354,6 +362,7 @@ NEVER = {
 
 
 @pytest.mark.parametrize("kind", NEVER)
+@pytest.mark.usefixtures("nursery")
 def test_store_that_can_never_work_is_reported_and_not_waited_for(kind: str, repository: Path, opened) -> None:
     spoil, words = NEVER[kind]
     store = repository / "mlflow.db"
@@ -371,6 +380,7 @@ def test_store_that_can_never_work_is_reported_and_not_waited_for(kind: str, rep
     assert line.endswith(f". {mend}). They are kept in metrics.jsonl, and resuming the run sends them.")
 
 
+@pytest.mark.usefixtures("nursery")
 def test_store_that_is_mended_while_the_run_trains_gets_every_point(repository: Path, schema: Path, opened) -> None:
     store = repository / "mlflow.db"
     store.unlink()
@@ -389,6 +399,7 @@ def test_store_that_is_mended_while_the_run_trains_gets_every_point(repository: 
     assert losses(repository) == expected(range(1, 4))
 
 
+@pytest.mark.usefixtures("nursery")
 def test_end_of_a_run_waits_for_a_locked_database(repository: Path, opened) -> None:
     path, said = repository / "mlflow.db", repository / "runs" / ID / "tracker.log"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
@@ -418,6 +429,7 @@ def test_hanging_server_holds_up_the_end_no_longer_than_its_timeout(repository: 
         assert line is not None and line.startswith("MLflow has not stored 12 of 12 points (not done within 1 s).")
 
 
+@pytest.mark.usefixtures("nursery")
 def test_worker_that_stands_still_never_blocks_training(repository: Path, opened) -> None:
     tracker = opened()
     os.kill(worker_pid(tracker), signal.SIGSTOP)
@@ -432,6 +444,7 @@ def test_worker_that_stands_still_never_blocks_training(repository: Path, opened
     assert losses(repository) == expected(range(1, 4))
 
 
+@pytest.mark.usefixtures("nursery")
 def test_worker_that_was_killed_is_reported_in_one_line(repository: Path, opened) -> None:
     warnings: list[str] = []
     tracker = opened(warn=warnings.append)
@@ -446,6 +459,7 @@ def test_worker_that_was_killed_is_reported_in_one_line(repository: Path, opened
     assert line is not None and line.startswith("MLflow has not stored 12 of 12 points (its process ended early")
 
 
+@pytest.mark.usefixtures("nursery")
 def test_stored_checkpoints_follow_those_on_the_disk(repository: Path, opened, announced) -> None:
     def stored() -> set[str]:
         return {path.split("/")[1] for path in artifacts(repository) if path.endswith("/manifest.json")}
@@ -473,6 +487,7 @@ def test_stored_checkpoints_follow_those_on_the_disk(repository: Path, opened, a
     assert (cut_short / "model.safetensors").read_text() == "e3"
 
 
+@pytest.mark.usefixtures("nursery")
 def test_artifact_storage_that_fails_keeps_no_point_from_being_stored(repository: Path, opened) -> None:
     experiment = "insert into experiments (name, artifact_location, lifecycle_stage) values (?, ?, ?)"
     query(repository, experiment, "savepoint", "nowhere://bucket", "active")
@@ -498,7 +513,7 @@ def half_made(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_four_processes_make_one_sound_store_and_one_sweep_parent(half_made: Path) -> None:
+def test_four_processes_make_one_sound_store_and_one_sweep_parent(half_made: Path, nursery: Nursery) -> None:
     tmp_path = half_made
     sweep = Sweep(id="5weeeeep", name="lr", dir=tmp_path / "sweep")
     with contextlib.ExitStack() as stack:
@@ -542,6 +557,7 @@ def test_start_that_is_refused_leaves_nothing(repository: Path, opened) -> None:
     assert [path.name for path in (repository / "runs" / ID).iterdir()] == ["checkpoints"]
 
 
+@pytest.mark.usefixtures("nursery")
 def test_run_is_found_by_the_beginning_of_the_trackers_id(repository: Path) -> None:
     other_run(repository, "abcdef" + "0" * 26)
 
