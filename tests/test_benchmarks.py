@@ -23,6 +23,15 @@ def test_gan_benchmark_prints_a_ratio() -> None:
     assert [row[0] for row in rows] == ["by", "Savepoint"] and float(rows[1][-1]) > 0
 
 
+def test_listing_benchmark_prints_seconds() -> None:
+    ended = command("benchmarks/listing.py", "--runs=12", "--turns=1")
+    assert ended.status == 0, ended.output
+    rows = ended.output.splitlines()
+    assert rows[0].endswith(" 12 runs, median of 1 (least … most)")
+    assert [row[:18].strip() for row in rows[1:]] == ["start", "ls", "ls --json", "ls status=killed"]
+    assert all(float(row[18:].split()[0]) > 0 for row in rows[1:])
+
+
 @pytest.mark.long
 def test_checkpoint_benchmark_prints_a_ratio_for_each_aim(tmp_path: Path) -> None:
     disk, out = tmp_path / "disk", tmp_path / "out"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from savepoint import checkpoint, runs
-from savepoint.commands import diff, verify
+from savepoint.commands import contrast, verify
 from savepoint.config import TrackerSettings
 from savepoint.errors import UserError
 
@@ -102,10 +102,10 @@ def test_diff_prints_the_first_differences_and_a_count(tmp_path: Path, capsys: p
     for one in pair:
         save(one.checkpoints, extra={str(key): key + int(one.id[-1]) for key in range(100)})
         one.metrics.touch()
-    assert diff.compare(tmp_path, "abcd0000", "abcd0001") == 1
+    assert contrast.compare(tmp_path, ["abcd0000", "abcd0001"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 41 and lines[-1] == "and 60 more differences"
+    assert lines[0] == "state" and lines[-2:] == ["  and 60 more differences", "different"] and len(lines) == 43, lines
     shutil.rmtree(pair[1].checkpoints)
     shutil.copytree(pair[0].checkpoints, pair[1].checkpoints)
-    assert diff.compare(tmp_path, "abcd0000", "abcd0001") == 0
+    assert contrast.compare(tmp_path, ["abcd0000", "abcd0001"]) == 0
     assert capsys.readouterr().out == "identical\n"

@@ -224,13 +224,17 @@ def test_first_run_is_the_one_that_the_readme_describes(story: Story) -> None:
 
 def test_resume_commands_continue_the_run_that_they_name(story: Story) -> None:
     assert story.first is not None
-    resumed = [
-        ended for line, ended in story.ended.items() if line.startswith("python resume.py") and SHOWN[:4] in line
-    ]
+    resumed = [ended for line, ended in story.ended.items() if line.startswith(f"python resume.py run={SHOWN[:4]} ")]
     assert len(resumed) == 1
     assert all(f"run {story.first.id} " in ended.output and "resumed from" in ended.output for ended in resumed)
     epochs = [line["epoch"] for line in history.read_history(story.first.metrics) if "val/loss" in line]
     assert epochs == list(range(1, 41))
+
+
+def test_the_fork_names_the_run_that_it_began_from(story: Story) -> None:
+    assert story.first is not None
+    (forked,) = [ended for line, ended in story.ended.items() if line.startswith(f"python resume.py run={SHOWN[:4]}@")]
+    assert f"forked from {story.first.id}@epoch_" in forked.output, forked.output
 
 
 def test_sweep_has_six_runs_and_a_table_with_the_best_first(story: Story) -> None:

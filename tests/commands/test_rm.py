@@ -67,8 +67,9 @@ def test_without_a_terminal_a_yes_is_needed(run: runs.Run, capsys: pytest.Captur
 
 def test_a_run_in_training_stays(run: runs.Run, capsys: pytest.CaptureFixture[str]) -> None:
     with in_training(run):
-        error = refused(capsys, "aaaa", "--yes")
-    assert error == "error: Run aaaa0001 is being trained by another process. Wait for it, or stop it first.\n"
+        assert __main__.main(["rm", "aaaa"]) == 2
+    error = "error: Run aaaa0001 is being trained by another process. Wait for it, or stop it first.\n"
+    assert capsys.readouterr() == ("", error), "it is refused before anybody is asked"
     assert len(list(run.checkpoints.iterdir())) == 2
 
 

@@ -68,7 +68,9 @@ def _find_weights(invocation: Invocation, settings: Settings) -> weights.Source 
             raise UserError(f"init.{unused[0]} has no effect without init_from: give the weights, or leave it out.")
         return None
     sweep = invocation.sweep.id if invocation.sweep else None
-    return weights.find(settings.init_from, invocation.repository, tracker=settings.tracker, apart_from=sweep)
+    # A run without a tracker may still begin with one that has been tracked.
+    tracker = settings.tracker if settings.tracker.kind != "none" else None
+    return weights.find(settings.init_from, invocation.repository, tracker=tracker, apart_from=sweep)
 
 
 @contextlib.contextmanager

@@ -133,7 +133,7 @@ def _by_tracker(name: str, repository: Path, settings: TrackerSettings | None) -
     """
     if not re.fullmatch(r"[0-9A-Za-z-]{6,64}", name, re.ASCII):
         return None
-    if settings is None or settings.kind == "none":
+    if settings is None:
         composed, _ = read_settings(compose([], repository / "conf"))
         settings = composed.tracker if composed else None
     found = settings and trackers.find_run(settings, repository=repository, text=name)
