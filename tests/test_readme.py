@@ -35,6 +35,7 @@ ELSEWHERE = {
     "make demo": "minutes of installing: test_make_target_runs_the_line_beside_it",
     "python3 -m venv .venv": "minutes of installing: test_make_setup_runs_the_two_lines_of_the_readme",
     ".venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'": "the same",
+    f"python -m savepoint reproduce {SHOWN}": "it needs a git repository: tests/commands/test_reproduce.py",
     ". .venv/bin/activate": "the story's python is the one that runs this test",
     'python -m pytest -n 2 --dist loadfile -m "not long"': "it is what runs this test",
 }
@@ -96,7 +97,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
                     told.ended[line] = run_small(told, line)
             for line in commands():
                 if line.startswith(
-                    tuple(f"python -m savepoint {name}" for name in ("diff", "verify", "evaluate", "export"))
+                    tuple(f"python -m savepoint {name}" for name in ("ls", "diff", "verify", "evaluate", "export"))
                 ):
                     told.ended[line] = run_command(told, line)
             told.ended["python -m savepoint ui"] = ui.page(port)
@@ -112,7 +113,7 @@ def run_small(told: Story, line: str) -> Ended:
         return Background(told.clone, script, *arguments).end()
     small = ["tracker=none"]
     if script == "train.py" and "data=spirals" not in arguments:
-        less = "data.limit_batches=4" if "language_model" in line else "data.dataset.limit=128"
+        less = "data.dataset.limit=128"
         small += ["trainer.max_epochs=2"] if "init_from" in line else ["trainer.max_epochs=2", less]
     return told.zygote.run(script, *arguments, *small)
 

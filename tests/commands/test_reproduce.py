@@ -323,7 +323,7 @@ def test_versions_that_pip_does_not_find_are_told(home: Home, monkeypatch: pytes
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     told = refused(home, str(home.runs["clean"]), "--env")
-    assert told.startswith("The recorded versions cannot be installed:\n") and "No matching distribution" in told
+    assert told.startswith("The recorded versions cannot be installed.") and "No matching distribution" in told
 
 
 # The page

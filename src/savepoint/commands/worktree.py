@@ -17,7 +17,6 @@ from savepoint.errors import UserError
 
 LINES = 20  # of a failed command's output that are shown
 # Builds of torch for one kind of hardware, such as 2.9.0+cu128, lie in an index of their own.
-_BUILD = re.compile(r"\+(cpu|cu\d+|rocm[\d.]+)")
 
 
 @contextlib.contextmanager
@@ -90,15 +89,12 @@ def build_environment(place: Path, versions: Any) -> Path:
     python = place / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     wanted = requirements(place / "tree", versions)
     install = [str(python), "-m", "pip", "install", "--quiet", *wanted]
-    builds = sorted({each[1] for each in map(_BUILD.search, wanted) if each})
-    elsewhere = [f"--extra-index-url=https://download.pytorch.org/whl/{build}" for build in builds]
     if told := _run([sys.executable, "-m", "venv", str(place / "venv")]):
         raise UserError("\n".join(["No virtual environment can be made:", *told]))
-    told = _run(install)
-    if told and elsewhere:  # only now: a mirror may have them all, and pip waits long for an index that it cannot reach
-        told = _run([*install, *elsewhere])
-    if told:
-        raise UserError("\n".join(["The recorded versions cannot be installed:", *told]))
+    if told := _run(install):
+        builds = [each for each in wanted if "+" in each]
+        hint = f" {', '.join(builds)} may be on an index of its own: set PIP_EXTRA_INDEX_URL." if builds else ""
+        raise UserError("\n".join([f"The recorded versions cannot be installed.{hint} pip says:", *told]))
     return python
 
 
