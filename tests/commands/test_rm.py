@@ -1,5 +1,6 @@
 """`python -m savepoint rm`: nothing is lost that somebody needs, and nothing without a yes."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -144,8 +145,14 @@ def test_wrong_input_is_one_line(
     assert run.directory.exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_disk_that_refuses_is_one_line(run: runs.Run, capsys: pytest.CaptureFixture[str]) -> None:
-    run.directory.chmod(0o500)
-    assert "error: " in refused(capsys, "aaaa", "--yes")
-    run.directory.chmod(0o700)
+def test_a_disk_that_refuses_is_one_line(
+    run: runs.Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write into any directory, so the refusal is that of a disk which is mounted to be read."""
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("savepoint.system.files.remove", refuse)
+    assert refused(capsys, "aaaa", "--yes") == f"error: {run.directory} cannot be removed: Read-only file system.\n"
+    assert (run.directory / "run.json").exists()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tools.nursery import Nursery
 from tools.workshop import Workshop
 
 from savepoint import runs
@@ -17,10 +18,11 @@ SMALL = ("trainer.threads=1", "model.hidden=[8]", "data.limit_batches=4", "data.
 
 
 @pytest.fixture
-def store(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def store(workshop: Workshop, monkeypatch: pytest.MonkeyPatch, the_nursery: Nursery) -> Iterator[Path]:
     """The workshop's own MLflow store. Gone with the test."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    yield workshop.root
+    with workshop.zygote.tracking(the_nursery):
+        yield workshop.root
     for path in workshop.root.glob("mlflow.db*"):
         path.unlink()
     shutil.rmtree(workshop.root / "mlartifacts", ignore_errors=True)

@@ -111,6 +111,8 @@ class Disk:
         )
         if fault.calls is None and fault.error in FULL and harmless:
             return
+        if fault.calls is None and fault.error == errno.EROFS and moment.call == "open" and not moment.creates:
+            return  # a disk that is mounted to be read can be read
         self._note(moment._replace(phase="fail"))
         named = (moment.path,) if moment.call == "open" or moment.call in BY_PATH else ()
         raise OSError(fault.error, os.strerror(fault.error), *named)

@@ -8,20 +8,20 @@ from savepoint import checkpoint, runs, trust
 from savepoint.checkpoint import Checkpoint
 
 
-def write(run: runs.Run, loaded: Checkpoint, facts: dict[str, Any], *, model: nn.Module) -> str:
+def write(run: runs.Run | None, loaded: Checkpoint, facts: dict[str, Any], *, model: nn.Module) -> str:
     """Return the text of README.md. facts: what export.json says."""
     config, provenance = trust.parse_config(loaded.config), loaded.provenance
     weights = "averaged weights of " if facts["ema"] else ""
     sections = [
-        f"# {run.record['name'] or type(model).__name__}",
-        f"The {weights}checkpoint `{loaded.path.name}` of run `{run.id}`, exported by Savepoint.",
+        f"# {(run and run.record['name']) or type(model).__name__}",
+        f"The {weights}checkpoint `{loaded.path.name}` of run `{facts['run']}`, exported by Savepoint.",
         _table("Model", _model(config, model)),
         _table("Training", _training(loaded, provenance)),
         _table("Data", _data(config, provenance)),
         _table("Measured at this checkpoint", _numbers(checkpoint.measured(loaded.path))),
         *(
             _table(f"Measured on the {each.split} split{_with(each.overrides)}", _numbers(dict(each.values)))
-            for each in runs.read_evaluations(run.directory)
+            for each in (runs.read_evaluations(run.directory) if run else [])
             if each.checkpoint == loaded.path.name
         ),
         _table("Files", _files(facts)),

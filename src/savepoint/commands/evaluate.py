@@ -1,5 +1,6 @@
 """Evaluate a checkpoint of a run on its validation or test split, with the run's own config."""
 
+import errno
 import json
 import logging
 import sys
@@ -8,7 +9,8 @@ from typing import Any
 
 import torch
 
-from savepoint import runs, system, trackers, training, trust, weights
+from savepoint import runs, system, trackers, training, trust
+from savepoint.commands import places
 from savepoint.config import apply_overrides
 from savepoint.errors import UserError
 from savepoint.runs import Evaluation
@@ -17,6 +19,7 @@ SPLITS = ("val", "test")
 # What may differ from the config that the checkpoint was trained with: the data, and how they are computed on.
 ALLOWED = ("data.", "trainer.device=", "trainer.threads=", "trainer.compile=")
 TRACKER_SECONDS = 60.0
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 USAGE = f"usage: python -m savepoint evaluate <run>[@best] [--split {'|'.join(SPLITS)}] [--json] [data.batch_size=64 …]"
 
 
@@ -32,8 +35,7 @@ def evaluate_run(repository: Path, arguments: list[str]) -> int:
     query, split, as_json, overrides = _parse(arguments)
     # Notes of the engine belong to people, and the answer may be for a program.
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
-    found = runs.find(query, repository)
-    loaded = weights.load_checkpoint(found)
+    loaded, run = places.load(query, repository)
     config = apply_overrides(trust.parse_config(loaded.config), overrides, repository / "conf")
     settings = trust.check_config(config, source=repository / "src")
     recorded = loaded.provenance.get("threads")
@@ -47,12 +49,19 @@ def evaluate_run(repository: Path, arguments: list[str]) -> int:
         raise UserError("There is nothing to measure: the run has no data, and its task has no evaluate of its own.")
     at: Any = {key: loaded.state[key] for key in ("epoch", "step")}
     evaluation = Evaluation(checkpoint=loaded.path.name, **at, split=split, overrides=overrides, values=values)
-    _print(found.run, evaluation, as_json=as_json)
+    _print(str(loaded.provenance.get("run_id")), evaluation, as_json=as_json)
+    if run is None:
+        print("Recorded nowhere: there is no run around this checkpoint.", file=sys.stderr)
+        return 0
     try:
-        runs.record_evaluation(found.run.directory, evaluation)
+        runs.record_evaluation(run.directory, evaluation)
     except OSError as error:
-        raise UserError(f"It could not be recorded in {found.run.directory}: {error.strerror}.") from error
-    _track(found.run, repository)
+        unrecorded = f"It could not be recorded in {run.directory}: {error.strerror}."
+        if error.errno not in _READ_ONLY:
+            raise UserError(unrecorded) from error
+        print(unrecorded, file=sys.stderr)
+        return 0
+    _track(run, repository)
     return 0
 
 
@@ -84,11 +93,11 @@ def _parse(arguments: list[str]) -> tuple[str, str, bool, list[str]]:
     return queries[0], split, as_json, overrides
 
 
-def _print(run: runs.Run, evaluation: Evaluation, *, as_json: bool) -> None:
+def _print(run_id: str, evaluation: Evaluation, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"run": run.id, **evaluation.to_json()}, allow_nan=False))
+        print(json.dumps({"run": run_id, **evaluation.to_json()}, allow_nan=False))
         return
-    print(f"run {run.id}  {evaluation.checkpoint}  {evaluation.split}")
+    print(trust.printable(f"run {run_id}  {evaluation.checkpoint}  {evaluation.split}"))
     width = max((len(name) for name in evaluation.values), default=0)
     for name, value in evaluation.values.items():
         print(f"  {name:<{width}}  {value:.6g}")

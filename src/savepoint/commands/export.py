@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from savepoint import checkpoint, runs, trust, weights
 from savepoint.checkpoint import Checkpoint
-from savepoint.commands import card, graphs
+from savepoint.commands import card, graphs, places
 from savepoint.errors import CheckpointError, UserError, short_list
 
 USAGE = "usage: python -m savepoint export <run>[@best] --to DIR [--onnx] [--pt2] [--ema] [--json]"
@@ -41,12 +41,11 @@ def export_model(repository: Path, arguments: list[str]) -> int:
     request = _parse(arguments)
     if os.path.lexists(request.to):
         raise UserError(f"{request.to} exists already. Give the name of a new directory.")
-    found = runs.find(request.query, repository)
-    loaded = weights.load_checkpoint(found)
+    loaded, run = places.load(request.query, repository)
     hidden = request.to.absolute().with_name(f".tmp-{request.to.name}-{os.getpid()}")
     try:
         hidden.mkdir(parents=True)
-        facts = _write(hidden, request, found, loaded, source=repository / "src")
+        facts = _write(hidden, request, run, loaded, source=repository / "src")
         os.rename(hidden, request.to)
     except OSError as error:
         raise UserError(f"{request.to} cannot be written: {error.strerror or error}.") from error
@@ -81,7 +80,7 @@ def _parse(arguments: list[str]) -> _Request:
 
 
 def _write(
-    directory: Path, request: _Request, found: runs.Found, loaded: Checkpoint, *, source: Path
+    directory: Path, request: _Request, run: runs.Run | None, loaded: Checkpoint, *, source: Path
 ) -> dict[str, Any]:
     """Write every file of an export. Returns: what export.json says."""
     ema = "--ema" in request.flags
@@ -91,7 +90,7 @@ def _write(
     (directory / checkpoint.PROVENANCE).write_text(json.dumps(loaded.provenance, indent=1), encoding="utf-8")
     state = loaded.state
     facts = {
-        "run": found.run.id,
+        "run": loaded.provenance.get("run_id") if run is None else run.id,
         "checkpoint": loaded.path.name,
         "ema": ema,
         **{key: state[key] for key in ("epoch", "step", "batch")},
@@ -105,7 +104,7 @@ def _write(
     if wanted := [kind for kind in graphs.KINDS if f"--{kind}" in request.flags]:
         facts["compared"] = graphs.write(directory, wanted, model, loaded, source=source)
         (directory / weights.EXPORT).write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    text = card.write(found.run, loaded, facts, model=model)
+    text = card.write(run, loaded, facts, model=model)
     (directory / "README.md").write_text(text, encoding="utf-8")
     return facts
 

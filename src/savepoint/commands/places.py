@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from savepoint import checkpoint, runs
+from savepoint import checkpoint, runs, weights
 from savepoint.errors import CheckpointError, UserError, short_list
 
 
@@ -25,7 +25,16 @@ def find(query: str, repository: Path) -> Place:
 
     Raises: UserError if there is no such run or no such checkpoint.
     """
-    path = Path(query)
+    if directory := _directory(Path(query)):
+        return directory
+    found = runs.find(query, repository)
+    root = found.run.checkpoints
+    names = checkpoint.names(root) if found.checkpoint is None else [_choose(found.run, found.checkpoint)]
+    return Place(root, names, found.run, chosen=found.checkpoint is not None)
+
+
+def _directory(path: Path) -> Place | None:
+    """Return the checkpoints that lie in a directory which is no run: one, or several. None if it is another path."""
     if path.is_dir() and not (path / runs.RECORD).exists():
         beside = path.resolve().parent
         # A copy that lies elsewhere in a run is not the checkpoint of that name.
@@ -37,10 +46,7 @@ def find(query: str, repository: Path) -> Place:
             around = inside.resolve().parent
             run = runs.read(around) if (around / runs.RECORD).exists() else None
             return Place(inside, checkpoint.names(inside), run)
-    found = runs.find(query, repository)
-    root = found.run.checkpoints
-    names = checkpoint.names(root) if found.checkpoint is None else [_choose(found.run, found.checkpoint)]
-    return Place(root, names, found.run, chosen=found.checkpoint is not None)
+    return None
 
 
 def load_newest(place: Place, query: str) -> checkpoint.Checkpoint:
@@ -52,6 +58,18 @@ def load_newest(place: Place, query: str) -> checkpoint.Checkpoint:
         except CheckpointError as error:
             faults.append(str(error))
     raise UserError(faults[0] if faults else f"{query} has no checkpoint yet.")
+
+
+def load(query: str, repository: Path) -> tuple[checkpoint.Checkpoint, runs.Run | None]:
+    """Load the one checkpoint that a query means, and return its run. None for a checkpoint without a run around it.
+
+    Raises: UserError if there is no such checkpoint, CheckpointError if it is damaged.
+    """
+    place = _directory(Path(query))
+    if place is not None and place.run is None:
+        return load_newest(place, query), None
+    found = runs.find(query, repository)
+    return weights.load_checkpoint(found), found.run
 
 
 def _choose(run: runs.Run, choice: str) -> str:

@@ -10,6 +10,7 @@ Rooms, in reading order:
     request      resume.py's command line
     completion   complete that command line in a shell
     reopen       reopen a run: continue it, or fork it where something differs
+    origins      where a fork begins: record it, find it again
     continues    the settings that may change on a resume, each with the reason
 """
 

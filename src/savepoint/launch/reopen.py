@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import hashlib
 import logging
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from savepoint import runs, trackers, trust
 from savepoint.config import Settings, TrackerSettings, apply_overrides, differences
 from savepoint.errors import UserError
-from savepoint.launch import continues
+from savepoint.launch import continues, origins
 from savepoint.launch.request import Request
 from savepoint.launch.start import Invocation, open_new
 
@@ -31,6 +30,7 @@ class Reopened:
     choice: what the query says after `@`, if anything. own: the run's config.yaml; with `resume=auto`, the config that
     is asked for now. tracker_settings: of this machine. upload: whether checkpoints are copied to the tracker.
     tracker: the run's own, if it is known already that the run is continued. This process then holds the run's lock.
+    alone: a checkpoint without its run, which can only be forked. `run` then stands for what it says of its run.
     """
 
     run: runs.Run
@@ -42,6 +42,7 @@ class Reopened:
     upload: bool
     requeued: bool = False
     tracker: trackers.Tracker | None = None
+    alone: Path | None = None
 
     @contextlib.contextmanager
     def open_run(self) -> Iterator[runs.Job]:
@@ -64,6 +65,8 @@ class Reopened:
         """Load the checkpoint that a fork begins from, or return None if the run is continued."""
         from savepoint import checkpoint
 
+        if self.alone is not None:
+            return checkpoint.load(self.alone)
         root = self.run.checkpoints
         if self.choice is None:
             chosen, damaged = checkpoint.latest(root)
@@ -125,7 +128,7 @@ class Reopened:
         print(f"run {self.run.id} has no checkpoint: it starts over from its {runs.CONFIG}.", file=sys.stderr)
         if origin is None:
             return self._job(config, tracker)
-        parent = _find_parent(self.run, origin, self.repository)
+        parent = origins.find_again(self.run, origin, self.repository)
         return self._job(config, tracker, parent, self._fork(parent, origin["run"]))
 
     @contextlib.contextmanager
@@ -148,7 +151,7 @@ class Reopened:
             id=run_id,
             overrides=trust.redact_arguments(self.request.overrides),
             repository=self.repository,
-            forked_from=self._origin(parent),
+            forked_from=origins.record(parent, self.run, self.repository, alone=self.alone is not None),
         )
         with runs.explaining_disk_errors(invocation.directory):
             invocation.directory.mkdir(parents=True, exist_ok=True)
@@ -158,12 +161,6 @@ class Reopened:
                     yield replace(job, checkpoint=parent, fork=fork, same_code=self.request.same_code)
             finally:
                 runs.remove_empty(invocation.directory)
-
-    def _origin(self, parent: "Checkpoint") -> dict[str, str]:
-        """Return what a fork records of where it begins: how its parent is found again, and that it is the same one."""
-        origin = {"run": self.run.id, "checkpoint": parent.path.name, "sha256": _digest(parent)}
-        listed = self.run.address(self.repository) == self.run.id
-        return origin if listed else origin | {"directory": str(self.run.directory)}
 
     def _fork(self, parent: "Checkpoint", run_id: str) -> runs.Fork:
         before = trust.parse_config(parent.config)
@@ -201,16 +198,17 @@ def reopen(request: Request, repository: Path) -> Iterator[Reopened]:
     repository: holds conf/, runs/ and src/.
     Raises: UserError if there is no such run, it is in use, or an override is no override.
     """
-    found = runs.find(request.query, repository)
+    alone = origins.checkpoint_alone(request.query)
+    found = runs.find(request.query, repository) if alone is None else runs.Found(origins.run_of(alone), None)
     conf = repository / "conf"
-    own = runs.read_config(found.run.directory)
+    own = runs.read_config(alone or found.run.directory)
     config = apply_overrides(own, request.overrides, conf)
     upload = trust.check_config(config, source=repository / "src").checkpoint.upload
     kept = own.get("tracker")
     kind = kept.get("kind") if isinstance(kept, dict) else None
     tracker = trackers.local_settings(kind, conf, request.tracker)
-    reopened = Reopened(found.run, found.checkpoint, own, request, tracker, repository, upload)
-    if found.checkpoint is None and request.directory is None and not continues.other_run(own, config):
+    reopened = Reopened(found.run, found.checkpoint, own, request, tracker, repository, upload, alone=alone)
+    if not (alone or found.checkpoint or request.directory) and not continues.other_run(own, config):
         # Before torch is imported: the tracker starts in a process of its own, at the same time.
         with held(reopened) as tracker_of_run:
             yield replace(reopened, tracker=tracker_of_run)
@@ -253,28 +251,6 @@ def _newest(root: Path) -> str | None:
 
     newest, _ = checkpoint.latest(root)
     return newest.path.name if newest else None
-
-
-def _find_parent(run: runs.Run, origin: dict[str, str], repository: Path) -> "Checkpoint":
-    """Load the very checkpoint that a fork began from. Raises: UserError if it is gone or has changed."""
-    from savepoint import checkpoint
-
-    again = f"Run {run.id} has no checkpoint yet and was forked from {origin['run']}@{origin['checkpoint']}"
-    try:
-        found = runs.find(origin.get("directory", origin["run"]), repository)
-        parent = checkpoint.load(found.run.checkpoints / origin["checkpoint"])
-    except UserError as error:
-        raise UserError(f"{again}, which cannot be loaded any more: {error}") from error
-    if _digest(parent) != origin["sha256"]:
-        raise UserError(f"{again}, which is another checkpoint now.")
-    return parent
-
-
-def _digest(parent: "Checkpoint") -> str:
-    """Return the SHA-256 of a checkpoint's manifest, which names the digests of all its files."""
-    from savepoint import checkpoint
-
-    return hashlib.sha256((parent.path / checkpoint.MANIFEST).read_bytes()).hexdigest()
 
 
 def _sweep(run: runs.Run) -> trackers.Sweep | None:
