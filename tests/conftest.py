@@ -5,7 +5,8 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 # Before torch is imported. Two workers with two threads each would keep off each other's cores: a fifth of all time.
@@ -16,7 +17,7 @@ from tools.nursery import Nursery
 from tools.processes import Zygote
 from tools.workshop import NAMES, Workshop, open_workshop
 
-from savepoint import system
+from savepoint import __main__, system
 
 # A process that was started in the background ignores Ctrl-C, and one that was started by nohup ignores a closed
 # terminal. Every process that the tests start would inherit that.
@@ -108,3 +109,26 @@ def trained(the_workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) ->
 def directory(trained: Path, tmp_path: Path) -> Path:
     """A run of three epochs and as many checkpoints, for a test to change."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty repository, which the command line takes for its own, where it is always UTC."""
+    monkeypatch.setattr(__main__, "REPOSITORY", tmp_path)
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    for group in ("model", "optimizer", "scheduler"):
+        (tmp_path / "conf" / group).mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a command prints, once it has ended well."""
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        assert __main__.main([*arguments]) == 0
+        return capsys.readouterr().out
+
+    return run

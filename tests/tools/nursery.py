@@ -55,7 +55,9 @@ class Nursery:
 
     def close(self) -> None:
         if self._process is not None:
-            self._process.communicate(timeout=30)
+            # Killed, not told by the end of its input: a process that a test forked may hold the other end open.
+            self._process.kill()
+            self._process.communicate()
 
 
 def stand_in(path: Path | str) -> Any:

@@ -184,7 +184,9 @@ def read_settings(config: Mapping[str, object]) -> tuple[Settings | None, list[s
     """
     faults: list[str] = []
     known = {*_OPEN_GROUPS, *_SCALARS, *GROUPS, "scheduler"}
-    faults += [_unknown("", key, "the config", known) for key in config if key not in known]
+    # `resume` says what to do and not what to train: `resolve` takes it out, and nothing reads it here.
+    unknown = [key for key in config if key not in known and (key, config[key]) != ("resume", None)]
+    faults += [_unknown("", key, "the config", known) for key in unknown]
     values: dict[str, object] = {}
     for group, cls in GROUPS.items():
         values[group] = _read_group(group, cls, config.get(group), faults)
