@@ -46,6 +46,11 @@ LONGEST = (
     "controls",
     "saves",
     "accelerator",
+    "fork",
+    "reproduce",
+    "requeue",
+    "copies",
+    "fetch",
 )
 
 

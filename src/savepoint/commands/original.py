@@ -134,8 +134,12 @@ def start_over(original: Original, directory: Path, repository: Path) -> runs.Ru
 
 def _check_parent(origin: Any, repository: Path) -> None:
     try:
-        found = runs.find(origin.get("directory", origin["run"]), repository)
-        checkpoint.load(found.run.checkpoints / origin["checkpoint"])
+        parent = Path(origin.get("directory", ""))
+        if not (parent / checkpoint.MANIFEST).exists():  # not a checkpoint alone
+            parent = (
+                runs.find(origin.get("directory", origin["run"]), repository).run.checkpoints / origin["checkpoint"]
+            )
+        checkpoint.load(parent)
     except (UserError, AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"The run is a fork, and the checkpoint that it began from cannot be loaded: {error}"

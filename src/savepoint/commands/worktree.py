@@ -16,7 +16,6 @@ from savepoint import runs
 from savepoint.errors import UserError
 
 LINES = 20  # of a failed command's output that are shown
-# Builds of torch for one kind of hardware, such as 2.9.0+cu128, lie in an index of their own.
 
 
 @contextlib.contextmanager

@@ -43,14 +43,20 @@ def run_of(alone: Path) -> runs.Run:
 
 
 def find_again(run: runs.Run, origin: dict[str, str], repository: Path) -> "Checkpoint":
-    """Load the very checkpoint that a fork began from. Raises: UserError if it is gone or has changed."""
+    """Load the very checkpoint that a fork began from. origin: what run.json has of it.
+
+    Raises: UserError if it is gone, has changed, or is not recorded as it should be.
+    """
     from savepoint import checkpoint
 
+    keys = ("run", "checkpoint", "sha256")
+    if not isinstance(origin, dict) or not all(isinstance(origin.get(key), str) for key in keys):
+        raise UserError(f"{run.directory / runs.RECORD}: its forked_from has to have {', '.join(keys)}.")
     again = f"Run {run.id} has no checkpoint yet and was forked from {origin['run']}@{origin['checkpoint']}"
     try:
-        place = Path(origin.get("directory", ""))
+        place = Path(str(origin.get("directory", "")))
         if not (place / checkpoint.MANIFEST).exists():
-            found = runs.find(origin.get("directory", origin["run"]), repository)
+            found = runs.find(str(origin.get("directory", origin["run"])), repository)
             place = found.run.checkpoints / origin["checkpoint"]
         parent = checkpoint.load(place)
     except UserError as error:
