@@ -30,6 +30,8 @@ def test_the_commands_of_the_page_run(
             meant = [runs.all_runs(workshop.root)[0].id if each == "RUN" else each for each in arguments[1:]]
             assert __main__.main(meant) == 0
             outputs[" ".join(arguments[1:])] = capsys.readouterr().out
+            if arguments[1:] == ["show", "latest"]:
+                assert outputs["show latest"].startswith(f"id                {newest}\n")
     shown = re.findall(r"^```text\n(id .*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)[0].splitlines()
     listed = outputs["ls"].splitlines()
     assert [columns(line) for line in listed] == [columns(line) for line in shown]
@@ -38,7 +40,7 @@ def test_the_commands_of_the_page_run(
         2,
     ]
     assert '"name": "colder"' in outputs["ls colder --json"]
-    assert outputs["show latest"].startswith(f"id                {newest}\n")
+    assert outputs["sync --all"].count("left out: ") == 3
     assert {path.name for path in tmp_path.glob("*.png")} == {"plot.png", "both.png"}
     assert len(runs.all_runs(workshop.root)) == 3
 
