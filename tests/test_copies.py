@@ -99,3 +99,21 @@ def test_a_copied_run_is_named_by_its_directory(workshop: Workshop, placed: Call
         arguments = (f"run={run_id}",) if name == "resume.py" else ("show", run_id)
         ended = workshop.run(name, *arguments)
         assert ended.status == 2 and f"Run {run_id} has been copied. Give one of its directories" in ended.output
+
+
+def test_a_run_of_another_repository_is_continued_there_and_may_be_forked_here(
+    workshop: Workshop, placed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    (other / "src" / "savepoint").mkdir(parents=True)
+    (other / "resume.py").touch()
+    place = Path(shutil.move(placed("moved"), other / "runs" / "2026-01-01" / "000001-x"))
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    for query in (str(place), f"{place}@last", str(place / "checkpoints" / NAMES[-1])):
+        ended = workshop.run("resume.py", f"run={query}", "trainer.max_epochs=4", "tracker=none")
+        told = f"error: {query} is a run of another repository, {other}. Continue it there: python resume.py run="
+        assert ended.status == 2 and told in ended.output and ended.output.count("\n") == 1, ended.output
+    assert before == {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert not list(workshop.root.glob("runs/*/*"))
+    ended = run(workshop, "fork", place, tmp_path / "fork", read_only=False)
+    assert ended.status == 0, ended.output

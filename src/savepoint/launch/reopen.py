@@ -220,9 +220,10 @@ def reopen(request: Request, repository: Path) -> Iterator[Reopened]:
 def held(reopened: Reopened) -> Iterator[trackers.Tracker]:
     """Hold the run's lock and start its tracker while the body continues the run.
 
-    Raises: UserError if another process trains the run.
+    Raises: UserError if another process trains the run, or it belongs to another checkout of this project.
     """
     run, settings = reopened.run, reopened.tracker_settings
+    _check_home(reopened)
     with runs.explaining_disk_errors(run.directory):
         lock = run.hold(force=reopened.request.force)
         try:
@@ -243,6 +244,20 @@ def held(reopened: Reopened) -> Iterator[trackers.Tracker]:
                 tracker.abandon()  # does nothing to a tracker that was closed
         finally:
             lock.release()
+
+
+def _check_home(reopened: Reopened) -> None:
+    """Refuse to continue a run that lies under another checkout: its tracker's store is there, and perhaps its code."""
+    here, directory = reopened.repository.resolve(), reopened.run.directory.resolve()
+    if directory.is_relative_to(here):
+        return
+    for home in directory.parents:
+        if (home / "resume.py").is_file() and (home / "src" / "savepoint").is_dir():
+            raise UserError(
+                f"{reopened.request.query} is a run of another repository, {home}. Continue it there: "
+                f"python resume.py run={reopened.run.id}. To begin another run here from its state, add a change "
+                "(optimizer.lr=…), which forks it; from its weights: python train.py init_from=…"
+            )
 
 
 def _newest(root: Path) -> str | None:
