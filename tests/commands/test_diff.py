@@ -3,13 +3,13 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tools.processes import REPOSITORY
+from tools.sealed import seal
 from tools.workshop import NAMES
 from torch import Tensor
 
@@ -169,15 +169,6 @@ def test_a_difference_to_nan_has_no_size(tmp_path: Path) -> None:
 def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
     capsys.readouterr()
     return compare(REPOSITORY, [str(each) for each in arguments]), capsys.readouterr().out
-
-
-def seal(path: Path, change: Callable[[bytes], bytes]) -> None:
-    """Change a file of a checkpoint, and its manifest with it."""
-    data = change(path.read_bytes() if path.exists() else b"")
-    path.write_bytes(data)
-    manifest = json.loads((path.parent / "manifest.json").read_bytes())
-    manifest["files"][path.name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (path.parent / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_config_code_and_versions_are_told_and_decide_nothing(

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tools import pages
 from tools.processes import REPOSITORY, Zygote
+from tools.sealed import seal
 from tools.workshop import copy_repository
 
 from savepoint import checkpoint, runs
@@ -123,15 +124,6 @@ def reproduced(home: Home, capsys: pytest.CaptureFixture[str], *arguments: str) 
     code = reproduce_run(home.root, [*arguments])
     assert state_of(home.root) == before
     return code, capsys.readouterr().out
-
-
-def seal(path: Path, change: Callable[[bytes], bytes]) -> None:
-    """Change a file of a checkpoint, and its manifest with it."""
-    data = change(path.read_bytes() if path.exists() else b"")
-    path.write_bytes(data)
-    manifest = json.loads((path.parent / "manifest.json").read_bytes())
-    manifest["files"][path.name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (path.parent / "manifest.json").write_text(json.dumps(manifest))
 
 
 def newest(directory: Path) -> Path:

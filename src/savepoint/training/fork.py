@@ -129,14 +129,13 @@ class _Part:
         rates = [[float(group["lr"]) for group in groups] for groups in (then, now)]
         regrouped = [each["param_names"] for each in then] != [each["param_names"] for each in now]
         replayed, scalable = None, not regrouped and 0.0 not in rates[0]
+        if rates[0] != rates[1]:
+            self._check_owner()
         if self.schedules[0] == self.schedules[1] and not planned and scalable:
             groups = [dict(group) for group in saved["optimizer"]["param_groups"]]
             if rates[0] != rates[1]:
-                self._check_owner()
                 _scale(groups, entries, *rates)
         else:
-            if rates[0] != rates[1]:
-                self._check_owner()
             self._replay(state, notes)
             replayed = optimization.capture({"": self.fresh})
             entries |= {key: replayed[key] for key in ("scheduler", "schedule_length")}

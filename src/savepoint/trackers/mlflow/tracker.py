@@ -161,12 +161,7 @@ def find_run(settings: TrackerSettings, *, repository: Path, text: str, timeout_
         order = _store(settings, repository, lock_dir=Path(lock_dir)) | {"do": "find_runs", "text": text}
         if _is_absent(order) or not re.fullmatch(r"[0-9A-Za-z-]{6,64}", text):
             return None
-        try:
-            answer = Worker(order, log=None).ask(timeout_seconds)
-        except (TimeoutError, RuntimeError) as error:
-            answer = {"failed": str(error)}
-    if answer["failed"] is not None:
-        raise UserError(f"MLflow was asked for the run {text}: {answer['failed'].rstrip('.')}.")
+        answer = _answer(order, timeout_seconds, f"MLflow was asked for the run {text}")
     runs = [Found(*run) for run in answer["runs"]]
     if len(runs) > 1:
         ids = ", ".join(run.tracker_run_id for run in runs)
@@ -183,14 +178,21 @@ def fetch_run(
         "tracker_run_id": found.tracker_run_id,
         "to": str(to.absolute()),
     }
+    fetched: list[str] = _answer(order, timeout_seconds, f"MLflow's run {found.tracker_run_id} cannot be fetched")[
+        "fetched"
+    ]
+    return fetched
+
+
+def _answer(order: Message, timeout_seconds: float, title: str) -> Message:
+    """Ask a worker one question. Raises: UserError that begins with `title`, if there is no answer."""
     try:
         answer = Worker(order, log=None).ask(timeout_seconds)
     except (TimeoutError, RuntimeError) as error:
         answer = {"failed": str(error)}
     if answer["failed"] is not None:
-        raise UserError(f"MLflow's run {found.tracker_run_id} cannot be fetched: {answer['failed'].rstrip('.')}.")
-    fetched: list[str] = answer["fetched"]
-    return fetched
+        raise UserError(f"{title}: {answer['failed'].rstrip('.')}.")
+    return answer
 
 
 def _is_absent(order: Message) -> bool:
