@@ -424,14 +424,14 @@ def test_what_a_run_keeps_outside_of_its_state_is_found_by_name(name: str, monke
     if name == "Registered":
         state.registered["counter"] = model.middle.counter
     parts = SimpleNamespace(task=task, train=SimpleNamespace(dataset=dataset), val=SimpleNamespace(dataset=dataset))
-    before = outside.survey(state, parts)
+    before = outside.survey(state, parts, package="project")
     batch = torch.stack([dataset[index][0] for index in range(4)]), torch.tensor([0, 1, 0, 1])
     mean = task.mean
     task(model, batch).loss.backward()
     task.mean = task.mean if name == "Smoothing" else mean
     optimizer.step()
     scheduler.step()
-    after = outside.survey(state, parts)
+    after = outside.survey(state, parts, package="project")
     changed = {each for each in before.keys() | after.keys() if before.get(each) != after.get(each)}
     changed -= {each for each in changed if each.startswith(("optimizer._", "scheduler._"))}
     assert (OUTSIDE[name] in changed) if OUTSIDE[name] else not changed, changed

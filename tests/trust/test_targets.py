@@ -10,6 +10,7 @@ import pytest
 
 from savepoint.errors import ConfigError
 from savepoint.trust import targets
+from savepoint.trust.package import package
 from savepoint.trust.targets import refusal, resolve
 from savepoint.trust.torch_classes import TORCH_TARGETS
 
@@ -242,3 +243,38 @@ def test_the_error_says_what_is_allowed_and_which_line_to_add(source: Path) -> N
         "TARGETS in src/project/targets.py."
     )
     assert str(refusal("project.models.broken.Mlp", source)).startswith("src/project/models/broken.py cannot be read: ")
+
+
+def renamed(tmp_path: Path, line: str) -> Path:
+    """A src/ whose project has its own package name, with one model in it."""
+    source = tmp_path / "src"
+    (source / "my_lab" / "models").mkdir(parents=True)
+    for folder in (source / "my_lab", source / "my_lab" / "models"):
+        (folder / "__init__.py").touch()
+    (source / "my_lab" / "models" / "dense.py").write_text("class Dense: ...\n\n\ndef tiny(): ...\n")
+    (tmp_path / "pyproject.toml").write_text(f"[tool.savepoint]\n{line}\n")
+    return source
+
+
+def test_a_projects_package_has_the_name_that_pyproject_gives(tmp_path: Path) -> None:
+    source = renamed(tmp_path, 'package = "my_lab"')
+    assert package(source) == "my_lab"
+    assert refusal("my_lab.models.dense.Dense", source) is None
+    assert "no file of src/my_lab is my_lab.models.dence" in str(refusal("my_lab.models.dence.Dense", source))
+    assert "to TARGETS in src/my_lab/targets.py" in str(refusal("my_lab.models.dense.tiny", source))
+    assert "'project.models.dense.Dense' is not allowed" in str(refusal("project.models.dense.Dense", source))
+
+
+def test_without_a_name_the_package_is_called_project(tmp_path: Path) -> None:
+    assert package(renamed(tmp_path, "")) == "project"
+    (tmp_path / "pyproject.toml").unlink()
+    assert package(tmp_path / "src") == "project"
+
+
+@pytest.mark.parametrize(
+    "line", ['package = "my-lab"', 'package = "a.b"', "package = 3", 'package = "savepoint"', "package ="]
+)
+def test_a_name_that_no_package_can_have_is_refused(tmp_path: Path, line: str) -> None:
+    source = renamed(tmp_path, line)
+    with pytest.raises(ConfigError, match="the name of the project's package cannot be read"):
+        package(source)

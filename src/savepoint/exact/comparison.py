@@ -136,7 +136,7 @@ def _compare_resumed(place: Workplace, first: Trace, resumed: Trace, workers: in
             f"exact: {updates} updates in 2 epochs, and again in another process, and resumed {_where(at)} in a third: "
             f"{count:,} values compared, none differs."
         )
-        for name, words in _unused(tail, resumed, workers):
+        for name, words in _unused(place, tail, resumed, workers):
             say(f"  not in the checkpoint, though nothing depended on it in these updates: {name}: {words}")
         return 0
     what = explain.what(found, first.about)
@@ -188,13 +188,14 @@ def _unexplained(place: Workplace, found: Difference) -> Cause:
     return Cause("cause", "no attribute, generator or clock of the project explains it", _SURROUNDINGS)
 
 
-def _unused(tail: Trace, resumed: Trace, workers: int) -> list[tuple[str, str]]:
+def _unused(place: Workplace, tail: Trace, resumed: Trace, workers: int) -> list[tuple[str, str]]:
     """List values outside the saved state that differ at the end although every compared value is equal."""
     last = Difference(tail.records[-1]["at"], "course", [], 0)
     ended, again = (Trace(each.about, each.records[-1:]) for each in (tail, resumed))
     found = explain.suspects(ended, again, last, here="there", there="after the resume")
     # torch's own counters, and what a loading worker does in its own process.
-    ignored = ("optimizer.", "scheduler.", *(("data.", "project.data.") if workers else ()))
+    package = trust.package(place.repository / "src")
+    ignored = ("optimizer.", "scheduler.", *(("data.", f"{package}.data.") if workers else ()))
     return [each for each in found if not each[0].startswith(ignored)][:LIMIT]
 
 

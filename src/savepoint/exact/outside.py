@@ -38,15 +38,18 @@ class Value(NamedTuple):
     shown: str
 
 
-def survey(state: TrainState, parts: Parts) -> dict[str, Value]:
-    """Return every value found, by name: `model.layers.1.calls`, `data.train.cache`, `project.data.mine.COUNT`."""
+def survey(state: TrainState, parts: Parts, *, package: str) -> dict[str, Value]:
+    """Return every value found, by name: `model.layers.1.calls`, `data.train.cache`, `project.data.mine.COUNT`.
+
+    package: the name of the project's own package, whose globals are visited too.
+    """
     known: list[Any] = [
         *state.model.modules(),
         *state.registered.values(),
         *(part for one in state.optimizers.values() for part in (one.optimizer, one.scheduler, one.scaler)),
     ]
     known += [*state.model.parameters(), *_persistent(state.model)]
-    walk = _Walk({id(each): each for each in known})
+    walk = _Walk({id(each): each for each in known}, package)
     for name, module in state.model.named_modules():
         walk.module(f"model.{name}".rstrip("."), module)
     for name, parameter in state.model.named_parameters():
@@ -58,7 +61,7 @@ def survey(state: TrainState, parts: Parts) -> dict[str, Value]:
         prefix = f"optimizers.{name}." if name else ""
         walk.attributes(f"{prefix}optimizer", one.optimizer, but=("state", "param_groups", "defaults"))
         walk.attributes(f"{prefix}scheduler", one.scheduler, but=("optimizer", *one.scheduler.state_dict()))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "project"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         walk.begin()
         walk.namespace(name, vars(sys.modules[name]), owner=name)
     return walk.found
@@ -75,10 +78,14 @@ def _persistent(model: nn.Module) -> Iterator[Tensor]:
 
 
 class _Walk:
-    """A walk through objects. seen: what is saved or was visited, by identity; it is not visited again."""
+    """A walk through objects.
 
-    def __init__(self, seen: dict[int, Any]) -> None:
+    seen: what is saved or was visited, by identity; it is not visited again. package: the name of the project's own.
+    """
+
+    def __init__(self, seen: dict[int, Any], package: str) -> None:
         self.found: dict[str, Value] = {}
+        self._package = package
         self._seen = seen  # holds the objects too: the identity of one that is gone could be given to another
         self._left = LEAVES
 
@@ -167,7 +174,7 @@ class _Walk:
         if isinstance(function, classmethod | staticmethod | types.MethodType):
             self.value(path, function.__func__, depth)
             owner = getattr(function, "__self__", None)
-            if type(owner).__module__.partition(".")[0] == "project":  # perhaps nothing else holds it
+            if type(owner).__module__.partition(".")[0] == self._package:  # perhaps nothing else holds it
                 self.value(path, owner, depth)
         elif isinstance(function, CACHED):
             misses = function.cache_info().misses
@@ -178,7 +185,7 @@ class _Walk:
         elif not isinstance(function, types.FunctionType):
             if not isinstance(function, types.BuiltinFunctionType):
                 self._other(path, function, depth)
-        elif str(function.__module__).startswith("project"):
+        elif str(function.__module__).partition(".")[0] == self._package:
             self._remembered(path, function, depth)
 
     def _remembered(self, path: str, function: types.FunctionType, depth: int) -> None:

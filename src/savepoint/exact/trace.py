@@ -34,10 +34,11 @@ def main(arguments: list[str]) -> int:
     order = Order(**json.loads(Path(arguments[0]).read_bytes()))
     logging.getLogger("savepoint").setLevel(logging.WARNING)
     trace = Trace(Path(order.trace))
-    watch = Watch(trace)
+    source = Path(order.repository) / "src"
+    package = trust.package(source)
+    watch = Watch(trace, package)
     try:
-        project = Path(order.repository) / "src" / "project"
-        traps.Traps(project, Path(order.notes), clock_offset=order.clock_offset).install()
+        traps.Traps(source / package, Path(order.notes), clock_offset=order.clock_offset).install()
         _train(order, watch)
         watch.between()
     except UserError as error:

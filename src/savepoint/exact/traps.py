@@ -113,7 +113,7 @@ class Traps:
         self._wrap(os, "getpid", "calls os.getpid(), that is another in every process", _always, deep=False)
         self._wrap_clocks()
         setattr(builtins, _HOOK, self._watched)
-        sys.meta_path.insert(0, _Finder())
+        sys.meta_path.insert(0, _Finder(Path(self._project).name))
 
     def _wrap_clocks(self) -> None:
         offset = self._clock_offset
@@ -217,11 +217,13 @@ _CLOCKS = ("now", "utcnow", "today")
 
 
 class _Finder(importlib.machinery.PathFinder):
-    """Finds the project's modules, and has their syntax trees changed as they are loaded."""
+    """Finds the modules of a package, the project's own, and has their syntax trees changed as they are loaded."""
 
-    @classmethod
-    def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> Any:
-        if fullname.partition(".")[0] != "project":
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:  # type: ignore[override]
+        if fullname.partition(".")[0] != self._package:
             return None
         spec = super().find_spec(fullname, path, target)
         if spec and isinstance(spec.loader, importlib.machinery.SourceFileLoader):

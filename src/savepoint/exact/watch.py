@@ -50,17 +50,17 @@ class Trace:
 
 
 class Watch:
-    """Shortens a run to two short epochs, and records what passes between its parts."""
+    """Shortens a run to two short epochs, and records what passes between its parts. package: the project's own."""
 
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
+    def __init__(self, trace: Trace, package: str) -> None:
+        self.trace, self.package = trace, package
         self.validating = False
         self._window: list[int] = []
         self._forwards = 0
 
     def __call__(self, state: TrainState, parts: Parts) -> Parts:
         self.state, self.parts = state, parts
-        self.trace.write(about(state, parts))
+        self.trace.write(about(state, parts, package=self.package))
         settings = parts.settings
         short, updates, saved = planned(len(parts.train), settings.trainer.accumulate)
         ends = dataclasses.replace(
@@ -118,7 +118,8 @@ class Watch:
         model, tree = capture(state)
         values = dict(probe.leaves({"model": model} | {name: each for name, each in tree.items() if name != "rng"}))
         values |= {f"rng.{name}": each for name, each in tree["rng"].items()}
-        self.trace.record("state", values, step=state.step, outside=outside.survey(state, self.parts))
+        others = outside.survey(state, self.parts, package=self.package)
+        self.trace.record("state", values, step=state.step, outside=others)
 
     def batch(self, number: int, batch: Any) -> None:
         if number == self.state.batch:  # the first of a window
@@ -227,7 +228,7 @@ class _Task:
             step.minimize = minimize  # type: ignore[method-assign]
 
 
-def about(state: TrainState, parts: Parts) -> dict[str, Any]:
+def about(state: TrainState, parts: Parts, *, package: str) -> dict[str, Any]:
     """Return the class and module of each part that can be responsible for a difference, and the project's files."""
     named: dict[str, Any] = {
         "task": parts.task,
@@ -238,7 +239,7 @@ def about(state: TrainState, parts: Parts) -> dict[str, Any]:
         named |= {f"{prefix}optimizer": one.optimizer, f"{prefix}scheduler": one.scheduler}
     for name, module in state.model.named_modules():
         named[f"model.{name}".rstrip(".")] = module
-    mine = [module for name, module in sys.modules.items() if name.split(".")[0] == "project"]
+    mine = [module for name, module in sys.modules.items() if name.split(".")[0] == package]
     files = {module.__name__: module.__file__ for module in mine if getattr(module, "__file__", None)}
     classes = {name: [type(each).__qualname__, type(each).__module__] for name, each in named.items()}
     return {"classes": classes, "files": files, "deterministic": parts.settings.trainer.deterministic}

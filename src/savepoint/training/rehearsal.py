@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from savepoint import data, system
+from savepoint import data, system, trust
 from savepoint.errors import BuildError, ConfigError, UserError
 from savepoint.training import figures
 from savepoint.training.evaluation import measure
@@ -156,7 +156,7 @@ def _place(error: Exception, source: Path) -> str:
     """Return the file and line of the fork's own code that the error passed through last."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.is_relative_to(source / "project"):
+        if path.is_relative_to(source / trust.package(source)):
             return f" ({path.relative_to(source.parent)}, line {frame.lineno})"
     return ""
 

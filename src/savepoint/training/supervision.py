@@ -76,7 +76,8 @@ def _place(error: Exception, repository: Path) -> str | None:
     """Return the file and line of the project's own code that raised the error; None if other code did."""
     raised = traceback.extract_tb(error.__traceback__)[-1]
     path = Path(raised.filename)
-    project = repository / "src" / "project"
+    source = repository / "src"
+    project = source / trust.package(source)
     return f"{path.relative_to(repository)}, line {raised.lineno}" if path.is_relative_to(project) else None
 
 

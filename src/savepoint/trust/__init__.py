@@ -3,6 +3,7 @@
 Rooms, in reading order:
     validation     check a whole config, fresh or loaded, and read its settings
     policy         which values a config may hold
+    package        the name of the project's own package in src/
     targets        which names a `_target_` may have
     torch_classes  the table of allowed torch classes
     instantiate    build the objects that a checked config describes
@@ -13,6 +14,7 @@ Rooms, in reading order:
 """
 
 from savepoint.trust.instantiate import call, make
+from savepoint.trust.package import package
 from savepoint.trust.redaction import redact, redact_arguments
 from savepoint.trust.strict_json import MAX_JSON, Memory, parse_json, read_digested, read_file, read_member, unique_keys
 from savepoint.trust.strict_yaml import dump_config, parse_config
@@ -27,6 +29,7 @@ __all__ = [
     "dump_config",
     "join_path",
     "make",
+    "package",
     "parse_config",
     "parse_json",
     "printable",

@@ -1,4 +1,4 @@
-"""Resolve `_target_` names: torch classes known to savepoint, classes of src/project, names in its targets.py.
+"""Resolve `_target_` names: torch classes known to savepoint, classes of the project, names in its targets.py.
 
 A name is looked up in a table or in a file of this repository, never searched for, and nothing is imported before it is
 allowed. A prefix proves nothing: `torch.nn.modules.module.torch.utils.collect_env.run` is a shell.
@@ -17,6 +17,7 @@ from typing import Any
 
 from savepoint.config import closest
 from savepoint.errors import ConfigError
+from savepoint.trust.package import package
 from savepoint.trust.text import shown
 from savepoint.trust.torch_classes import TORCH_TARGETS
 
@@ -27,13 +28,14 @@ _HOME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", re.ASCII)
 def refusal(target: str, source: Path) -> str | None:
     """Return why a target is not allowed and what to do, or None if it is allowed. Imports nothing."""
     if len(target) > 200 or not target.isascii() or not _NAME.fullmatch(target):
-        return f"{shown(target)} is not the dotted name of a class, such as torch.optim.Adam or project.models.mlp.MLP."
+        example = f"torch.optim.Adam or {package(source)}.models.mlp.Mlp"
+        return f"{shown(target)} is not the dotted name of a class, such as {example}."
     fork = fork_targets(source)
     if target in TORCH_TARGETS or target in fork:
         return None
-    if target.startswith("project."):
+    if target.startswith(f"{package(source)}."):
         return _project_refusal(target, source)
-    folder = f"{source.name}/project"
+    folder = f"{source.name}/{package(source)}"
     return (
         f"'{target}' is not allowed.{closest(target, [*TORCH_TARGETS, *fork], likeness=0.8)} "
         f"Allowed: classes defined in {folder}, torch classes known to savepoint "
@@ -52,7 +54,7 @@ def resolve(target: str, *, path: str, source: Path) -> Any:
         raise ConfigError(f"{path}: {fault}")
     home = TORCH_TARGETS.get(target) or fork_targets(source).get(target)
     module_name, name = home.split(":") if home else target.rsplit(".", 1)
-    if module_name.partition(".")[0] == "project":
+    if module_name.partition(".")[0] == package(source):
         _check_project(path, source)
     module = importlib.import_module(module_name)
     if home is None:
@@ -73,11 +75,11 @@ def resolve(target: str, *, path: str, source: Path) -> Any:
 
 
 def fork_targets(source: Path) -> dict[str, str]:
-    """Read TARGETS of src/project/targets.py as a literal: checking a config must not import the fork's code."""
-    file = source / "project" / "targets.py"
+    """Read TARGETS of the project's targets.py as a literal: checking a config must not import the fork's code."""
+    file = source / package(source) / "targets.py"
     if not file.is_file():
         return {}
-    place = f"{source.name}/project/targets.py"
+    place = f"{source.name}/{package(source)}/targets.py"
     try:
         for statement in ast.parse(file.read_bytes()).body:
             names = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
@@ -98,10 +100,11 @@ def fork_targets(source: Path) -> dict[str, str]:
 
 def _project_refusal(target: str, source: Path) -> str | None:
     module_name, _, name = target.rpartition(".")
-    folder = f"{source.name}/project"
+    folder = f"{source.name}/{package(source)}"
     file = _project_file(module_name, source)
     if file is None:
-        modules = [".".join(each.relative_to(source).with_suffix("").parts) for each in source.glob("project/**/*.py")]
+        files = (source / package(source)).glob("**/*.py")
+        modules = [".".join(each.relative_to(source).with_suffix("").parts) for each in files]
         return f"'{target}' is not allowed: no file of {folder} is {module_name}.{closest(module_name, modules)}"
     shown_file = file.relative_to(source.parent).as_posix()
     try:
@@ -118,12 +121,12 @@ def _project_refusal(target: str, source: Path) -> str | None:
 
 
 def _project_file(module_name: str, source: Path) -> Path | None:
-    """Return the file that importing a module of `project` would read, or None if there is none inside src/project."""
-    root = source / "project"
+    """Return the file that importing a module of the project would read, or None if there is none in its package."""
+    root = source / package(source)
     *parents, last = module_name.split(".")
     place = source.joinpath(*parents)
-    package, module = place / last / "__init__.py", place / f"{last}.py"
-    file = package if package.is_file() else module
+    folder, module = place / last / "__init__.py", place / f"{last}.py"
+    file = folder if folder.is_file() else module
     # Name by name: a file system that ignores case would find MLP.py where mlp.py is.
     parts = file.relative_to(source).parts
     spelled = all(part in _names(source.joinpath(*parts[:i])) for i, part in enumerate(parts))
@@ -148,14 +151,15 @@ def _definitions(file: Path, _changed: int) -> dict[str, str]:
 
 
 def _check_project(path: str, source: Path) -> None:
-    """Refuse a `project` package of another copy of this repository, for example an installed one."""
-    loaded = sys.modules.get("project")
-    spec = None if loaded else importlib.util.find_spec("project")
+    """Refuse the project's package of another copy of this repository, for example an installed one."""
+    name = package(source)
+    loaded = sys.modules.get(name)
+    spec = None if loaded else importlib.util.find_spec(name)
     origin = loaded.__file__ if loaded else spec.origin if spec else None
-    expected = source / "project" / "__init__.py"
+    expected = source / name / "__init__.py"
     if origin is None or Path(origin).resolve() != expected.resolve():
         raise ConfigError(
-            f"{path}: the package 'project' comes from {origin or 'nowhere'}, and not from {expected}. "
+            f"{path}: the package '{name}' comes from {origin or 'nowhere'}, and not from {expected}. "
             "Use this repository's own environment: make setup."
         )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from savepoint.config import Settings, by_name, read_settings
 from savepoint.errors import ConfigError
+from savepoint.trust.package import package
 from savepoint.trust.policy import check_values
 from savepoint.trust.text import join_path
 
@@ -22,13 +23,13 @@ GROUPS = {
     "tracker": "none",
 }
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of an optimizer: it becomes a part of names of metrics
-# Nodes that name a class, each with a class to suggest where the name is missing.
+# Nodes that name a class, each with a class of the project to suggest where the name is missing.
 CLASSES = {
-    "model": "project.models.mlp.Mlp",
-    "data.dataset": "project.data.digits.Digits",
-    "data.sampler": "project.data.balanced.Balanced",
-    "data.collate": "project.data.padded.Padded",
-    "task": "project.tasks.classification.Classification",
+    "model": "models.mlp.Mlp",
+    "data.dataset": "data.digits.Digits",
+    "data.sampler": "data.balanced.Balanced",
+    "data.collate": "data.padded.Padded",
+    "task": "tasks.classification.Classification",
 }
 OPTIONAL = ("data.sampler", "data.collate")
 # Groups of one class or of several by name, which the engine gives an argument when it builds them.
@@ -40,14 +41,14 @@ def check_config(config: dict[str, Any], *, source: Path) -> Settings:
 
     A fresh config and the config of a checkpoint are checked alike, so every run that starts can be resumed.
 
-    source: the directory that holds the `project` package.
+    source: the directory that holds the project's own package.
     Raises: ConfigError with one line for each fault.
     """
     faults = check_values(config, source=source) or _missing_groups(config)
     if faults:
         raise ConfigError("\n".join(faults))
     settings, faults = read_settings(config)
-    faults += _missing_classes(config)
+    faults += _missing_classes(config, source)
     if settings is None or faults:
         raise ConfigError("\n".join(faults))
     return settings
@@ -62,7 +63,7 @@ def _missing_groups(config: dict[str, Any]) -> list[str]:
     ]
 
 
-def _missing_classes(config: dict[str, Any]) -> list[str]:
+def _missing_classes(config: dict[str, Any], source: Path) -> list[str]:
     """Return a line for each node that must name a class and does not, or lacks the `_partial_` that it needs."""
     faults = []
     for path, example in CLASSES.items():
@@ -72,7 +73,7 @@ def _missing_classes(config: dict[str, Any]) -> list[str]:
             continue
         if node is None and path == "data.dataset" and config["data"].get("limit_batches") is not None:
             continue  # no data
-        faults += _missing_class(node, path, example)
+        faults += _missing_class(node, path, f"{package(source)}.{example}")
     for group, example in PARTIAL.items():
         for name, node in by_name(config[group]).items():
             path = join_path(group, name) if name else group
