@@ -24,7 +24,7 @@ WINGS = (
         "trackers",
         "trust",
     ),
-    *("config", "system", "registry", "errors"),
+    *("config", "system", "template", "registry", "errors"),
 )
 RANK = {wing: rank for rank, wing in enumerate(reversed(WINGS))}
 

@@ -15,6 +15,7 @@ Wings, from the top down. Each has one idea, lists its rooms in its docstring, a
     trust       what a config or a file may ask for
     config      from conf/ and the command line to one plain, checked config
     system      the ground: files, signals, memory, random generators
+    template    from this repository to a project of one's own, and to a newer engine in it
 """
 
 import importlib

@@ -28,6 +28,11 @@ usage: python -m savepoint ls [text|key=value …] [--sweep SWEEP] [--sort KEY] 
                                               weights, config and model card, for use elsewhere
        python -m savepoint sync <run> | --all [tracker.uri=…]
                                               send the tracker what it lacks: points, checkpoints, figures, the status
+       python -m savepoint new DIR [--name TEXT] [--package NAME] [--examples all|one|none] …
+                                              a project of your own, made from this template
+       python -m savepoint upgrade --from <clone or archive>
+                                              a newer engine in a project that was made so
+       python -m savepoint test-engine        the engine's own tests
        python -m savepoint demo               train, kill, resume, and compare every bit
        python -m savepoint ui [--port 5000]   the tracker's web page, on this machine only"""
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -70,6 +75,10 @@ def _run(arguments: list[str]) -> int:
             return commands.export_model(REPOSITORY, rest)
         case ["sync", *rest]:
             return commands.sync_runs(REPOSITORY, rest)
+        case ["new" | "upgrade" | "test-engine" as verb, *rest]:
+            from savepoint import template  # only for these
+
+            return template.run(verb, REPOSITORY, rest)
         case ["demo"]:
             return commands.play_demo(REPOSITORY)
         case ["ui"]:
