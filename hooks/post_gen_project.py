@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 ANSWERS = {
     "name": """{{ cookiecutter.name | replace("\\", "\\\\") | replace('"', '\\"') }}""",
@@ -13,6 +14,7 @@ ANSWERS = {
 }
 PROGRAM = r"{{ cookiecutter._repo_dir }}/src/savepoint/template"
 
+Path(".gitkeep").unlink()  # only there so that git keeps the template's empty directory
 sys.exit(
     subprocess.run(
         [sys.executable, PROGRAM, "complete", ".", *(f"--{key}={value}" for key, value in ANSWERS.items())]

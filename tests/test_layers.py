@@ -13,6 +13,7 @@ ENGINE = REPOSITORY / "src" / "savepoint"
 WINGS = (
     *(
         "__main__",
+        "testing",
         "launch",
         "commands",
         "exact",

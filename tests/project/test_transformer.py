@@ -1,16 +1,11 @@
 """src/project/models/transformer.py: no token sees a later one; embedding and head are one matrix, resumed or not."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from tools.processes import Zygote
 from torch import nn
 
 from project.models.transformer import Transformer
 from project.tasks.language_model import LanguageModel
-from savepoint import checkpoint, runs
-from savepoint.commands import diff
 
 
 def tokens(*shape: int, vocabulary: int = 256) -> torch.Tensor:
@@ -122,26 +117,3 @@ def test_what_it_cannot_read_is_named() -> None:
             ValueError, match=r"^model=transformer: a sample is a row of tokens, and here it is torch\."
         ):
             Transformer()(images)
-
-
-SMALL = (
-    *("model=transformer", "task=language_model", "model.width=8", "model.layers=1", "data.batch_size=8"),
-    *("tracker=none", "trainer.threads=1", "data.limit_batches=9"),
-)
-
-
-def test_tied_weights_dropout_and_label_smoothing_go_on_after_a_resume(zygote: Zygote, tmp_path: Path) -> None:
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
-    start = ("train.py", *SMALL, "task.label_smoothing=0.1", "model.dropout=0.2")
-    for ended in (
-        zygote.run(*start, f"hydra.run.dir={whole}", "trainer.max_steps=8"),
-        zygote.run(*start, f"hydra.run.dir={parted}", "trainer.max_steps=3"),
-        zygote.run("resume.py", f"run={parted}", "trainer.max_steps=8"),
-    ):
-        assert ended.status == 0, ended.output
-    pair = [runs.read(directory) for directory in (whole, parted)]
-    ends = [checkpoint.load(each.checkpoints / checkpoint.names(each.checkpoints)[-1]) for each in pair]
-    assert diff.diff_checkpoints(*ends) == []
-    assert torch.equal(ends[1].model["head.weight"], ends[1].model["token_embedding.weight"])
-    middle = checkpoint.load(pair[1].checkpoints / checkpoint.names(pair[1].checkpoints)[0])
-    assert not torch.equal(middle.model["head.weight"], ends[1].model["head.weight"])

@@ -33,6 +33,8 @@ def rename_text(path: str, text: str, answers: Answers) -> str:
                 text = _option(text, group, "???")
     if path == "conf/tracker/mlflow.yaml":
         text = re.sub(r"^experiment: savepoint\b", lambda _: f"experiment: {_yaml(answers.name)}", text, flags=re.M)
+    if path == "tests/project/test_yours.py" and answers.examples != "all":
+        text = re.sub(r'^(EXPERIMENTS.* = )\[".*"\]', r"\1[]", text, flags=re.M)
     if path == "pyproject.toml":
         text = _pyproject(text, answers)
     return text

@@ -1,0 +1,78 @@
+"""Test configs of a project in a few lines: that they compose, train, and resume to the same bits.
+
+    from savepoint.testing import check_resumes
+
+    def test_dense_resumes_to_the_same_bits(tmp_path):
+        check_resumes("model=dense", "data=spirals", directory=tmp_path)
+
+`python -m savepoint verify <run> --exact` proves more, and takes longer.
+"""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from savepoint import checkpoint, commands, launch, runs, trust
+from savepoint.config import compose
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Two epochs of two batches: a checkpoint lies within an epoch, and one between two.
+_SHORT = (
+    *("trainer.max_epochs=2", "trainer.max_steps=null", "data.limit_batches=2", "tracker=none"),
+    *("checkpoint.every_n_steps=1", "checkpoint.keep_last=99"),
+)
+
+
+def check_composes(*overrides: str, repository: Path = REPOSITORY) -> dict[str, Any]:
+    """Compose the config that these overrides give, and check its values and classes. Nothing is built.
+
+    Returns: the config. Raises: ConfigError, or Hydra's errors, for a config that cannot be trained.
+    """
+    config = compose(list(overrides), repository / "conf")
+    trust.check_config(config, source=repository / "src")
+    return config
+
+
+def check_resumes(*overrides: str, directory: Path, repository: Path = REPOSITORY) -> None:
+    """Train a few batches, resume a copy of the run from its middle in a new process, and compare every bit.
+
+    overrides: as for train.py. directory: an empty one, which is left with the two runs.
+    Raises: AssertionError that says what differs, or how the resume failed; whatever the training raises.
+    """
+    overrides = (*overrides, *_SHORT)
+    whole, resumed = directory / "whole", directory / "resumed"
+    _train(overrides, whole, repository)
+    shutil.copytree(whole, resumed)
+    names = checkpoint.names(resumed / runs.CHECKPOINTS)
+    for name in names[len(names) // 2 :]:
+        shutil.rmtree(resumed / runs.CHECKPOINTS / name)
+    command = [sys.executable, str(repository / "resume.py"), f"run={resumed}"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
+    assert done.returncode == 0, f"The resume failed:\n{done.stdout}{done.stderr}"
+    differences = commands.diff_runs(runs.read(whole), runs.read(resumed))
+    assert not differences, "The resumed run ends in other bits:\n" + "\n".join(differences[:10])
+
+
+def _train(overrides: tuple[str, ...], directory: Path, repository: Path) -> None:
+    """Train as `python train.py` does, in this process, so that a debugger can stop in the project's code."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create(compose(list(overrides), repository / "conf"))
+    directory.mkdir(parents=True)
+    invocation = launch.Invocation(config, directory, runs.new_id(), list(overrides), repository)
+    specification = importlib.util.spec_from_file_location("train", repository / "train.py")
+    assert specification is not None and specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+
+    import torch
+
+    deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    try:
+        script.train(invocation)
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_num_threads(threads)
