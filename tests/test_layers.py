@@ -174,7 +174,14 @@ def test_no_engine_module_imports_project() -> None:
 
 
 def test_hydra_stays_where_configs_are_composed() -> None:
-    composing = {"config.composition", "config.overrides", "launch.application", "launch.completion", "launch.start"}
+    composing = {
+        "config.composition",
+        "config.overrides",
+        "launch.application",
+        "launch.completion",
+        "launch.start",
+        "testing",
+    }
     assert importers("hydra") | importers("omegaconf") == composing
 
 

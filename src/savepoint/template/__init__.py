@@ -14,6 +14,7 @@ Rooms, in reading order:
     upgrade    replace a project's engine by a newer one
     suite      run the engine's tests, in the template and in a project
     verbs      the commands of this wing
+    __main__   the same where nothing is installed: python src/savepoint/template …
 """
 
 from savepoint.template.verbs import run

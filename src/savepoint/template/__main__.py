@@ -9,13 +9,13 @@ if sys.version_info < (3, 11):  # noqa: UP036  copier and cookiecutter run this 
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path[0] = str(REPOSITORY / "src")  # it was this folder, whose modules would hide others
 
-from savepoint import template  # noqa: E402
 from savepoint.errors import UserError  # noqa: E402
+from savepoint.template.verbs import run  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:
     try:
-        return template.run(arguments[0] if arguments else "", REPOSITORY, arguments[1:])
+        return run(arguments[0] if arguments else "", REPOSITORY, arguments[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
