@@ -30,11 +30,20 @@ demo: setup  ## train, kill, resume, compare every bit
 ui: setup  ## the tracker's web page
 	.venv/bin/python -m savepoint ui
 
-test: setup  ## the tests, under ten minutes
+test: setup  ## the tests: yours in under a minute; in Savepoint itself, the engine's too
 	.venv/bin/python -m pytest -n 2 --dist loadfile -m 'not long'
 
 test-all: setup  ## the tests and those that take longer
 	.venv/bin/python -m pytest -n 2 --dist loadfile
+
+test-engine: setup  ## the engine's own tests, in a project that was made from the template
+	.venv/bin/python -m savepoint test-engine $(ARGS)
+
+new: setup  ## a project of your own: make new ARGS="../my-project --examples one"
+	.venv/bin/python -m savepoint new $(ARGS)
+
+upgrade: setup  ## a newer engine in such a project: make upgrade ARGS="--from ../savepoint"
+	.venv/bin/python -m savepoint upgrade $(ARGS)
 
 chaos: setup  ## interrupt random runs at random, resume, compare: make chaos MINUTES=30
 	.venv/bin/python tests/tools/chaos.py --minutes $(MINUTES) $(ARGS)
@@ -56,5 +65,5 @@ bench: setup  ## what the README says about speed
 	.venv/bin/python benchmarks/step.py
 	.venv/bin/python benchmarks/checkpoint.py
 
-.PHONY: help setup train resume reproduce demo ui test test-all chaos test-node test-accelerator check bench
+.PHONY: help setup train resume reproduce demo ui test test-all test-engine new upgrade chaos test-node test-accelerator check bench
 .DEFAULT_GOAL := help
