@@ -15,7 +15,7 @@ FOLDERS = (
     *("conf/model/", "conf/data/", "conf/task/", "conf/experiment/"),
     *("src/project/models/", "src/project/data/", "src/project/tasks/", "tests/project/"),
 )
-ALWAYS = ("conf/data/none.yaml", "tests/project/test_yours.py")
+ALWAYS = ("conf/data/none.yaml", "src/project/data/balanced.py", "tests/project/test_yours.py")
 
 
 def kept(path: str, examples: str) -> bool:

@@ -26,10 +26,9 @@ _SHARED = (
 # Files that a project writes once, and that no upgrade touches.
 _OWN = ("README.md", "CHANGELOG.md", "LICENSE", "tests/project/")
 ORIGINALS = "tests/engine"
-# Folders that git ignores, for a template that is no clone.
-_IGNORED = {".git", ".venv", "runs", "sweeps", "mlartifacts", "mlruns", "build", "dist", "exports", "node_modules"} | {
-    *("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis")
-}
+# What git ignores, for a template that is no clone: folders at its root, and anywhere.
+_IGNORED_ROOTS = {".git", ".venv", "runs", "sweeps", "mlartifacts", "mlruns", "build", "dist", "exports"}
+_IGNORED = {"__pycache__", "node_modules", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,8 @@ def _paths(template: Path) -> list[str]:
         return [each for each in listed.split("\0") if each and (template / each).is_file()]
     found = []
     for folder, folders, names in os.walk(template):
-        folders[:] = [each for each in folders if each not in _IGNORED and not each.endswith(".egg-info")]
+        ignored = _IGNORED | _IGNORED_ROOTS if Path(folder) == template else _IGNORED
+        folders[:] = [each for each in folders if each not in ignored and not each.endswith(".egg-info")]
         found += [(Path(folder) / each).relative_to(template).as_posix() for each in names]
     return sorted(each for each in found if not re.match(r"mlflow\.db|\.\w+\.lock", each))
 

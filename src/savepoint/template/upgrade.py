@@ -56,7 +56,8 @@ def _unpacked(archive: Path, place: Path) -> Path:
             with tarfile.open(archive) as tarred:
                 tarred.extractall(place, filter="data")
     except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise UserError(f"{archive} cannot be unpacked: {error}. It must be a .zip or a .tar.gz file.") from error
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise UserError(f"{archive} cannot be unpacked: {reason}. Give a .zip or a .tar.gz file.") from error
     inside = [*place.iterdir()]
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else place
 
