@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tools.processes import REPOSITORY
+from tools.templates import IDENTITY, committed, git
 
 from savepoint.errors import UserError
 from savepoint.template.answers import EXAMPLES, Answers, default_answers, package_name
@@ -19,7 +20,6 @@ from savepoint.template.plan import ORIGINALS, plan
 from savepoint.template.record import RECORD, digest
 
 ANSWERS = {"name": "Mein Labor", "package": "labor", "author": 'Ada "A." Lovelace', "licence": "MIT", "tracker": "none"}
-IDENTITY = {f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
 def flags(**answers: str) -> list[str]:
@@ -36,10 +36,6 @@ def new(
     )  # fmt: skip
 
 
-def git(directory: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=directory, capture_output=True, text=True, check=True).stdout
-
-
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file of a project but git's, copier's own record, and ours, which names the template's commit."""
     apart = {".git", "__pycache__"}
@@ -53,15 +49,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository as a template that was committed: copier reads commits, and not the working tree."""
-    root = tmp_path_factory.mktemp("template") / "savepoint"
-    for path in git(REPOSITORY, "ls-files", "-z").split("\0"):
-        if path and (REPOSITORY / path).is_file():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_bytes((REPOSITORY / path).read_bytes())
-    git(root, "init", "--quiet")
-    git(root, "add", "--all")
-    subprocess.run(["git", "commit", "--quiet", "-m", "All"], cwd=root, env=os.environ | IDENTITY, check=True)
-    return root
+    return committed(tmp_path_factory.mktemp("template") / "savepoint")
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tools import pages
 from tools.processes import REPOSITORY
+from tools.templates import IDENTITY, commit, committed
 
 PAGE = REPOSITORY / "docs" / "project.md"
-IDENTITY = {f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
 def run(directory: Path, *command: str) -> str:
@@ -20,7 +20,7 @@ def run(directory: Path, *command: str) -> str:
 
 
 def test_its_commands_and_its_test_run(tmp_path: Path) -> None:
-    (tmp_path / "savepoint").symlink_to(REPOSITORY)
+    template = committed(tmp_path / "savepoint")
     page = pages.read(PAGE)
     made, copied, cut, upgrade, update = page.commands
     assert (made[0], copied[:2], cut[:2], update[:2]) == ("python", *[["pipx", "run"]] * 3)
@@ -31,12 +31,10 @@ def test_its_commands_and_its_test_run(tmp_path: Path) -> None:
     assert "files replaced, added or removed: none" in run(project, sys.executable, *upgrade[1:])
     assert "1 passed" in run(project, sys.executable, "-m", "pytest", "-q", *page.files)
     scripts = Path(sys.executable).parent
-    # copier takes a working tree that is not committed for a version of its own, and says so: it reads HEAD here.
-    run(tmp_path, str(scripts / copied[2]), *copied[3:], "--defaults", "--quiet", "--vcs-ref", "HEAD")
+    run(tmp_path, str(scripts / copied[2]), *copied[3:], "--defaults", "--quiet")
     run(tmp_path, str(scripts / cut[2]), *cut[3:], "--no-input")
     assert (tmp_path / "my-project" / ".savepoint.json").exists()
-    answers = (tmp_path / "my-copy" / ".copier-answers.yml").read_text()
-    assert "_src_path: savepoint\n" in answers
-    (tmp_path / "my-copy" / ".copier-answers.yml").write_text(answers.replace(": savepoint", f": {REPOSITORY}"))
-    run(tmp_path / "my-copy", "git", "commit", "--quiet", "--all", "--message", "Path")
+    answers = tmp_path / "my-copy" / ".copier-answers.yml"
+    answers.write_text(answers.read_text().replace(": savepoint", f": {template}"))  # a relative path, as the page says
+    commit(tmp_path / "my-copy")
     run(tmp_path / "my-copy", str(scripts / update[2]), *update[3:], "--defaults", "--quiet", "--vcs-ref", "HEAD")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tools.processes import REPOSITORY
+from tools.templates import IDENTITY, commit, copy_tracked, git
 
 from savepoint import runs
 from savepoint.commands import diff_runs
@@ -20,7 +21,6 @@ from savepoint.template.record import RECORD
 from savepoint.template.upgrade import apply_upgrade, upgrade_project
 
 OLD = "ec94a43ffbc18cf4d6c1388ed7b2eaf0a0e622dd"  # a commit of this repository, from which projects were made
-IDENTITY = {f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 DENSE = """\
 from torch import nn
 
@@ -36,17 +36,6 @@ TRAINING = (
     "checkpoint.every_n_steps=2",
     "trainer.threads=1",
 )
-
-
-def git(directory: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=directory, capture_output=True, text=True, env=os.environ | IDENTITY)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def commit(directory: Path) -> None:
-    git(directory, "add", "--all")
-    git(directory, "commit", "--quiet", "-m", "Mine")
 
 
 def run(directory: Path, *command: str) -> str:
@@ -84,10 +73,7 @@ def own(directory: Path) -> None:
 def newer(tmp_path: Path) -> Path:
     """A later version of the template: a changed module, a new one, one that is gone, a new key, another CHANGELOG."""
     template = tmp_path / "newer"
-    for path in git(REPOSITORY, "ls-files", "-z").split("\0"):
-        if path and (REPOSITORY / path).is_file():
-            (template / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(REPOSITORY / path, template / path)
+    copy_tracked(template)
     edit(template, "src/savepoint/registry.py", '"""', '"""Newer. ')
     (template / "src/savepoint/system/added.py").write_text('"""A new room."""\n')
     (template / "docs/slurm.md").unlink()
