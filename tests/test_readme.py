@@ -109,6 +109,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 def run_small(told: Story, line: str) -> Ended:
     """A line of train.py or resume.py, with little data and no tracker."""
     _, script, *arguments = shlex.split(told.meant(line))
+    if script == "src/savepoint/template":
+        return Background(told.clone, script, *arguments).end()
     if "--help" in arguments:  # it leaves by sys.exit, which is not for a forked child
         return Background(told.clone, script, *arguments).end()
     small = ["tracker=none"]
@@ -203,8 +205,9 @@ def test_every_line_that_is_run_elsewhere_is_in_the_readme() -> None:
     assert ELSEWHERE.keys() <= commands().keys()
 
 
-def test_demo_prints_what_the_readme_shows(story: Story) -> None:
-    shown = next(block for block in blocks("text") if block.startswith("1. train"))
+def test_demo_prints_what_the_page_on_exactness_shows(story: Story) -> None:
+    page = (REPOSITORY / "docs" / "exactness.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```text\n(1\. train.*?)^```", page, re.DOTALL | re.MULTILINE)
     real = story.ended["python -m savepoint demo"].output
     # How long it took and where it was killed is different each time.
     varies = re.compile(r"\d+(?=\.\d s| lines)|(?<=\.)\d(?= s)|epoch_000[1-4]_step_\d{8}$", re.MULTILINE)
@@ -236,6 +239,11 @@ def test_the_fork_names_the_run_that_it_began_from(story: Story) -> None:
     assert story.first is not None
     (forked,) = [ended for line, ended in story.ended.items() if line.startswith(f"python resume.py run={SHOWN[:4]}@")]
     assert f"forked from {story.first.id}@epoch_" in forked.output, forked.output
+
+
+def test_new_makes_a_project(story: Story) -> None:
+    assert "first commit made" in next(ended.output for line, ended in story.ended.items() if " new " in line)
+    assert (story.clone.parent / "my-project" / "train.py").is_file()
 
 
 def test_sweep_has_six_runs_and_a_table_with_the_best_first(story: Story) -> None:
