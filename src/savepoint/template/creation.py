@@ -25,7 +25,7 @@ def new_project(template: Path, arguments: list[str]) -> int:
     Raises: UserError if the directory exists and is not empty, or an answer cannot be.
     """
     directory, given, _ = _parse(arguments)
-    place = Path.cwd() / directory
+    place = Path(directory).resolve()
     if os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir())):
         raise UserError(f"{directory} exists already. Give the name of a new directory.")
     planned = plan(template, default_answers(place.name, given))
@@ -43,7 +43,7 @@ def complete_project(template: Path, arguments: list[str]) -> int:
     Raises: UserError if the directory holds anything else, or an answer cannot be.
     """
     directory, given, updating = _parse(arguments)
-    place = Path.cwd() / directory
+    place = Path(directory).resolve()
     planned = plan(template, default_answers(place.name, given))
     updating = updating or (place / RECORD).exists()
     if not updating and (others := sorted({each.name for each in place.iterdir()} - _THEIRS)):

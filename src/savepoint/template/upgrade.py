@@ -103,7 +103,7 @@ def _edited_engine(project: Path, record: Record, new: Plan, template: Path) -> 
     for folder in ("src/savepoint", ORIGINALS):
         found = (project / folder).rglob("*")
         paths = [each.relative_to(project).as_posix() for each in found if each.is_file()]
-        known |= {each for each in paths if "__pycache__" not in each and not each.endswith(".pyc")}
+        known |= {each for each in paths if "__pycache__/" not in each and not each.rpartition("/")[2].startswith(".")}
     base = _Base(project, record, template)
     faults = []
     for path in sorted(known):
