@@ -61,9 +61,12 @@ check: setup  ## lint, types and tests
 	.venv/bin/python -m mypy
 	$(MAKE) test
 
+docs: setup  ## write the pages of reference anew, from conf/ and from what --help says
+	.venv/bin/python docs/generate.py
+
 bench: setup  ## what the README says about speed
 	.venv/bin/python benchmarks/step.py
 	.venv/bin/python benchmarks/checkpoint.py
 
-.PHONY: help setup train resume reproduce demo ui test test-all test-engine new upgrade chaos test-node test-accelerator check bench
+.PHONY: help setup train resume reproduce demo ui test test-all test-engine new upgrade chaos test-node test-accelerator check docs bench
 .DEFAULT_GOAL := help

@@ -256,3 +256,44 @@ def test_a_transformer_is_as_long_as_the_windows_of_the_data() -> None:
     assert composed("task=language_model", "data.dataset.context=100")["model"]["context"] == 100
     both = composed("task=language_model", "data.dataset.context=100", "model.context=128")
     assert (both["data"]["dataset"]["context"], both["model"]["context"]) == (100, 128)
+
+
+# --help
+
+HELP = configs.help_text([], CONF)
+
+
+@every_option
+def test_help_says_what_an_option_is_in_the_first_line_of_its_file(group: str, option: str) -> None:
+    summary = configs.summary(CONF / group / f"{option}.yaml")
+    assert summary[:1].isupper() or summary[:1].isdigit(), "a sentence"
+    assert summary.endswith("."), "a whole one"
+    assert re.search(rf"^    {option}  +{re.escape(summary)}$", HELP, re.MULTILINE)
+
+
+def test_help_fits_a_terminal() -> None:
+    assert max(map(len, HELP.splitlines())) <= 80
+
+
+def test_help_shows_the_default_of_each_group() -> None:
+    for line in ("  optimizer=adamw", "  scheduler=none", "  experiment", "  model=mlp"):
+        assert f"\n{line}\n" in HELP
+
+
+def test_help_lists_files_that_say_little_or_too_much(tmp_path: Path) -> None:
+    conf = Path(shutil.copytree(CONF, tmp_path / "conf"))
+    (conf / "model" / "bare.yaml").write_text("_target_: project.models.mlp.Mlp  # no comment\n")
+    (conf / "model" / "empty.yaml").write_text("")
+    (conf / "model" / "wordy.yaml").write_text("# @package _global_\n\n# " + 30 * "words " + "\na: 1\n")
+    lines = configs.help_text([], conf).splitlines()
+    assert "    bare" in lines and "    empty" in lines
+    (wordy,) = [line for line in lines if line.startswith("    wordy")]
+    assert wordy.endswith("words …") and len(wordy) <= 80
+
+
+def test_help_is_shown_where_a_default_is_left_open(tmp_path: Path) -> None:
+    conf = Path(shutil.copytree(CONF, tmp_path / "conf"))
+    text = (conf / "config.yaml").read_text()
+    (conf / "config.yaml").write_text(text.replace("- model: mlp", "- model: ???"))
+    assert "\n  model\n    cnn " in (shown := configs.help_text([], conf)) and "leaves open model." in shown
+    assert "_target_: project.models.cnn.Cnn" in configs.help_text(["model=cnn"], conf)

@@ -12,7 +12,7 @@ Rooms, in reading order:
 """
 
 from savepoint.config.annotations import hints, misfit
-from savepoint.config.composition import compose, help_text, resolve
+from savepoint.config.composition import compose, help_text, resolve, summary
 from savepoint.config.difference import differences, flatten
 from savepoint.config.overrides import apply_overrides, explain, quote_raw
 from savepoint.config.patterns import match, rename
@@ -54,4 +54,5 @@ __all__ = [
     "read_settings",
     "rename",
     "resolve",
+    "summary",
 ]

@@ -1,5 +1,6 @@
 """Compose conf/ and overrides with Hydra into a plain config, with every interpolation resolved."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +21,66 @@ def resolve(composed: Any) -> dict[str, Any]:
 
 
 HELP = """\
-Train a model. Everything is a config: choose an option of a group, or change a value.
+Train a model. Everything is a config: choose an option of a group, or change a
+value.
 
-  python train.py optimizer=adam model=cnn trainer.max_epochs=20 data.batch_size=128 seed=1
+  python train.py optimizer=adam model=cnn trainer.max_epochs=20 seed=1
   python train.py experiment=digits_cnn            a preset
   python train.py -m optimizer=adam,sgd seed=1,2   a sweep
   python resume.py run=latest                      continue where a run stopped
 
-Groups and their options (group=option):
+Groups, each with the option that it has if you say nothing, and all options:
 
 {groups}
 
 Config (key=value):
 
 {config}
---cfg job shows the config that a command would train. --hydra-help has the other flags."""
+--cfg job shows the config that a command would train. --hydra-help has the
+other flags."""
+WIDTH = 80  # columns of a terminal
 
 
 def help_text(overrides: list[str], conf_dir: Path) -> str:
     """Return the text of `--help`. Hydra's own takes a second, most of it to list its plugins' groups twice."""
     import yaml
 
-    options: dict[str, list[str]] = {}
+    defaults = yaml.safe_load((conf_dir / "config.yaml").read_text(encoding="utf-8")).get("defaults", [])
+    chosen = {f"{group}={option}" for each in defaults if isinstance(each, dict) for group, option in each.items()}
+    undecided = [each.removesuffix("=???") for each in sorted(chosen) if each.endswith("=???")]
+    if missing := [group for group in undecided if not any(each.startswith(f"{group}=") for each in overrides)]:
+        config = f"Nothing yet: conf/config.yaml leaves open {', '.join(missing)}.\n"
+    else:
+        composed = _compose(overrides, conf_dir)
+        values = {key: composed[key] if key == RESUME else resolve(composed)[key] for key in composed}
+        config = yaml.safe_dump(values, sort_keys=False)
+    return HELP.format(groups=_groups(conf_dir, chosen), config=config)
+
+
+def _groups(conf_dir: Path, chosen: set[str]) -> str:
+    """Return a heading for each group of conf/, and a line for each option with what its file says first.
+
+    chosen: `group=option` of each default.
+    """
+    groups: dict[str, dict[str, str]] = {}
     for path in sorted(conf_dir.glob("*/*.yaml")):
-        options.setdefault(path.parent.name, []).append(path.stem)
-    composed = _compose(overrides, conf_dir)
-    config = {key: composed[key] if key == RESUME else resolve(composed)[key] for key in composed}
-    groups = "\n".join(f"  {group}: {', '.join(names)}" for group, names in options.items())
-    return HELP.format(groups=groups, config=yaml.safe_dump(config, sort_keys=False))
+        groups.setdefault(path.parent.name, {})[path.stem] = summary(path)
+    lines = []
+    for group, options in groups.items():
+        default = [f"{group}={option}" for option in options if f"{group}={option}" in chosen]
+        lines.append(f"  {default[0] if default else group}")
+        width = max(map(len, options))
+        for option, text in options.items():
+            name = f"    {option:{width}}  "
+            lines.append((name + textwrap.shorten(text, max(WIDTH - len(name), 10), placeholder=" …")).rstrip())
+    return "\n".join(lines)
+
+
+def summary(option: Path) -> str:
+    """Return the comment that an option's file begins with, or nothing. option: a YAML file of conf/."""
+    with option.open(encoding="utf-8", errors="replace") as lines:
+        first = next((line for line in lines if line.strip() and not line.startswith("# @package")), "")
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
 def compose(overrides: list[str], conf_dir: Path) -> dict[str, Any]:

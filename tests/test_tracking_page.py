@@ -1,0 +1,96 @@
+"""docs/tracking.md is true: its commands run, and put runs where it says."""
+
+import contextlib
+import re
+import shutil
+import socket
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tools import pages
+from tools.nursery import Nursery
+from tools.processes import REPOSITORY
+from tools.workshop import Workshop
+
+from savepoint import __main__, runs
+
+PAGE = REPOSITORY / "docs" / "tracking.md"
+QUICK = ("trainer.threads=1", "data.limit_batches=2")
+
+
+@pytest.fixture
+def place(workshop: Workshop, nursery: Nursery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The current directory of the page's commands, which is not the repository's root. Stores are gone with the test."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(__main__, "REPOSITORY", workshop.root)
+    monkeypatch.chdir(tmp_path)
+    with workshop.zygote.tracking(nursery):
+        yield tmp_path
+    for path in workshop.root.glob("mlflow.db*"):
+        path.unlink()
+    for folder in ("mlartifacts", "tracked"):
+        shutil.rmtree(workshop.root / folder, ignore_errors=True)
+
+
+def share_schema(root: Path, place: Path) -> None:
+    """Give the page's other stores a schema, once the first store has one: MLflow takes seconds to make each."""
+    for database in (root / "tracked" / "mlflow.db", place / "mine.db"):
+        if (root / "mlflow.db").exists() and not database.exists():
+            database.parent.mkdir(exist_ok=True)
+            with (
+                contextlib.closing(sqlite3.connect(root / "mlflow.db")) as store,
+                contextlib.closing(sqlite3.connect(database)) as copy,
+                copy,
+            ):
+                store.backup(copy)
+                for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
+                    copy.execute(f"delete from {table}")
+
+
+def stored(database: Path) -> list[str]:
+    """The ids of the runs that a store has all of, in their order."""
+    query = "select value from tags join runs using (run_uuid) where key = 'savepoint.run_id' and status = 'FINISHED'"
+    with contextlib.closing(sqlite3.connect(database, timeout=20)) as store:
+        return [run_id for (run_id,) in store.execute(f"{query} order by start_time")]
+
+
+def test_the_commands_of_the_page_run(
+    workshop: Workshop, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = f"http://127.0.0.1:{server.getsockname()[1]}"  # where no server listens from here on
+    for first, *arguments in pages.read(PAGE).commands:
+        share_schema(workshop.root, place)
+        if first == "export":
+            monkeypatch.setenv(*arguments[0].split("=", 1))
+        elif arguments[0] == "train.py":
+            meant = [each.replace("http://127.0.0.1:5999", nobody) for each in arguments[1:]]
+            ended = workshop.run("train.py", *meant, *QUICK)
+            assert ended.status == 0, ended.output
+        elif arguments[2] != "ui":  # which tests/test_readme.py serves
+            assert __main__.main(arguments[2:]) == 0
+    said = capsys.readouterr().out
+    found = runs.all_runs(workshop.root)
+    first, quiet, elsewhere, offline = (run.id for run in found)
+    assert stored(workshop.root / "mlflow.db") == [first, quiet]
+    assert stored(workshop.root / "tracked" / "mlflow.db") == [elsewhere]
+    # Tracked runs alone, and the environment's store is the one of the current directory.
+    assert stored(place / "mine.db") == [elsewhere, first, offline]
+    assert f"run {quiet}  left out: Run {quiet} was not tracked." in said
+    (shown,) = re.findall(r"^```text\n(.*?)\n```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    assert found[-1].record["status"] == "finished"
+    assert shown.replace("http://127.0.0.1:5999", nobody) in ended.output
+    check_what_mlflow_shows(workshop.root, found[0])
+
+
+def check_what_mlflow_shows(root: Path, run: runs.Run) -> None:
+    """Compare what the store has of the page's first run with the page's list."""
+    artifacts = root / "mlartifacts" / str(run.tracker_id) / "artifacts"
+    assert {path.name for path in artifacts.iterdir()} == {
+        *("loss.png", "config.yaml", "metrics.jsonl", "run.json", "checkpoints")
+    }
+    with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as store:
+        tags, params = (dict(store.execute(f"select key, value from {table}")) for table in ("tags", "params"))
+    assert {"savepoint.run_id", "savepoint.run_dir", "command"} <= tags.keys() and "optimizer.lr" in params
