@@ -16,10 +16,16 @@ from savepoint.system import files
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The system calls that make a file durable, in the order in which they were made."""
     made: list[str] = []
-    fsync, rename, replace = os.fsync, os.rename, os.replace
+    paths: dict[int, Path] = {}
+    opened, fsync, rename, replace = os.open, os.fsync, os.rename, os.replace
+
+    def noted_open(path: Path, *flags: int) -> int:
+        descriptor = opened(path, *flags)
+        paths[descriptor] = Path(path)
+        return descriptor
 
     def noted_fsync(descriptor: int) -> None:
-        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        path = paths[descriptor]
         made.append(f"fsync {path.name} ({path.stat().st_size if path.is_file() else 'directory'})")
         fsync(descriptor)
 
@@ -30,6 +36,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
+    monkeypatch.setattr(os, "open", noted_open)
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "rename", noted(rename))
     monkeypatch.setattr(os, "replace", noted(replace))

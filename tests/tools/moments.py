@@ -28,7 +28,10 @@ COUNTED = tuple(
 )
 OWN = tuple(str(SOURCE / "project" / name) for name in ("models", "tasks"))
 OFTEN = ("_extra", "_holds", "_misfit")  # called for each tensor: they would be most of all moments
-SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1, "ctrl-c": signal.SIGINT}
+_NAMES = {"kill": "SIGKILL", "term": "SIGTERM", "usr1": "SIGUSR1", "ctrl-c": "SIGINT"}
+SIGNALS = {
+    how: getattr(signal, name) for how, name in _NAMES.items() if hasattr(signal, name)
+}  # Windows has two of them
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -54,7 +53,7 @@ class Zygote:
         kill_after: float | None = None,
         once: Path | None = None,
         again_after: float | None = None,
-        signal: int = signal.SIGKILL,
+        signal: int = 9,  # SIGKILL, a name that Windows lacks
         umask: int | None = None,
         temporary: Path | None = None,
         disk: Path | None = None,
