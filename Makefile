@@ -52,6 +52,9 @@ test-node: setup  ## read a checkpoint with JavaScript; needs npm
 	npm ci --prefix tests/node --silent
 	.venv/bin/python -m pytest tests/node
 
+test-versions:  ## the tests on other versions of Python, torch and the rest: make test-versions ARGS="--only torch-2.14"
+	$(PYTHON) tests/tools/versions.py $(ARGS)
+
 test-accelerator:  ## what only a GPU can show, in 8 minutes; needs torch, numpy and pyyaml alone
 	$(or $(wildcard .venv/bin/python),$(PYTHON)) tests/accelerator/run.py $(ARGS)
 
@@ -68,5 +71,5 @@ bench: setup  ## what the README says about speed
 	.venv/bin/python benchmarks/step.py
 	.venv/bin/python benchmarks/checkpoint.py
 
-.PHONY: help setup train resume reproduce demo ui test test-all test-engine new upgrade chaos test-node test-accelerator check docs bench
+.PHONY: help setup train resume reproduce demo ui test test-all test-engine new upgrade chaos test-node test-versions test-accelerator check docs bench
 .DEFAULT_GOAL := help

@@ -143,7 +143,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], object]
         ("http://host:port", "MLflow has no store at an address like http://host:port."),
         (
             "postgresql://host/mlflow",
-            "the database at postgresql://host/mlflow has no driver here (import of psycopg halted",
+            "the database at postgresql://host/mlflow has no driver here (import of psycopg",
         ),
     ],
 )

@@ -209,7 +209,8 @@ def test_partial_gives_a_partial_that_is_called_once_with_what_config_cannot_kno
         ([{"x": {**LINEAR, "biass": 1}}], "model[0].x.biass: Linear has no argument 'biass'. Did you mean bias? It takes: "
                                           "in_features, out_features, bias, device, dtype."),
         ({"_target_": "torch.nn.LSTM", "_args_": [1, 1], "biass": 1},
-         "model.biass=1: LSTM: RNNBase.__init__() got an unexpected keyword argument 'biass'"),
+         "model.biass=1: LSTM: RNNBase.__init__() got an unexpected keyword argument 'biass'"
+         + (". Did you mean 'bias'?" if sys.version_info >= (3, 13) else "")),
         ({"_target_": "torch.nn.Dropout", "p": 2}, "model.p=2: Dropout: dropout probability has to be between 0 and 1, but got 2"),
         ({"_target_": "torch.nn.MultiheadAttention", "embed_dim": 5, "num_heads": 2},
          "model (embed_dim=5, num_heads=2): MultiheadAttention: embed_dim must be divisible by num_heads"),

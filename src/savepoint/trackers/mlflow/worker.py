@@ -9,6 +9,7 @@ import contextlib
 import errno
 import importlib
 import json
+import logging
 import os
 import queue
 import re
@@ -241,6 +242,8 @@ def main() -> None:
     # MLflow sometimes prints to stdout, which is reserved for answers here.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    # tracker.log is for troubles. MLflow 3.2, unlike 3.17, prints there how it sets up its database.
+    logging.disable(logging.INFO)
 
     def say(message: str, **details: Any) -> None:
         with contextlib.suppress(OSError):  # the parent is gone, so nobody listens
