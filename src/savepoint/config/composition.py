@@ -49,8 +49,8 @@ def help_text(overrides: list[str], conf_dir: Path) -> str:
     defaults = yaml.safe_load((conf_dir / "config.yaml").read_text(encoding="utf-8")).get("defaults", [])
     chosen = {f"{group}={option}" for each in defaults if isinstance(each, dict) for group, option in each.items()}
     undecided = [each.removesuffix("=???") for each in sorted(chosen) if each.endswith("=???")]
-    if missing := [group for group in undecided if not any(each.startswith(f"{group}=") for each in overrides)]:
-        config = f"Nothing yet: conf/config.yaml leaves open {', '.join(missing)}.\n"
+    if undecided and not overrides:
+        config = f"Nothing yet: conf/config.yaml leaves open {', '.join(undecided)}.\n"
     else:
         composed = _compose(overrides, conf_dir)
         values = {key: composed[key] if key == RESUME else resolve(composed)[key] for key in composed}
