@@ -36,6 +36,7 @@ LONGEST = (
     "matrix",
     "resume",
     "readme",
+    "first_steps",
     "recipes",
     "trackers",
     "anywhere",

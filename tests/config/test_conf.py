@@ -288,8 +288,12 @@ def test_help_lists_files_that_say_little_or_too_much(tmp_path: Path) -> None:
     (conf / "model" / "bare.yaml").write_text("_target_: project.models.mlp.Mlp  # no comment\n")
     (conf / "model" / "empty.yaml").write_text("")
     (conf / "model" / "wordy.yaml").write_text("# @package _global_\n\n# " + 30 * "words " + "\na: 1\n")
+    (conf / "model" / "pasted.yaml").write_text("# conf/model/pasted.yaml\n# From a page.\na: 1\n")
+    (conf / "model" / "folder.yaml").mkdir()
+    (conf / "model" / "broken.yaml").symlink_to(conf / "nowhere.yaml")
     lines = configs.help_text([], conf).splitlines()
-    assert "    bare" in lines and "    empty" in lines
+    assert {"    bare", "    empty", "    folder", "    broken"} <= {*lines}
+    assert "    pasted       From a page." in lines
     (wordy,) = [line for line in lines if line.startswith("    wordy")]
     assert wordy.endswith("words …") and len(wordy) <= 80
 

@@ -39,6 +39,7 @@ Config (key=value):
 --cfg job shows the config that a command would train. --hydra-help has the
 other flags."""
 WIDTH = 80  # columns of a terminal
+_NO_COMMENT = ("# @package", "# conf/")
 
 
 def help_text(overrides: list[str], conf_dir: Path) -> str:
@@ -48,8 +49,8 @@ def help_text(overrides: list[str], conf_dir: Path) -> str:
     defaults = yaml.safe_load((conf_dir / "config.yaml").read_text(encoding="utf-8")).get("defaults", [])
     chosen = {f"{group}={option}" for each in defaults if isinstance(each, dict) for group, option in each.items()}
     undecided = [each.removesuffix("=???") for each in sorted(chosen) if each.endswith("=???")]
-    if missing := [group for group in undecided if not any(each.startswith(f"{group}=") for each in overrides)]:
-        config = f"Nothing yet: conf/config.yaml leaves open {', '.join(missing)}.\n"
+    if undecided and not overrides:
+        config = f"Nothing yet: conf/config.yaml leaves open {', '.join(undecided)}.\n"
     else:
         composed = _compose(overrides, conf_dir)
         values = {key: composed[key] if key == RESUME else resolve(composed)[key] for key in composed}
@@ -77,9 +78,15 @@ def _groups(conf_dir: Path, chosen: set[str]) -> str:
 
 
 def summary(option: Path) -> str:
-    """Return the comment that an option's file begins with, or nothing. option: a YAML file of conf/."""
-    with option.open(encoding="utf-8", errors="replace") as lines:
-        first = next((line for line in lines if line.strip() and not line.startswith("# @package")), "")
+    """Return the first comment of an option's file, or nothing. option: a YAML file of conf/.
+
+    Hydra's `@package` is no comment, nor is the file's own path, with which files in the docs begin.
+    """
+    try:
+        text = option.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # a broken link, or a folder of that name
+        return ""
+    first = next((line for line in text.splitlines() if line.strip() and not line.startswith(_NO_COMMENT)), "")
     return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
