@@ -39,6 +39,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def main(arguments: list[str]) -> int:
+    system.terminal.print_anything()
     try:
         return _run(arguments)
     except UserError as error:

@@ -93,6 +93,6 @@ def clean(root: Path) -> None:
     with contextlib.suppress(OSError):
         for aside in root.glob(f"{SUPERSEDED}*"):
             if not (final := root / aside.name.removeprefix(SUPERSEDED)).exists():
-                os.rename(aside, final)
+                system.files.patiently(os.rename, aside, final)
         for entry in root.glob(".tmp-*"):
             system.files.remove(entry)

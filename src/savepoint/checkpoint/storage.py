@@ -130,12 +130,13 @@ def publish(root: Path, draft: Draft) -> Path:
         # The files' names must be on the disk before the directory gets the name that makes it a checkpoint.
         system.files.sync_directory(hidden)
         if replaces:
-            os.rename(final, aside)  # if the process dies here, `retention.clean` gives it its name back
-        os.rename(hidden, final)
+            # If the process dies after this, `retention.clean` gives the checkpoint its name back.
+            system.files.patiently(os.rename, final, aside)
+        system.files.patiently(os.rename, hidden, final)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         if replaces and not final.exists():
-            os.rename(aside, final)
+            system.files.patiently(os.rename, aside, final)
         raise
     system.files.sync_directory(root)
     if replaces:
@@ -233,5 +234,5 @@ def set_aside(path: Path) -> Path:
     while target.exists():
         copy += 1
         target = path.with_name(f".damaged-{path.name}-{copy}")
-    os.rename(path, target)
+    system.files.patiently(os.rename, path, target)
     return target

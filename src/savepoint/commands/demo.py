@@ -55,6 +55,6 @@ def _demo(repository: Path, root: Path) -> int:
 
 def _run(command: list[str]) -> None:
     """Run a command to its end. Raises: UserError with its output if it fails."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode != 0:
-        raise UserError(f"{' '.join(command[1:])} failed:\n{done.stdout}")
+        raise UserError(f"{' '.join(command[1:])} failed:\n{done.stdout.decode(errors='replace')}")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from savepoint import checkpoint, runs, trust, weights
+from savepoint import checkpoint, runs, system, trust, weights
 from savepoint.checkpoint import Checkpoint
 from savepoint.commands import card, graphs, places
 from savepoint.errors import CheckpointError, UserError, short_list
@@ -46,7 +46,7 @@ def export_model(repository: Path, arguments: list[str]) -> int:
     try:
         hidden.mkdir(parents=True)
         facts = _write(hidden, request, run, loaded, source=repository / "src")
-        os.rename(hidden, request.to)
+        system.files.patiently(os.rename, hidden, request.to)
     except OSError as error:
         raise UserError(f"{request.to} cannot be written: {error.strerror or error}.") from error
     finally:

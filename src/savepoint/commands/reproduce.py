@@ -199,8 +199,10 @@ def _published(run: runs.Run, process: "subprocess.Popen[bytes]") -> Iterator[st
                 yield name
         time.sleep(0.02)
     if process.returncode:
-        output = (run.directory.parent / "output.txt").read_text(errors="replace").strip().splitlines()
-        raise UserError("\n".join(["The training failed. Its last lines:", *output[-worktree.LINES :]]))
+        printed = (run.directory.parent / "output.txt").read_text(encoding="locale", errors="replace")
+        raise UserError(
+            "\n".join(["The training failed. Its last lines:", *printed.strip().splitlines()[-worktree.LINES :]])
+        )
 
 
 def _compare_one(original: Original, name: str, result: Result, say: Callable[[str], None]) -> None:

@@ -77,7 +77,11 @@ def _link_what_git_does_not_have(repository: Path, tree: Path) -> None:
         link = tree / name
         if name and link.name != "__pycache__" and not os.path.lexists(link):
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(repository / name)
+            try:
+                link.symlink_to(repository / name, target_is_directory=(repository / name).is_dir())
+            except OSError as error:
+                why = "Windows allows links in its developer mode only" if os.name == "nt" else error.strerror
+                raise UserError(f"{repository / name} cannot be linked into {tree}: {why}.") from error
 
 
 def build_environment(place: Path, versions: Any) -> Path:

@@ -6,7 +6,6 @@ no seed decides. The third differs if a checkpoint does not hold all that matter
 """
 
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from savepoint.exact.workplace import FailedError, Workplace, workplace
 
 CLOCK_OFFSET = 115 * 86400 + 7 * 3600  # seconds: another day of the week, another month, another hour
 LIMIT = 3  # causes that are shown
+_KILLED = -9  # the status of a process that SIGKILL ended, a name that Windows lacks
 
 _SHAPES = (
     "let the constructor make every parameter and buffer in the shape that it keeps; for what grows in training: "
@@ -96,7 +96,7 @@ def _train_twice(place: Workplace) -> tuple[Trace, Trace]:
             place.begin(name, hash_seed=hash_seed, clock_offset=clock_offset)
         return place.end("first"), place.end("second")
     except FailedError as failed:
-        if failed.status != -signal.SIGKILL and "out of memory" not in failed.output:
+        if failed.status != _KILLED and "out of memory" not in failed.output:
             raise
     for name, _, _ in pair:
         place.clear(name)

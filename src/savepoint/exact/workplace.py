@@ -47,7 +47,8 @@ class Workplace:
         files = {key: str(self.root / f"{name}.{key}") for key in ("trace", "notes")}
         order = {"directory": str(directory), "repository": str(self.repository), "clock_offset": clock_offset, **files}
         path = self.root / f"{name}.json"
-        path.write_text(json.dumps(order | {"resume": resumes is not None, "workers": workers}))
+        text = json.dumps(order | {"resume": resumes is not None, "workers": workers})
+        path.write_text(text, encoding="utf-8")
         with (self.root / f"{name}.output").open("wb") as output:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, "-P", "-m", "savepoint.exact.trace", str(path)],
@@ -69,7 +70,8 @@ class Workplace:
         status = process.wait()
         system.signals.kill(process)  # its loading workers, if any are left
         if status:
-            raise FailedError(status, (self.root / f"{name}.output").read_text(errors="replace").strip())
+            printed = (self.root / f"{name}.output").read_text(encoding="locale", errors="replace")
+            raise FailedError(status, printed.strip())
         return explain.read(self.root / f"{name}.trace", self.root / f"{name}.notes")
 
     def clear(self, name: str) -> None:

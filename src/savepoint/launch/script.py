@@ -16,6 +16,7 @@ def run_script(work: Callable[[], None], *, overrides: Callable[[], list[str]], 
     overrides: returns the overrides that were typed. Errors of Hydra are explained with them.
     Returns: the exit code. 0 after success, 2 after a user's mistake, 128 + the signal's number after an interrupt.
     """
+    system.terminal.print_anything()
     system.signals.remember()
     try:
         work()

@@ -12,6 +12,7 @@ import os
 import secrets
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,12 @@ class Run:
         inside = self.directory.is_relative_to(repository)
         place = self.directory.relative_to(repository).parts if inside else ("",)
         listed = (place[0], len(place)) in (("runs", 3), ("sweeps", 4))
-        return self.id if listed else shlex.quote(str(self.directory))
+        return self.id if listed else _typed(self.directory)
+
+
+def _typed(path: Path) -> str:
+    """Return a path as a shell takes it. Windows' own knows no single quotes."""
+    return subprocess.list2cmdline([path]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def hold(directory: Path, title: str, *, force: bool = False, new: bool = False) -> system.files.Lock:

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def fetch(found: trackers.Found, repository: Path, settings: TrackerSettings) ->
             raise UserError(f"{directory} is in the way: it is not the run that was asked for. Move it away.")
         directory.parent.mkdir(parents=True, exist_ok=True)
         system.files.replace(hidden / RECORD, json.dumps(record, indent=1).encode() + b"\n")
-        hidden.rename(directory)
+        system.files.patiently(os.rename, hidden, directory)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
     count = sum(name.startswith(f"{CHECKPOINTS}/") for name in fetched)

@@ -161,7 +161,7 @@ def _version(package: str) -> str | None:
 def _processor() -> str:
     """Return the processor's model name. Math libraries choose their kernels by it."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:

@@ -1,25 +1,26 @@
-"""System: files, signals, memory and random generators.
+"""System: files, signals, memory, the terminal and random generators.
 
 Its face is its rooms, each a small library: `system.files.replace(path, data)`. `rng` needs torch, so it is imported at
 its first use.
 
 Rooms, in reading order:
-    files    write and replace files atomically and durably; lock a file
-    rng      seed, capture and restore all random generators
-    memory   give the garbage collector less work
-    signals  turn Ctrl-C and SIGTERM into requests to stop
+    files     write and replace files atomically and durably; lock a file
+    rng       seed, capture and restore all random generators
+    memory    give the garbage collector less work
+    signals   turn Ctrl-C and SIGTERM into requests to stop
+    terminal  print what stdout's encoding has no sign for
 """
 
 import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from savepoint.system import files, memory, signals
+from savepoint.system import files, memory, signals, terminal
 
 if TYPE_CHECKING:
     from savepoint.system import rng
 
-__all__ = ["files", "memory", "rng", "signals"]
+__all__ = ["files", "memory", "rng", "signals", "terminal"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -11,7 +11,7 @@ import shutil
 import struct
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 # Error numbers that systems give for a lock that another process holds.
@@ -22,6 +22,8 @@ _WINDOW = 8 * 2**20
 _MOST_PARTS = 1024
 # Without this flag, Windows would change line ends.
 _BINARY = getattr(os, "O_BINARY", 0)
+# How long a rename is tried that Windows refuses while another process has the file open, a virus scanner for one.
+PATIENCE_SECONDS = 10.0 if os.name == "nt" else 0.0
 # The fields of C's `struct flock`, and their types as the `struct` module writes them. None where nobody has looked.
 _LOCK_LAYOUT = {
     "linux": (("l_type", "l_whence", "l_start", "l_len", "l_pid"), "hhqqi0q"),
@@ -103,12 +105,27 @@ def replace(path: Path, data: bytes) -> None:
     try:
         hidden.unlink(missing_ok=True)
         write(hidden, data)
-        os.replace(hidden, path)
+        patiently(os.replace, hidden, path)
     finally:
         # It exists only if the write failed. The disk may be full, so leave nothing behind.
         with contextlib.suppress(OSError):
             hidden.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def patiently(rename: Callable[[Path, Path], None], source: Path, target: Path) -> None:
+    """Call os.rename or os.replace; on Windows again and again, while another process has one of the files open.
+
+    Raises: OSError if the disk refuses, on Windows after ten seconds.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return rename(source, target)
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.02)
 
 
 def remove_leftovers(path: Path) -> None:

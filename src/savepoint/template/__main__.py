@@ -1,5 +1,6 @@
 """`python src/savepoint/template …`: with the standard library alone, for copier, cookiecutter and upgrades."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from savepoint.template.verbs import run  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a pipe on Windows has no sign for →
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return run(arguments[0] if arguments else "", REPOSITORY, arguments[1:])
     except UserError as error:

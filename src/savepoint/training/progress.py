@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import errno
 import logging
 import os
 import sys
@@ -173,7 +174,10 @@ def _ignoring_closed_pipe() -> Iterator[None]:
     """Go on training when the reader has closed the pipe, as in `python train.py | head`. train.log has the rest."""
     try:
         yield
-    except BrokenPipeError:
+    except OSError as error:
+        # Windows says EINVAL where others say EPIPE.
+        if not isinstance(error, BrokenPipeError) and (os.name != "nt" or error.errno != errno.EINVAL):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

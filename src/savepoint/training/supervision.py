@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import logging
 import traceback
 from collections.abc import Iterator
@@ -165,7 +166,8 @@ def _profiled(job: runs.Job) -> Iterator[None]:
     path = job.run.directory / "trace.json"
     profiler.export_chrome_trace(str(path))
     # The trace contains its own path. Runs are moved, so only the name stays.
-    path.write_text(path.read_text().replace(str(path), path.name))
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(json.dumps(str(path), ensure_ascii=False)[1:-1], path.name), encoding="utf-8")
     log.info("%s", profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
     log.info("trace %s (open it at chrome://tracing or ui.perfetto.dev)", path)
 

@@ -143,9 +143,9 @@ def take_turn(run_dir: Path, *, since: float) -> system.files.Lock:
     while not lock.acquire():
         time.sleep(0.05)
     turn = run_dir / ".tracker.turn"
-    if turn.exists() and float(turn.read_text() or 0) > since:
+    if turn.exists() and float(turn.read_text(encoding="utf-8") or 0) > since:
         sys.exit(0)
-    turn.write_text(repr(since))
+    turn.write_text(repr(since), encoding="utf-8")
     return lock
 
 

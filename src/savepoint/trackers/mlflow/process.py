@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from savepoint.errors import UserError
+
 _ENVIRONMENT = {
     # How long MLflow tries to reach a server. Its own defaults block a call for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -24,10 +26,12 @@ class Worker:
     """A running worker process. Its pipes are non-blocking, so the training process needs no thread to serve them.
 
     order: the first message that the worker gets. log: the file that its stderr is appended to.
-    Call `end` when done.
+    Call `end` when done. Raises: UserError where pipes cannot be non-blocking.
     """
 
     def __init__(self, order: Message, *, log: Path | None) -> None:
+        if not hasattr(os, "set_blocking"):
+            raise UserError("tracker=mlflow needs Python 3.12 or newer on Windows. Or train with tracker=none.")
         self._log = log
         self._outgoing = bytearray()
         self._incoming = b""
