@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tools.processes import REPOSITORY
 
-from savepoint.config.overrides import apply_overrides, explain, quote_raw
+from savepoint.config.overrides import apply_overrides, explain, quote_paths, quote_raw
 from savepoint.errors import ConfigError, UserError
 
 CONF = {
@@ -92,6 +92,19 @@ def test_any_raw_text_arrives_or_is_refused(raw: str) -> None:
 def test_text_that_omegaconf_would_act_on_is_refused(raw: str) -> None:
     with pytest.raises(UserError, match=r"cannot name a run"):
         quote_raw([f"init_from={raw}"], ("init_from",))
+
+
+@pytest.mark.parametrize(
+    "path", ["C:\\Users\\RUNNER~1\\Temp\\a", "\\\\server\\runs", "/a b/(1), [x]=y", "~/runs", "é/物理"]
+)
+def test_a_directory_arrives_as_it_was_typed(path: str) -> None:
+    [argument] = quote_paths([f"hydra.run.dir={path}"], ("hydra.run.dir",))
+    assert hydra_reads(argument) == path
+
+
+def test_a_directory_that_is_quoted_or_has_a_hole_is_left_to_hydra() -> None:
+    argv = ["hydra.run.dir='a b'", 'hydra.run.dir="a"', "hydra.run.dir=runs/${name}", "hydra.run.dir", "seed=~", "-m"]
+    assert quote_paths(argv, ("hydra.run.dir",)) == argv
 
 
 def test_other_arguments_are_left_alone() -> None:

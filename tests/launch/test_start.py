@@ -97,7 +97,7 @@ def test_log_of_a_run_in_a_directory_of_one_letter_is_readable(workshop: Worksho
 
 
 def test_what_a_run_says_about_going_on_works_wherever_it_lies(workshop: Workshop, tmp_path: Path) -> None:
-    for place in ((), (f"hydra.run.dir={tmp_path / 'a place'}",)):
+    for place in ((), (f"hydra.run.dir={tmp_path / 'a place~1, (b)'}",)):
         ended = workshop.run("train.py", *QUICK, *place)
         (said,) = re.findall(r"to go on: python resume.py (.*)", ended.output)
         words = subprocess.run(

@@ -14,7 +14,7 @@ Rooms, in reading order:
 from savepoint.config.annotations import hints, misfit
 from savepoint.config.composition import compose, help_text, resolve, summary
 from savepoint.config.difference import differences, flatten
-from savepoint.config.overrides import apply_overrides, explain, quote_raw
+from savepoint.config.overrides import apply_overrides, explain, quote_paths, quote_raw
 from savepoint.config.patterns import match, rename
 from savepoint.config.settings import (
     AmpSettings,
@@ -50,6 +50,7 @@ __all__ = [
     "hints",
     "match",
     "misfit",
+    "quote_paths",
     "quote_raw",
     "read_settings",
     "rename",

@@ -39,6 +39,19 @@ def quote_raw(argv: list[str], keys: tuple[str, ...]) -> list[str]:
     return quoted
 
 
+def quote_paths(argv: list[str], keys: tuple[str, ...]) -> list[str]:
+    """Quote `key=PATH` on the command line for each of `keys`, unless it is quoted, or Hydra is to fill in a `${`.
+
+    Unquoted, Hydra would read a path that holds `~`, brackets or a comma as something else, or refuse it.
+
+    >>> quote_paths(["hydra.run.dir=C:\\\\RUNNER~1", "hydra.run.dir='a'"], ("hydra.run.dir",))
+    ["hydra.run.dir='C:\\\\RUNNER~1'", "hydra.run.dir='a'"]
+    """
+    begun = tuple(f"{key}=" for key in keys)
+    plain = [each.startswith(begun) and "${" not in each and each.partition("=")[2][:1] not in "'\"" for each in argv]
+    return [quote_raw([each], keys)[0] if paths else each for each, paths in zip(argv, plain)]
+
+
 def explain(error: Exception, overrides: list[str], conf_dir: Path) -> str | None:
     """Explain an error of Hydra or OmegaConf, one line for each wrong override. None for any other error.
 

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from savepoint import runs, system, trackers, trust
-from savepoint.config import help_text, quote_raw
+from savepoint.config import help_text, quote_paths, quote_raw
 from savepoint.errors import UserError
 from savepoint.launch.script import run_script
 from savepoint.launch.start import Invocation
@@ -38,6 +38,7 @@ def run_train(train: Train, repository: Path) -> int:
 
     def work() -> None:
         sys.argv[1:] = quote_raw(sys.argv[1:], ("init_from",))
+        sys.argv[1:] = quote_paths(sys.argv[1:], ("hydra.run.dir", "hydra.sweep.dir"))
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(help_text(_overrides(), conf))
         else:
