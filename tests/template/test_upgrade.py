@@ -80,7 +80,7 @@ def newer(tmp_path: Path) -> Path:
     edit(template, "src/savepoint/__init__.py", '__version__ = "0.1.0"', '__version__ = "0.2.0"')
     edit(template, "CHANGELOG.md", "### Added", "### Added\n\n- Time travel.")
     edit(template, "conf/checkpoint/default.yaml", "keep_best: 1", "keep_worst: 0\nkeep_best: 1")
-    edit(template, "pyproject.toml", '"rich>=13.7"', '"rich>=14"')
+    edit(template, "pyproject.toml", '"rich>=13.7,<16"', '"rich>=14,<16"')
     edit(template, "src/project/models/mlp.py", '"""', '"""Better. ')
     return template
 
@@ -156,7 +156,7 @@ def test_requirements_that_an_edited_pyproject_lacks_are_named(
     edit(project, "pyproject.toml", "dependencies = [", 'dependencies = [\n    "timm",')
     apply_upgrade(project, newer(tmp_path))
     assert '"timm"' in (project / "pyproject.toml").read_text()
-    assert "pyproject.toml lacks what the newer engine asks for: rich>=14\n" in capsys.readouterr().out
+    assert "pyproject.toml lacks what the newer engine asks for: rich>=14,<16\n" in capsys.readouterr().out
 
 
 def test_a_second_upgrade_to_the_same_version_changes_nothing(
