@@ -54,6 +54,9 @@ def main(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     match arguments:
+        case ["demo" | "sync" | "ui" | "verify" as verb, *rest] if {"-h", "--help"} & {*rest}:
+            print(_usage(verb))
+            return 0
         case ["diff", *rest]:
             return commands.compare(REPOSITORY, rest)
         case ["reproduce", *rest]:
@@ -90,6 +93,13 @@ def _run(arguments: list[str]) -> int:
             print(USAGE)
             return 0
     raise UserError(f"{' '.join(arguments)!r} is no command.\n{USAGE}")
+
+
+def _usage(verb: str) -> str:
+    """Return the lines of the usage that are about one command, for those that have no page of their own."""
+    entries = USAGE.removeprefix("usage: ").split("\n       python ")
+    mine = [entry for entry in entries if entry.removeprefix("python ").split()[2] == verb]
+    return "usage: python " + "\n       python ".join(mine)
 
 
 if __name__ == "__main__":
