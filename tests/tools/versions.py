@@ -143,7 +143,18 @@ def row(name: str, keep: Path | None, selection: list[str]) -> tuple[str, bool]:
         found = versions(python)
         with tempfile.TemporaryDirectory(prefix="savepoint-versions-") as scratch:
             log = Path(scratch) / "log"
-            options = ["-q", "-n", "1", "-m", "not long", "-p", "no:cacheprovider", f"--basetemp={scratch}/tests"]
+            options = [
+                "-q",
+                "-n",
+                "2",
+                "--dist",
+                "loadfile",
+                "-m",
+                "not long",
+                "-p",
+                "no:cacheprovider",
+                f"--basetemp={scratch}/tests",
+            ]
             with log.open("w") as file:
                 command = [str(python), "-m", "pytest", *options, *selection]
                 status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
