@@ -91,6 +91,16 @@ def test_no_file_of_the_project_speaks_of_the_templates_package(made: Path) -> N
             assert not named.search(content.decode()), name
 
 
+def test_its_makefile_names_only_what_the_project_has(made: Path) -> None:
+    text = (made / "Makefile").read_text()
+    assert re.search(r"^test-engine: ", text, re.M)
+    assert not [
+        path for path in re.findall(r"\b(?:tests|benchmarks|docs)/[\w./-]+", text) if not (made / path).exists()
+    ]
+    phony = re.findall(r"^\.PHONY: (.*)$", text, re.M)[0].split()
+    assert {*phony} == {*re.findall(r"^([a-z-]+):(?! =)", text, re.M)}
+
+
 def test_its_first_commit_holds_everything(made: Path) -> None:
     assert git(made, "status", "--porcelain") == ""
     assert git(made, "log", "--format=%s").splitlines() == ["Begin Mein Labor, from the Savepoint template 0.1.0"]

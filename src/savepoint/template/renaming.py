@@ -9,6 +9,8 @@ from savepoint.template.answers import Answers
 _MODULE = re.compile(
     r"\bproject(?=\.(?:models|data|tasks|schedulers|targets)\b)|(?<=\bfrom )project(?= import)|(?<=src/)project\b"
 )
+# Targets of the Makefile that run programs of tests/ and benchmarks/, which a project has among the originals alone.
+_TEMPLATE_TARGETS = ("chaos", "test-node", "test-versions", "test-accelerator", "bench", "new")
 _EXCLUDED = ["src/savepoint", "tests/engine"]  # from the project's lint: the engine has its own
 
 
@@ -35,6 +37,10 @@ def rename_text(path: str, text: str, answers: Answers) -> str:
         text = re.sub(r"^experiment: savepoint\b", lambda _: f"experiment: {_yaml(answers.name)}", text, flags=re.M)
     if path == "tests/project/test_yours.py" and answers.examples != "all":
         text = re.sub(r'^(EXPERIMENTS.* = )\[".*"\]', r"\1[]", text, flags=re.M)
+    if path == "Makefile":
+        for target in _TEMPLATE_TARGETS:
+            text = re.sub(rf"^{target}:.*\n(?:\t.*\n)+\n", "", text, flags=re.M)
+            text = re.sub(rf"^(\.PHONY:.*) {target}\b(?!-)", r"\1", text, flags=re.M)
     if path == "pyproject.toml":
         text = _pyproject(text, answers)
     return text
