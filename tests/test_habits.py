@@ -53,7 +53,8 @@ def plain(line: str) -> str:
     changes = {
         r"\$\(or .*?,\$\(PYTHON\)\)": "python",
         r"\.venv/bin/python": "python",
-        r"\$\(PYTHON\)": "py",
+        r"\$\(PYTHON\) -m venv": "py -m venv",
+        r"\$\(PYTHON\)": "python",
         r"\$\(MAKE\)": "make",
         r"\$\(RUN\)": "latest",
         r"\$\(MINUTES\)": "5",
