@@ -340,7 +340,7 @@ def test_own_files_are_four_and_keep_the_repositorys_style(story: Story) -> None
 def test_everything_that_the_map_names_is_there(story: Story) -> None:
     (places,) = [block for block in blocks("text") if block.startswith("src/project/")]
     named = re.findall(r"(?:^|(?<= ))[\w/]+(?:/|\.py|\.db)(?= )", places, re.MULTILINE)
-    assert len(named) == 11
+    assert len(named) == 8
     assert [name for name in named if not (story.clone / name).exists()] == []
 
 
