@@ -211,9 +211,11 @@ def test_without_any_history_the_edited_files_are_named(project: Path, tmp_path:
 
 
 def test_files_that_were_deleted_stay_deleted(project: Path, tmp_path: Path) -> None:
-    (project / "conf/optimizer/adam.yaml").unlink()
+    deleted = [project / name for name in ("conf/optimizer/adam.yaml", "src/lab/data/balanced.py", "CHANGELOG.md")]
+    for file in deleted:
+        file.unlink()
     apply_upgrade(project, newer(tmp_path))
-    assert not (project / "conf/optimizer/adam.yaml").exists()
+    assert not [file for file in deleted if file.exists()]
 
 
 @pytest.mark.parametrize("ending", [".zip", ".tar.gz"])
