@@ -1,4 +1,4 @@
-"""Whether a resumed run ends in the same weights: Savepoint, Lightning and Accelerate. `python benchmarks/rivals.py`
+"""Whether a resumed run ends in the same weights: Savepoint and three others. `python benchmarks/rivals.py`
 
 Every library trains the same model (conf/model/mlp.yaml, with dropout) on the same digits, shuffled, with AdamW and a
 cosine schedule, one thread: twice without an interruption, and once killed a few updates after a checkpoint and resumed
@@ -12,6 +12,12 @@ The rivals are not among this repository's dependencies. In an environment of it
     python -m venv rivals
     rivals/bin/python -m pip install --editable . lightning accelerate torchdata
     rivals/bin/python benchmarks/rivals.py
+
+Composer 0.32.1 asks for an older torch, so its rows have an environment of their own:
+
+    python -m venv composer
+    composer/bin/python -m pip install mosaicml scikit-learn safetensors
+    composer/bin/python benchmarks/rivals.py --only Composer
 """
 
 import argparse
@@ -160,6 +166,47 @@ def accelerate(
     return accelerator.unwrap_model(model), updates
 
 
+def composer(part: Part, folder: Path, case: Case, *, sampler: bool) -> tuple[nn.Module, int]:
+    """Train with Composer's Trainer. Returns: the model, and how often the optimizer stepped.
+
+    Source: docs/source/trainer/checkpointing.rst of its repository: save_folder, save_interval and load_path. sampler:
+    composer.utils.dist.get_sampler, whose order depends on its own seed and the epoch, in place of shuffle=True.
+    """
+    from composer import Callback, Trainer
+    from composer.models import ComposerModel
+    from composer.utils import dist, reproducibility
+
+    class Digits(ComposerModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.optimizer = model_and_optimizer()
+
+        def forward(self, batch: list[Tensor]) -> Tensor:
+            return self.model(batch[0])
+
+        def loss(self, outputs: Tensor, batch: list[Tensor]) -> Tensor:
+            return nn.functional.cross_entropy(outputs, batch[1])
+
+    class Kill(Callback):
+        def batch_end(self, state: Any, *_: object) -> None:
+            if part == "killed" and state.timestamp.batch.value == case.saved + AFTER:
+                os._exit(KILLED)
+
+    reproducibility.seed_all(0)
+    digits, data = Digits(), images_and_targets()
+    order: Any = {"sampler": dist.get_sampler(data, shuffle=True)} if sampler else {"shuffle": True}
+    trainer = Trainer(
+        model=digits, train_dataloader=DataLoader(data, batch_size=64, **order), optimizers=digits.optimizer,
+        schedulers=torch.optim.lr_scheduler.CosineAnnealingLR(digits.optimizer, case.updates),
+        step_schedulers_every_batch=True, max_duration=f"{case.epochs}ep", seed=0, device="cpu", progress_bar=False,
+        save_folder=str(folder), save_filename="{batch}.pt", save_latest_filename=None, callbacks=[Kill()],
+        save_interval="1ep" if case.ends_epoch else f"{case.saved}ba", save_overwrite=True,
+        load_path=str(folder / f"{case.saved}.pt") if part == "resumed" else None,
+    )  # fmt: skip
+    trainer.fit()
+    return digits.model, trainer.state.timestamp.batch.value
+
+
 def _loader_class(stateful: bool) -> Any:
     if not stateful:
         return DataLoader
@@ -175,6 +222,8 @@ WAYS: dict[str, tuple[str, Callable[..., tuple[nn.Module, int]], dict[str, bool]
     "Accelerate, skip_first_batches": ("accelerate", accelerate, {}),
     "Accelerate, the same and use_seedable_sampler": ("accelerate", accelerate, {"seedable": True}),
     "Accelerate, use_stateful_dataloader": ("accelerate", accelerate, {"stateful": True}),
+    "Composer, DataLoader": ("composer", composer, {"sampler": False}),
+    "Composer, dist.get_sampler": ("composer", composer, {"sampler": True}),
 }
 
 
@@ -274,8 +323,12 @@ def main() -> None:
         way, part, folder, *numbers = json.loads(given.play)
         play(way, part, Path(folder), Case(*numbers))
         return
-    packages = [name for name in ("torch", "lightning", "accelerate", "torchdata") if importlib.util.find_spec(name)]
-    print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages), end=", ")
+    known = ("torch", "lightning", "accelerate", "torchdata", "composer")
+    packages = [name for name in known if importlib.util.find_spec(name)]
+    distributions = {"composer": "mosaicml"}  # on PyPI
+    print(
+        ", ".join(f"{name} {importlib.metadata.version(distributions.get(name, name))}" for name in packages), end=", "
+    )
     print(f"Python {platform.python_version()}, {platform.machine()}, one thread")
     print("the largest difference of a weight to an uninterrupted run")
     print(f"{'':<46}{'the same again':>16}{'in mid-epoch':>16}{'at its end':>16}")
