@@ -36,8 +36,7 @@ import resume  # noqa: E402, F401
 import train  # noqa: E402, F401
 from savepoint import __main__ as program  # noqa: E402
 from savepoint import training  # noqa: E402, F401
-from savepoint.config import compose  # noqa: E402
-from tools import disk, moments, nursery  # noqa: E402
+from tools import composed, disk, moments, nursery  # noqa: E402
 
 
 def child(order: dict) -> int:
@@ -83,7 +82,7 @@ def run(order: dict) -> dict:
             os._exit(code)
     status = None
     while status is None:
-        done, raw = os.waitpid(pid, os.WNOHANG)
+        done, raw = os.waitpid(pid, os.WNOHANG if order["kill_after"] is not None else 0)
         if done:
             status = os.waitstatus_to_exitcode(raw)
         elif order["kill_after"] is not None and time.monotonic() - started > order["kill_after"] and _begun(order):
@@ -104,7 +103,7 @@ def _begun(order: dict) -> bool:
 def main() -> None:
     for module in sys.argv[1:]:
         importlib.import_module(module)
-    compose(["trainer.max_epochs=1"], REPOSITORY / "conf")  # Hydra finds its plugins and warms its parser
+    composed.warm_up(REPOSITORY / "conf")
     print(json.dumps({"ready": True}), flush=True)
     # An empty line, and not the end of the pipe, which processes may hold that were forked beside this one.
     for line in iter(sys.stdin.readline, "\n"):
