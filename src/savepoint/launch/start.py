@@ -134,9 +134,9 @@ def _record_hydra(invocation: Invocation) -> None:
     """Write `.hydra/` for people: the overrides, and the config before it was resolved. The engine never reads it."""
     record = invocation.directory / ".hydra"
     record.mkdir(exist_ok=True)
-    overrides = OmegaConf.to_yaml(OmegaConf.create(invocation.overrides))
+    overrides = OmegaConf.to_yaml(invocation.overrides)
     system.files.replace(record / "overrides.yaml", overrides.encode())
-    config = OmegaConf.to_yaml(OmegaConf.create(invocation.config))
+    config = OmegaConf.to_yaml(invocation.config)
     system.files.replace(record / "config.yaml", trust.redact(config).encode())
 
 

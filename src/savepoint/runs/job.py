@@ -1,9 +1,11 @@
 """One run that this process trains: its directory, its checked config, its tracker, and where it begins."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from savepoint import trust
 from savepoint.config import Settings
 from savepoint.runs.directory import Run
 from savepoint.runs.lookup import Found
@@ -41,6 +43,11 @@ class Job:
     weights: Found | Path | None = None
     requeued: bool = False
     same_code: bool = False
+
+    @cached_property
+    def config_text(self) -> str:
+        """The config as config.yaml holds it. Cached: writing YAML takes longer than a short checkpoint."""
+        return trust.dump_config(self.config)
 
     @property
     def resume_command(self) -> str:

@@ -36,7 +36,7 @@ def prepare(job: runs.Job) -> tuple[TrainState, Parts]:
     except BaseException:
         end_workers()  # the data may have been looked at in one
         raise
-    config = trust.dump_config(job.config).encode()
+    config = job.config_text.encode()
     path = job.run.directory / runs.CONFIG
     if path.read_bytes() != config:
         system.files.replace(path, config)

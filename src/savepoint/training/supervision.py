@@ -124,7 +124,7 @@ def supervise(
 def _provenance(job: runs.Job, parts: Parts) -> dict[str, Any]:
     """Gather what every checkpoint of this process says about where it came from."""
     return runs.gather_provenance(job.repository) | {
-        "config_sha256": hashlib.sha256(trust.dump_config(job.config).encode()).hexdigest(),
+        "config_sha256": hashlib.sha256(job.config_text.encode()).hexdigest(),
         "device": parts.device.type,
         "compile": job.settings.trainer.compile,
         "data": parts.fingerprints,
@@ -139,7 +139,7 @@ def _open_saves(job: runs.Job, source: dict[str, Any], patch: str | None) -> Sav
     return Saves(
         job.run,
         job.settings,
-        config=trust.dump_config(job.config),
+        config=job.config_text,
         patch=patch,
         provenance=source,
         resumed_from=job.checkpoint.path.name if job.checkpoint and job.fork is None else None,
