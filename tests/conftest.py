@@ -68,13 +68,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    one = Zygote(tmp_path_factory.mktemp("zygote"))
-    yield one
-    one.close()
-
-
-@pytest.fixture(scope="session")
 def the_nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     one = Nursery(tmp_path_factory.mktemp("nursery"))
     yield one
@@ -92,6 +85,12 @@ def nursery(the_nursery: Nursery) -> Iterator[Nursery]:
 def the_workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     with open_workshop(tmp_path_factory.mktemp("workshop"), tmp_path_factory.mktemp("outputs")) as one:
         yield one
+
+
+@pytest.fixture(scope="session")
+def zygote(the_workshop: Workshop) -> Zygote:
+    """The workshop's: one warm process for all tests, in a repository without git, which each run would ask five times."""
+    return the_workshop.zygote
 
 
 @pytest.fixture

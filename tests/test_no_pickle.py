@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
-from tools.processes import REPOSITORY, command
+from tools.processes import REPOSITORY, Zygote, command
 
 from savepoint import runs
 
-# Read by every Python process at its start, MLflow's too.
+# Read by every Python process at its start: by the one that is forked for each run, and by MLflow's.
 FORBIDDEN = """
 import _pickle, pickle
 
@@ -44,13 +44,15 @@ def test_the_prohibition_works(without_pickle: dict[str, str], tmp_path: Path) -
 
 
 def test_train_and_resume_use_no_pickle(without_pickle: dict[str, str], tmp_path: Path) -> None:
-    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    store = f"tracker.uri=sqlite:///{tmp_path}/mlflow.db"
     directory = tmp_path / "run"
     config = ("trainer.max_epochs=1", "optimizer=adam", "amp=fp16", "scheduler=multistep")
-    ended = command("train.py", *config, f"hydra.run.dir={directory}", **without_pickle, **store)
+    warm = Zygote(tmp_path, **without_pickle)
+    ended = warm.run("train.py", *config, store, f"hydra.run.dir={directory}")
     assert ended.status == 0 and "pickle was used" not in ended.output, ended.output
-    ended = command("resume.py", f"run={directory}", "trainer.max_epochs=2", **without_pickle, **store)
+    ended = warm.run("resume.py", f"run={directory}", store, "trainer.max_epochs=2")
     assert ended.status == 0 and "pickle was used" not in ended.output, ended.output
+    warm.close()
     assert runs.read(directory).tracker_id, "MLflow's process logged the run"
     assert not (directory / "tracker.log").exists() or "pickle" not in (directory / "tracker.log").read_text()
 

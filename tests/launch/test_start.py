@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tools.moments import Strike
-from tools.processes import REPOSITORY, command
+from tools.processes import command
 from tools.workshop import Workshop
 
 from savepoint import checkpoint, runs
@@ -90,7 +90,7 @@ def test_no_file_of_a_run_names_where_it_lies_and_a_moved_run_resumes_there(work
 
 
 def test_log_of_a_run_in_a_directory_of_one_letter_is_readable(workshop: Workshop, tmp_path: Path) -> None:
-    ended = command(str(workshop.root / "train.py"), *QUICK, "hydra.run.dir=a", cwd=tmp_path)
+    ended = workshop.run("train.py", *QUICK, "hydra.run.dir=a", cwd=tmp_path)
     assert ended.status == 0, ended.output
     log = (tmp_path / "a" / "train.log").read_text()
     assert "checkpoint <run>/checkpoints/" in log and "training samples" in log
@@ -108,8 +108,7 @@ def test_what_a_run_says_about_going_on_works_wherever_it_lies(workshop: Worksho
 
 
 def test_starts_of_the_same_second_have_directories_of_their_own(workshop: Workshop) -> None:
-    order = [sys.executable, str(workshop.root / "train.py"), *QUICK]
-    started = [subprocess.Popen(order, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(4)]
+    started = [workshop.start("train.py", *QUICK, output=os.devnull) for _ in range(4)]
     try:
         deadline = time.monotonic() + 60
         while len(runs.all_runs(workshop.root)) < 4:
@@ -386,11 +385,11 @@ def test_weights_that_do_not_fit_are_listed(workshop: Workshop, tmp_path: Path) 
 
 def test_terminal_shows_a_bar_with_steps_rate_and_time_left(workshop: Workshop) -> None:
     main, terminal = pty.openpty()
-    order = [sys.executable, "train.py", *QUICK, "model=slow", "model.seconds=0.12", "data.limit_batches=2"]
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
-    process = subprocess.Popen(order, cwd=workshop.root, stdout=terminal, stderr=terminal, env=environment)
-    os.close(terminal)
-    shown = b""
+    slow = ("model=slow", "model.seconds=0.12", "data.limit_batches=2")
+    name = os.ttyname(terminal)
+    process = workshop.start("train.py", *QUICK, *slow, output=name, TERM="xterm", COLUMNS="100")
+    shown = os.read(main, 65536)
+    os.close(terminal)  # not before the run has opened it too
     while True:
         try:
             read = os.read(main, 65536)
@@ -400,7 +399,7 @@ def test_terminal_shows_a_bar_with_steps_rate_and_time_left(workshop: Workshop) 
             break
         shown += read
     os.close(main)
-    assert process.wait(timeout=60) == 0
+    assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
     assert re.search(r"epoch 2/2 ━+\S* +\d/4 steps +\d+/s +\d:\d\d:\d\d", text), text
     assert len(re.findall(r"[\r\n]epoch step train/loss .*[\r\n]", text)) == 1
@@ -415,21 +414,15 @@ def test_pipe_gets_one_plain_line_an_epoch(workshop: Workshop) -> None:
     assert "\x1b" not in ended.output and "━" not in ended.output
 
 
-def test_a_run_goes_on_when_nobody_reads_its_output_any_more(tmp_path: Path) -> None:
+def test_a_run_goes_on_when_nobody_reads_its_output_any_more(workshop: Workshop, tmp_path: Path) -> None:
     """As in `python train.py | head -1`."""
-    directory = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "train.py"), *QUICK, f"hydra.run.dir={directory}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout and process.stderr
-    process.stdout.readline()
-    process.stdout.close()
-    errors = process.stderr.read()
-    process.stderr.close()
-    assert (process.wait(), errors) == (0, "")
+    directory, pipe, errors = tmp_path / "run", tmp_path / "pipe", tmp_path / "errors"
+    os.mkfifo(pipe)
+    errors.touch()
+    process = workshop.start("train.py", *QUICK, f"hydra.run.dir={directory}", output=pipe, errors=errors)
+    with pipe.open() as output:
+        output.readline()
+    assert (process.wait(), errors.read_text()) == (0, "")
     assert runs.read(directory).record["status"] == "finished"
 
 

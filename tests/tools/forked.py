@@ -7,6 +7,7 @@ Run as a program it is such a warm process: for each JSON line `{"order": path, 
 child that does the order, and prints first the child's process id and later its exit status.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -68,12 +69,15 @@ class Forked:
 
 
 def main() -> None:
+    gc.disable()  # it would search all of torch, again and again
     import torch._dynamo  # noqa: F401  # by the first optimizer of a process, and it takes seconds
 
     from savepoint.exact import trace
 
     for module in sys.argv[1:]:
         importlib.import_module(module)
+    gc.collect()  # or each child would
+    gc.enable()
 
     for line in sys.stdin:
         order = json.loads(line)

@@ -30,8 +30,10 @@ class Ended:
 class Zygote:
     """Forks a child of a warm process for each command; see tests/tools/zygote.py."""
 
-    def __init__(self, folder: Path, repository: Path = REPOSITORY, preload: tuple[str, ...] = ()) -> None:
-        """preload: modules that the warm process imports too, since its children need seconds for them."""
+    def __init__(
+        self, folder: Path, repository: Path = REPOSITORY, preload: tuple[str, ...] = (), **variables: str
+    ) -> None:
+        """preload: modules that the warm process imports too. variables: of the environment, for it and its children."""
         self._folder, self._count = folder, 0
         self._nursery: Nursery | None = None
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "HYDRA_"))}
@@ -42,7 +44,7 @@ class Zygote:
             stderr=None,
             text=True,
             cwd=folder,
-            env=environment | {"PYTHONUNBUFFERED": "1"},
+            env=environment | {"PYTHONUNBUFFERED": "1"} | variables,
         )
         self._read()
 
@@ -58,6 +60,7 @@ class Zygote:
         temporary: Path | None = None,
         disk: Path | None = None,
         strike: Strike | None = None,
+        cwd: Path | None = None,
         **fault: Any,
     ) -> Ended:
         """once: the signal waits until this file holds something. again_after: seconds to a second signal.
@@ -68,26 +71,45 @@ class Zygote:
         self._count += 1
         output = self._folder / f"output-{self._count}.txt"
         output.touch()  # a child may be killed before it opens it
-        order = {
-            "script": script,
-            "arguments": list(arguments),
-            "output": str(output),
-            "kill_after": kill_after if kill_after is not None or once is None else 0.0,
-            "once": str(once) if once else None,
-            "again_after": again_after,
-            "signal": int(signal),
-            "disk": str(disk) if disk else None,
-            "strike": dataclasses.asdict(strike) if strike else None,
-            "fault": fault,
-            "umask": umask,
-            "temporary": str(temporary) if temporary else None,
-            "nursery": str(self._nursery.start()) if self._nursery and POSSIBLE else None,
-        }
+        answer = self._ask(
+            script,
+            arguments,
+            output,
+            kill_after=kill_after if kill_after is not None or once is None else 0.0,
+            once=str(once) if once else None,
+            again_after=again_after,
+            signal=int(signal),
+            disk=str(disk) if disk else None,
+            strike=dataclasses.asdict(strike) if strike else None,
+            fault=fault,
+            umask=umask,
+            temporary=str(temporary) if temporary else None,
+            cwd=str(cwd) if cwd else None,
+        )
+        return Ended(answer["status"], answer["seconds"], output.read_text())
+
+    def start(
+        self, script: str, *arguments: str, output: Path | str, errors: Path | str | None = None, **environment: str
+    ) -> "Started":
+        """Start a command and do not wait for its end. output, errors: where its two streams go: a file, pipe or tty."""
+        order = {"background": True, "errors": errors and str(errors), "environment": environment}
+        return Started(self._ask(script, arguments, output, **order)["pid"], self)
+
+    def wait(self, pid: int) -> int:
+        """Wait for the end of a command that was started. Returns: its exit code, negative for a signal."""
+        return int(self._say({"pid": pid})["status"])
+
+    def _ask(self, script: str, arguments: tuple[str, ...], output: Path | str, **order: Any) -> dict:
+        nothing = ("kill_after", "strike", "disk", "umask", "temporary", "cwd", "errors", "background")
+        nursery = str(self._nursery.start()) if self._nursery and POSSIBLE else None
+        command = {"script": script, "arguments": list(arguments), "output": str(output), "nursery": nursery}
+        return self._say(dict.fromkeys(nothing) | {"environment": {}} | command | order)
+
+    def _say(self, order: dict) -> dict:
         assert self._process.stdin
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        answer = self._read()
-        return Ended(answer["status"], answer["seconds"], output.read_text())
+        return self._read()
 
     @contextlib.contextmanager
     def tracking(self, nursery: Nursery) -> Iterator[None]:
@@ -108,6 +130,20 @@ class Zygote:
         line = self._process.stdout.readline()
         assert line, "the zygote ended"
         return json.loads(line)
+
+
+@dataclass
+class Started:
+    """A command that `Zygote.start` has started."""
+
+    pid: int
+    zygote: Zygote
+
+    def wait(self) -> int:
+        return self.zygote.wait(self.pid)
+
+    def kill(self) -> None:
+        os.kill(self.pid, 9)  # SIGKILL, as above
 
 
 def command(script: str, *arguments: str, cwd: Path = REPOSITORY, **environment: str) -> Ended:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.processes import REPOSITORY, Ended, Zygote
+from tools.processes import REPOSITORY, Ended, Started, Zygote
 
 NAMES = [f"epoch_{epoch:04d}_step_{2 * epoch:08d}" for epoch in range(1, 4)]  # checkpoints of the fixture `directory`
 FAULTY = {
@@ -44,6 +44,9 @@ class Workshop:
 
     def run(self, script: str, *arguments: str, **signals: Any) -> Ended:
         return self.zygote.run(script, *arguments, **signals)
+
+    def start(self, script: str, *arguments: str, **outputs: Any) -> Started:
+        return self.zygote.start(script, *arguments, **outputs)
 
     def left(self) -> list[str]:
         """What lies under runs/ and sweeps/, these included."""

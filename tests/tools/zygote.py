@@ -9,12 +9,14 @@ hold something first, or null, "again_after": seconds to a second signal, or nul
 disk is watched, or null, "fault": what happens there (disk.Fault), "umask": number or null, "temporary": what
 everything takes for the system's temporary directory, or null, "strike": what happens at which moment of the training
 (moments.Strike), or null, "nursery": the socket of a nursery.Nursery that the run's tracker has its process from, or
-null}. A script is train.py, resume.py or a module beside this
-one with a `main`.
+null, "errors": where standard error goes if not to the output, or null, "cwd": its directory, or null, "environment":
+variables}. A script is train.py, resume.py or a module beside this one with a `main`.
 One out: {"status": exit status, negative for a signal, "seconds"}.
+If "background" is true, the answer comes at once and is {"pid"}; the line {"pid"} then waits for that child.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -26,7 +28,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
-# All that a run imports; nothing that starts a thread.
+# All that a run imports; nothing that starts a thread. The collector would search all of it, again and again.
+gc.disable()
 
 import hydra._internal.hydra  # noqa: E402
 import hydra.types  # noqa: E402
@@ -42,7 +45,10 @@ from tools import composed, disk, moments, nursery  # noqa: E402
 def child(order: dict) -> int:
     output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
-    os.dup2(output, 2)
+    os.dup2(os.open(order["errors"], os.O_WRONLY) if order["errors"] else output, 2)
+    os.close(output)
+    os.environ.update(order["environment"])
+    os.chdir(order["cwd"] or ".")
     sys.argv = [order["script"], *order["arguments"]]
     if order["umask"] is not None:
         os.umask(order["umask"])
@@ -67,6 +73,8 @@ def child(order: dict) -> int:
 
 def run(order: dict) -> dict:
     started = time.monotonic()
+    if "pid" in order:
+        return {"status": os.waitstatus_to_exitcode(os.waitpid(order["pid"], 0)[1])}
     pid = os.fork()
     if pid == 0:
         code = 70
@@ -80,6 +88,8 @@ def run(order: dict) -> dict:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+    if order["background"]:
+        return {"pid": pid}
     status = None
     while status is None:
         done, raw = os.waitpid(pid, os.WNOHANG if order["kill_after"] is not None else 0)
@@ -104,6 +114,8 @@ def main() -> None:
     for module in sys.argv[1:]:
         importlib.import_module(module)
     composed.warm_up(REPOSITORY / "conf")
+    gc.collect()  # or each child would
+    gc.enable()
     print(json.dumps({"ready": True}), flush=True)
     # An empty line, and not the end of the pipe, which processes may hold that were forked beside this one.
     for line in iter(sys.stdin.readline, "\n"):

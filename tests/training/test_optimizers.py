@@ -1,7 +1,7 @@
 """Every optimizer of torch goes on from a checkpoint, in a new process, to the same bits.
 
-Run as a program, this is that new process: `python tests/training/test_optimizers.py DIRECTORY` restores each case's checkpoint,
-trains on and saves what it has come to.
+`main` is that new process, forked from one that has only imported torch: it restores each case's checkpoint, trains on
+and writes what it has come to.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import copy
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from tools.processes import Zygote
 from torch import Tensor, nn, optim
 
 from savepoint import checkpoint
@@ -228,8 +228,9 @@ def name_of(case: str, steps: int) -> str:
     return f"{case.replace(' ', '_')}-{steps}"
 
 
-def main(folder: Path) -> None:
+def main() -> int:
     """The new process: each case, restored at each point, and trained on."""
+    folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     digests = {}
     for case in CASES:
@@ -242,10 +243,11 @@ def main(folder: Path) -> None:
                 train(resumed, AFTER)
                 digests[f"{name_of(case, steps)}-resumed"] = digest(resumed)
     (folder / DIGESTS).write_text(json.dumps(digests))
+    return 0
 
 
 @pytest.fixture(scope="module")
-def digests(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, str]]:
+def digests(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, str]]:
     """Digests of each case, restored and resumed by a new process; and of what each was without interruption."""
     root, whole = tmp_path_factory.mktemp("cases"), {}
     threads = torch.get_num_threads()
@@ -266,10 +268,8 @@ def digests(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], d
                     if steps - AFTER in BEFORE:
                         whole[f"{name_of(case, steps - AFTER)}-resumed"] = digest(one)
     torch.set_num_threads(threads)
-    paths = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[2])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run([sys.executable, __file__, str(root)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    ended = zygote.run("training.test_optimizers", str(root))
+    assert ended.status == 0, ended.output
     return json.loads((root / DIGESTS).read_text()), whole
 
 
@@ -661,7 +661,3 @@ def test_only_what_needs_a_closure_searches() -> None:
         optim.lr_scheduler.StepLR(one, 1)  # wraps its step
         searching += [name] if optimizers.searches(one) else []
     assert searching == ["LBFGS"]
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
