@@ -166,26 +166,26 @@ UNREADABLE = [
 
 @pytest.mark.parametrize(("text", "message"), HOSTILE, ids=range(len(HOSTILE)))
 def test_what_a_resolved_config_never_holds_is_hostile(text: str, message: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises((HostileError, ConfigError)) as raised:
         parse_config(text)
     assert message in str(raised.value)
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 500
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 20  # and not minutes
     if "valid YAML" not in str(raised.value):
         assert isinstance(raised.value, HostileError)
 
 
 @pytest.mark.parametrize(("text", "message"), UNREADABLE, ids=range(len(UNREADABLE)))
 def test_what_is_no_plain_yaml_is_refused_with_its_place(text: str | bytes, message: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ConfigError) as raised:
         parse_config(text)
     assert message in str(raised.value)
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 500
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 20  # and not minutes
 
 
 @settings(max_examples=200, deadline=None)
