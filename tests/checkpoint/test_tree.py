@@ -84,7 +84,7 @@ def test_every_bit_of_every_dtype_comes_back(tmp_path: Path) -> None:
     tree = {}
     for name, dtype in DTYPES.items():
         raw = torch.randint(0, 2 if dtype is torch.bool else 256, (4, 3, dtype.itemsize), dtype=torch.uint8)
-        tree[name] = [raw.view(dtype).squeeze(-1), raw.view(dtype)[0, 0, 0].clone(), torch.empty(0, dtype=dtype)]
+        tree[name] = [raw.view(dtype).squeeze(-1), raw[0, 0].clone().view(dtype)[0], torch.empty(0, dtype=dtype)]
     assert same(through_disk(tmp_path / "tree", tree), tree)
 
 

@@ -4,12 +4,15 @@ import itertools
 import random
 from collections.abc import Iterator
 
+from tools import needs
 from tools.processes import REPOSITORY
 
 OPTIONS = {
     group: sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml"))
     for group in ("model", "data", "task", "optimizer", "scheduler", "amp")
 }
+if not needs.HAS_MUON:
+    OPTIONS["optimizer"].remove("muon")
 # Which models fit which task, and the data and shapes that they then need.
 FITTING = {
     ("classification", "mlp"): ["data=digits"],

@@ -26,6 +26,7 @@ from savepoint.config import resolve  # noqa: E402
 from savepoint.errors import UserError  # noqa: E402
 from savepoint.system.signals import Stop  # noqa: E402
 from savepoint.training import build, evaluation, step  # noqa: E402
+from tools import needs  # noqa: E402
 
 OPEN = ("model", "data.dataset", "data.sampler", "task", "optimizer", "scheduler")
 VALUES: tuple[Any, ...] = (None, "x", -1, [1], {"a": 1}, 1e30, True, 0, 1.5)
@@ -34,7 +35,12 @@ CONFIGS = {
     "step": ("scheduler=step",),
     "cnn": ("model=cnn", "optimizer=sgd", "scheduler=onecycle"),
     "regression": ("experiment=diabetes", "optimizer=adafactor", "scheduler=cosine_warm_restarts"),
-    "text": ("experiment=characters", "model.width=8", "optimizer=muon", "scheduler=chained"),
+    "text": (
+        "experiment=characters",
+        "model.width=8",
+        f"optimizer={'muon' if needs.HAS_MUON else 'adamw'}",
+        "scheduler=chained",
+    ),
     "sparse": (
         *("model=embedding", "optimizer=sparse_adam", "scheduler=sequential"),
         "data.sampler={_target_: project.data.balanced.Balanced, samples: null}",

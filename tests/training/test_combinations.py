@@ -12,6 +12,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from tools import needs
 from tools.grid import OPTIONS, refusals
 from tools.processes import REPOSITORY
 
@@ -182,7 +183,7 @@ def test_chains_that_begin_with_a_chain_train(scheduler: dict[str, Any]) -> None
 @pytest.mark.parametrize(("optimizer", "options", "refused"), [
     ("sgd", {}, False), ("sgd", {"weight_decay": 0.1}, True), ("sgd", {"fused": True}, True), ("adagrad", {}, False),
     ("adagrad", {"weight_decay": 0.1}, True), ("adagrad", {"fused": True}, True), ("lbfgs", {}, False), ("adam", {}, True),
-    ("sparse_adam", {"fallback": None}, True), ("muon", {"fallback": None}, True),
+    ("sparse_adam", {"fallback": None}, True), pytest.param("muon", {"fallback": None}, True, marks=needs.muon),
 ])  # fmt: skip
 def test_sparse_gradients_go_to_what_takes_them(optimizer: str, options: dict[str, Any], refused: bool) -> None:
     full = made(model="embedding", optimizer=optimizer)
@@ -252,7 +253,7 @@ def test_what_several_groups_are_refused_for_is_said_once() -> None:
 
 
 def test_where_there_is_no_schedule_none_of_its_keys_is_refused() -> None:
-    trains(made(optimizer="muon", scheduler={"_target_": None, "max_lr": 0.1}))
+    trains(made(model="embedding", optimizer="sparse_adam", scheduler={"_target_": None, "max_lr": 0.1}))
 
 
 @pytest.mark.parametrize(
@@ -270,6 +271,7 @@ def test_any_layout_and_precision_is_taken_where_nothing_fails_at_it(model: torc
     combinations.check(one.node, one.settings, model=model, optimizer=one.optimizer, device=one.device)
 
 
+@needs.muon
 @pytest.mark.parametrize(("rate", "each"), [(1, "1,0.25"), (0.9, "0.9,0.225")])
 def test_each_fault_is_a_line_with_the_path_of_its_schedule(rate: float, each: str) -> None:
     node = chain("SequentialLR", step("OneCycleLR", max_lr=rate, total_steps=None), FALL, milestones=[2])
@@ -294,7 +296,7 @@ def test_capturable_is_refused_where_nothing_captures(device: str, faults: int) 
 
 
 def test_lbfgs_is_no_fallback() -> None:
-    full = made(optimizer="muon")
+    full = made(model="embedding", optimizer="sparse_adam")
     full["optimizer"]["fallback"] = {"_target_": "torch.optim.LBFGS", "_partial_": True, "lr": 0.02}
     with pytest.raises(ConfigError, match=r"^optimizer\.fallback: LBFGS has to train all parameters\."):
         assembled(full)

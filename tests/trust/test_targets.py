@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tools import needs
 
 from savepoint.errors import ConfigError
 from savepoint.trust import targets
@@ -112,13 +113,26 @@ def test_a_hostile_name_is_refused_and_nothing_is_imported(target: str, source: 
     assert set(sys.modules) == before
 
 
-@pytest.mark.parametrize("target", sorted(TORCH_TARGETS))
+@pytest.mark.parametrize(
+    "target",
+    [pytest.param(each, marks=[needs.muon] if "Muon" in each else []) for each in sorted(TORCH_TARGETS)],
+)
 def test_every_torch_name_is_the_class_that_its_public_name_gives(target: str) -> None:
     found = resolve(target, path="x", source=Path("/nowhere"))
     module, name = target.rsplit(".", 1)
     assert isinstance(found, type)
     assert found is getattr(importlib.import_module(module), name)
     assert f"{found.__module__}:{found.__qualname__}" == TORCH_TARGETS[target]
+
+
+def test_a_class_that_the_installed_torch_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.delattr(torch.optim, "Adafactor")
+    with pytest.raises(
+        ConfigError, match=r"^x: torch\.optim\.Adafactor: the torch that is installed here does not have"
+    ):
+        resolve("torch.optim.Adafactor", path="x", source=Path("/nowhere"))
 
 
 def test_every_optimizer_and_every_schedule_that_config_can_express_is_known() -> None:

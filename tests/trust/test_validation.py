@@ -90,7 +90,7 @@ def test_all_missing_groups_are_told_together() -> None:
 
 @pytest.mark.parametrize("fallback", ["adamw", {}, {"_target_": None}, {"_target_": "torch.optim.AdamW"}], ids=repr)
 def test_a_fallback_that_is_no_optimizer_to_be_built_later_is_refused(fallback: Any) -> None:
-    config = composed("optimizer=muon")
+    config = composed("optimizer=sparse_adam")
     config["optimizer"]["fallback"] = fallback
     with pytest.raises(ConfigError, match=r"^optimizer\.fallback(\._partial_)?: "):
         trust.check_config(config, source=SOURCE)

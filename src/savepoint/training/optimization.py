@@ -86,7 +86,13 @@ _ENTRIES: dict[str, type | UnionType] = {
 def capture(here: dict[str, Optimization]) -> dict[str, Any]:
     """Collect the state of each optimizer as entries of a checkpoint's state."""
     entries = {
-        name: {key: each.state_dict() if hasattr(each := getattr(one, key), "state_dict") else each for key in _ENTRIES}
+        name: {
+            "optimizer": one.optimizer.state_dict(),
+            "scheduler": schedules.capture(one.scheduler),
+            "scaler": one.scaler.state_dict(),
+            "learning_rates": one.learning_rates,
+            "schedule_length": one.schedule_length,
+        }
         for name, one in here.items()
     }
     return entries.get("") or {"optimizers": entries}

@@ -33,6 +33,8 @@ class Both(Optimizer):
         # The defaults that both have: schedules look here for what they may change in every group.
         common = {key: value for key, value in main.defaults.items() if key in fallback.defaults}
         super().__init__([*main.param_groups, *fallback.param_groups], common)
+        # Adagrad fills its state as it is built. Without that torch 2.9 fails, and 2.13 fills it at the first step.
+        self.state.update({**main.state, **fallback.state})
         self._link()
 
     def step(self, closure: Any = None) -> Any:
@@ -257,7 +259,7 @@ def _decays(kind: Any) -> bool:
 def _taken(kind: Any, model: nn.Module, path: str) -> set[str]:
     """Return the names of the parameters that an optimizer with a fallback takes itself."""
     name = kind.__name__
-    if issubclass(kind, torch.optim.Muon):
+    if issubclass(kind, getattr(torch.optim, "Muon", ())):  # torch 2.8 has none
         taken, what = [each for each, p in model.named_parameters() if p.dim() == 2], "matrices"
         advice = "Take the fallback as the optimizer: optimizer=adamw."
     elif issubclass(kind, torch.optim.SparseAdam):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -60,6 +61,20 @@ def build(
     if schedule.monitor is not None and not plateau:
         raise ConfigError(f"{path}.monitor={schedule.monitor}: {own['_target_']} follows no metric. Set it to null.")
     return scheduler, end if planned_key(own, end) is not None else None
+
+
+def capture(scheduler: Any) -> dict[str, Any]:
+    """Return the state of a schedule, without the function that SWALR of torch 2.9 keeps in it and makes anew."""
+    return _without_function(scheduler.state_dict())  # type: ignore[no-any-return]
+
+
+def _without_function(state: Any) -> Any:
+    if not isinstance(state, dict):
+        return state
+    kept = {key: value for key, value in state.items() if key != "anneal_func" or not callable(value)}
+    if isinstance(inner := kept.get("_schedulers"), list):
+        kept["_schedulers"] = [_without_function(each) for each in inner]
+    return kept
 
 
 def restore(scheduler: Any, saved: dict[str, Any]) -> None:
@@ -188,4 +203,11 @@ def _bound(partial: Any, optimizer: Optimizer, *, path: str) -> Any:
     if next(iter(inspect.signature(partial.func).parameters)) == "schedulers":  # ChainedScheduler
         whole = functools.partial(whole, optimizer=optimizer)
         return trust.call(whole, path=path)
-    return trust.call(whole, optimizer, path=path)
+    initial = [copy.deepcopy(group.get("initial_lr")) for group in optimizer.param_groups]
+    scheduler = trust.call(whole, optimizer, path=path)
+    for group, rate in zip(optimizer.param_groups, initial, strict=True):
+        # SequentialLR before torch 2.13 makes both one tensor, and changes it.
+        if isinstance(rate, Tensor) and group["lr"] is group["initial_lr"]:
+            group["lr"] = group["lr"].clone()
+            group["initial_lr"].copy_(rate)
+    return scheduler

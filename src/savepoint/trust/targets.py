@@ -65,6 +65,10 @@ def resolve(target: str, *, path: str, source: Path) -> Any:
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)
+    if found is None:
+        raise ConfigError(
+            f"{path}: {target}: the {module_name.partition('.')[0]} that is installed here does not have it."
+        )
     own = f"{getattr(found, '__module__', None)}:{getattr(found, '__qualname__', None)}"
     if own != f"{module_name}:{name}" or (home is None and not isinstance(found, type)):
         raise ConfigError(
