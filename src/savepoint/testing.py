@@ -9,8 +9,9 @@
 """
 
 import importlib.util
+import multiprocessing
+import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from savepoint import checkpoint, commands, launch, runs, trust
 from savepoint.config import compose
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# Resuming begins in a process that has imported what training needs, and nothing of the project.
+_PROCESSES: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 # Two epochs of two batches: a checkpoint lies within an epoch, and one between two.
 _SHORT = (
     *("trainer.max_epochs=2", "trainer.max_steps=null", "data.limit_batches=2", "tracker=none"),
@@ -49,9 +52,14 @@ def check_resumes(*overrides: str, directory: Path, repository: Path = REPOSITOR
     names = checkpoint.names(resumed / runs.CHECKPOINTS)
     for name in names[len(names) // 2 :]:
         shutil.rmtree(resumed / runs.CHECKPOINTS / name)
-    command = [sys.executable, str(repository / "resume.py"), f"run={resumed}"]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
-    assert done.returncode == 0, f"The resume failed:\n{done.stdout}{done.stderr}"
+    output = directory / "output.txt"
+    if sys.platform == "linux":
+        _PROCESSES.set_forkserver_preload(["savepoint.training"])
+    process = _PROCESSES.Process(target=_resume, args=(resumed, repository, output))
+    process.start()
+    process.join()
+    printed = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+    assert process.exitcode == 0, f"The resume failed:\n{printed}"
     differences = commands.diff_runs(runs.read(whole), runs.read(resumed))
     assert not differences, "The resumed run ends in other bits:\n" + "\n".join(differences[:10])
 
@@ -63,10 +71,7 @@ def _train(overrides: tuple[str, ...], directory: Path, repository: Path) -> Non
     config = OmegaConf.create(compose(list(overrides), repository / "conf"))
     directory.mkdir(parents=True)
     invocation = launch.Invocation(config, directory, runs.new_id(), list(overrides), repository)
-    specification = importlib.util.spec_from_file_location("train", repository / "train.py")
-    assert specification is not None and specification.loader is not None
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
+    script = _script("train", repository)
 
     import torch
 
@@ -76,3 +81,21 @@ def _train(overrides: tuple[str, ...], directory: Path, repository: Path) -> Non
     finally:
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads)
+
+
+def _resume(directory: Path, repository: Path, output: Path) -> None:
+    """Resume a run as `python resume.py` does, in this process, which is a new one. Its output goes to a file."""
+    with output.open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.argv = ["resume.py", f"run={directory}"]
+    sys.exit(_script("resume", repository).main())
+
+
+def _script(name: str, repository: Path) -> Any:
+    """Import train.py or resume.py, neither of which belongs to a package."""
+    specification = importlib.util.spec_from_file_location(name, repository / f"{name}.py")
+    assert specification is not None and specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    return script
