@@ -16,6 +16,7 @@ def test_step_benchmark_prints_a_ratio_for_each_loop() -> None:
     assert ratios[0] == 1.0 and min(ratios) > 0
 
 
+@pytest.mark.long
 def test_gan_benchmark_prints_a_ratio() -> None:
     ended = command("benchmarks/gan.py", "--rounds=1", "--steps=2")
     assert ended.status == 0, ended.output

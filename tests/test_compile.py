@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from tools.moments import Strike
 from tools.processes import Zygote
-from tools.share import some
 
 from savepoint import checkpoint, runs
 from savepoint.commands import diff
@@ -49,7 +48,8 @@ def test_a_compiled_run_that_was_killed_goes_on_to_the_same_bits(zygote: Zygote,
     assert diff.diff_runs(runs.read(tmp_path / "whole"), runs.read(directory)) == []
 
 
-@pytest.mark.parametrize("compiled", some([True, False], lambda compiled: compiled))
+@pytest.mark.long
+@pytest.mark.parametrize("compiled", [True, False])
 def test_a_checkpoint_loads_with_the_other_setting_and_says_that_bits_may_differ(
     zygote: Zygote, whole: dict[bool, runs.Run], tmp_path: Path, compiled: bool
 ) -> None:

@@ -1,6 +1,7 @@
 """The engine's house: wings point down, others enter a wing by its face, and no circle runs inside a wing."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,13 +40,22 @@ def modules(engine: Path = ENGINE) -> dict[str, Path]:
     return found
 
 
-def imports(path: Path) -> Iterator[str]:
+def imports(path: Path) -> tuple[str, ...]:
     """Full names of what a module imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    return imported(path.read_text())
+
+
+@functools.cache
+def imported(text: str) -> tuple[str, ...]:
+    return tuple(_imported(ast.parse(text)))
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            assert node.level == 0, f"relative import of {node.module}"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 

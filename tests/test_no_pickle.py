@@ -46,7 +46,7 @@ def test_the_prohibition_works(without_pickle: dict[str, str], tmp_path: Path) -
 def test_train_and_resume_use_no_pickle(without_pickle: dict[str, str], tmp_path: Path) -> None:
     store = f"tracker.uri=sqlite:///{tmp_path}/mlflow.db"
     directory = tmp_path / "run"
-    config = ("trainer.max_epochs=1", "optimizer=adam", "amp=fp16", "scheduler=multistep")
+    config = ("trainer.max_epochs=1", "data.limit_batches=4", "optimizer=adam", "amp=fp16", "scheduler=multistep")
     warm = Zygote(tmp_path, **without_pickle)
     ended = warm.run("train.py", *config, store, f"hydra.run.dir={directory}")
     assert ended.status == 0 and "pickle was used" not in ended.output, ended.output

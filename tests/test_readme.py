@@ -121,10 +121,8 @@ def run_small(told: Story, line: str) -> Ended:
 
 
 def run_command(told: Story, line: str) -> Ended:
-    """A line of `python -m savepoint` that ends by itself: --exact in an interpreter of its own, as its trainings are."""
+    """A line of `python -m savepoint` that ends by itself. The trainings of --exact are in interpreters of their own."""
     _, *arguments = shlex.split(told.meant(line))
-    if "--exact" in arguments:
-        return Background(told.clone, *arguments).end()
     return told.zygote.run("savepoint", *arguments[2:])
 
 

@@ -14,6 +14,7 @@ from savepoint.training.averaging import Average
 PROGRAM = "tests/accelerator/run.py"
 
 
+@pytest.mark.long
 def test_quick_checks_pass_on_the_cpu_and_make_a_table(tmp_path: Path) -> None:
     ended = command(PROGRAM, "--device=cpu", "--quick", OUT=str(tmp_path))
     assert ended.status == 0, ended.output

@@ -71,10 +71,16 @@ RAW = ["123e4567", "12345678", "abc=def", "a(1)", "a,b", "a, b", "'", '"', "'a'"
 
 
 @pytest.mark.parametrize("raw", RAW)
-def test_raw_text_arrives_as_it_was_typed(raw: str, conf: Path) -> None:
+def test_raw_text_arrives_as_it_was_typed(raw: str) -> None:
     [argument] = quote_raw([f"init_from={raw}"], ("init_from",))
     assert hydra_reads(argument) == raw
-    assert composed(conf, argument)["init_from"] == raw
+
+
+@pytest.mark.parametrize(
+    "raw", ["123e4567", "abc=def", "a,b", "'", "\\'", " a ", "null", "[a", "{a: b}", "$ {x}", "a\nb"]
+)
+def test_raw_text_is_composed_as_it_was_typed(raw: str, conf: Path) -> None:
+    assert composed(conf, *quote_raw([f"init_from={raw}"], ("init_from",)))["init_from"] == raw
 
 
 @settings(max_examples=300, deadline=None)
