@@ -1,5 +1,6 @@
 """A project from the template: by `new`, copier and cookiecutter, in one way, and sound from its first commit."""
 
+import importlib.util
 import json
 import os
 import re
@@ -50,6 +51,20 @@ def contents(directory: Path) -> dict[str, bytes]:
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository as a template that was committed: copier reads commits, and not the working tree."""
     return committed(tmp_path_factory.mktemp("template") / "savepoint")
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_the_reference_of_configs_is_what_make_docs_writes_there(examples: str, tmp_path: Path) -> None:
+    planned = plan(REPOSITORY, default_answers("lab", {"examples": examples}))
+    for path, content in planned.files.items():
+        if path.startswith("conf/"):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_bytes(content)
+    specification = importlib.util.spec_from_file_location("generate", REPOSITORY / "docs" / "generate.py")
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    assert planned.files["docs/configs.md"].decode() == module._configs(tmp_path / "conf")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ Rooms, in reading order:
     examples   which files belong to which worked example
     renaming   give files of the template the project's names
     pages      the files that are written anew: README, CHANGELOG, LICENSE
+    reference  docs/configs.md of the project's own conf/
     plan       every file of a project, from the template and the answers
     record     .savepoint.json: what the template wrote into a project, by digest
     creation   write a new project, and make its first commit

@@ -10,6 +10,7 @@ from savepoint.errors import UserError
 from savepoint.template.answers import Answers
 from savepoint.template.examples import kept
 from savepoint.template.pages import pages
+from savepoint.template.reference import PAGE, of_project
 from savepoint.template.renaming import rename_path, rename_text
 
 # Files of the template that are about the template itself.
@@ -66,6 +67,7 @@ def plan(template: Path, answers: Answers) -> Plan:
     for path, content in files.items():
         if path.startswith(_SHARED) and path not in written and kept(path, answers.examples):
             written[rename_path(path, answers)] = _renamed(path, content, answers)
+    written[PAGE] = of_project(written[PAGE].decode(), written).encode()
     originals = {
         f"{ORIGINALS}/{path}": content
         for path, content in files.items()
