@@ -130,6 +130,7 @@ def test_an_upgrade_replaces_the_engine_and_touches_nothing_else(
     changed = {line[3:]: line[:2].strip() for line in git(project, "status", "--porcelain", "-uall").splitlines()}
     assert changed == {
         RECORD: "M",
+        "docs/configs.md": "M",  # with the newer default; `make docs` writes that of the project's own file
         "docs/slurm.md": "D",
         "pyproject.toml": "M",
         "src/savepoint/__init__.py": "M",

@@ -2,7 +2,7 @@
 
     python tests/tools/versions.py                                every row of the table in docs/versions.md
     python tests/tools/versions.py --only torch-2.14              one row; can be given again
-    python tests/tools/versions.py --across torch-2.9 torch-2.14  train half under one, resume under the other, compare
+    python tests/tools/versions.py --across torch-2.8 torch-2.14  train half under one, resume under the other, compare
 
 Environments are made with pip in a temporary directory and removed when they are done with. One takes 2 to 8 GB.
 Exit code: 0 if every test passes, 1 if one fails or an environment cannot be made. Standard library only.
@@ -51,7 +51,7 @@ def lower_bounds() -> tuple[str, ...]:
 ENVIRONMENTS = {
     "pinned": Environment(),
     "torch-2.14": Environment(pins=("torch==2.14.1",)),
-    "torch-2.9": Environment(pins=("torch==2.9.0",)),
+    "torch-2.8": Environment(pins=("torch==2.8.0",)),
     "python-3.12": Environment(python="3.12"),
     "python-3.13": Environment(python="3.13"),
     "numpy-2.5": Environment(python="3.12", pins=("numpy==2.5.5",)),

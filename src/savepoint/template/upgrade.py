@@ -217,7 +217,7 @@ def _report(project: Path, record: Record, new: Plan, yours: dict[str, str], cha
             print(f"yours stays: {path}. The newer one is {ORIGINALS}/{path}")
     if "pyproject.toml" in yours and (missing := _requirements(project, new)):
         print(f"pyproject.toml lacks what the newer engine asks for: {'; '.join(missing)}")
-    print("next: make setup, make test, git diff, git commit")
+    print("next: make setup, make docs, make test, git diff, git commit")
 
 
 def _folder(path: str) -> str:
