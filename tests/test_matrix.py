@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
-from tools import draws, grid
+from tools import draws, grid, needs
 from tools.draws import Trial
 from tools.processes import REPOSITORY, Zygote
 from tools.trial import Bench
@@ -31,6 +31,7 @@ def holds(row: dict[str, str], zygote: Zygote, folder: Path) -> None:
     assert outcome.differences == [], told
 
 
+@needs.muon
 def test_every_pair_of_options_that_fit_is_in_a_row_and_no_row_is_refused() -> None:
     met = {frozenset({one, other}) for row in ROWS for one in row.items() for other in row.items() if one != other}
     assert met == {pair for pair in grid.pairs() if not grid.refused(dict(pair))}
@@ -71,6 +72,7 @@ def test_a_pair_that_does_not_fit_is_refused_at_the_start_by_name(
     assert not (directory / runs.RECORD).exists()
 
 
+@needs.muon
 def test_the_table_in_the_docs_is_that_of_the_grid() -> None:
     text = (REPOSITORY / "docs" / "exactness.md").read_text(encoding="utf-8")
     assert grid.table() in text, f"docs/exactness.md should have:\n{grid.table()}"

@@ -9,6 +9,8 @@ from killed import make_config
 from tools.processes import REPOSITORY, command
 
 from savepoint import system, training, trust
+from savepoint.errors import ConfigError
+from savepoint.training import build
 from savepoint.training.averaging import Average
 
 PROGRAM = "tests/accelerator/run.py"
@@ -69,7 +71,24 @@ def test_a_deterministic_run_is_compiled_without_choices_by_timing(
     given: list[Any] = []
     monkeypatch.setattr(torch, "compile", lambda model, **keywords: given.append(keywords) or model)
     training.assemble(config, settings, source=REPOSITORY / "src")
-    assert given == [{"options": {"deterministic": deterministic}}]
+    known = hasattr(torch._inductor.config, "deterministic")  # not in torch 2.8
+    assert given == [{"options": {"deterministic": deterministic} if known else {}}]
+
+
+def test_a_compiler_that_chooses_by_timing_alone_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch._inductor.config as compiler
+
+    monkeypatch.delattr(compiler, "deterministic", raising=False)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    model = torch.nn.Linear(1, 1, device="meta")  # any device but the CPU
+    for deterministic in (True, False):
+        config = make_config("mlp", "cpu", tmp_path, {"trainer.compile": True, "trainer.deterministic": deterministic})
+        settings = trust.check_config(config, source=REPOSITORY / "src")
+        if deterministic:
+            with pytest.raises(ConfigError, match=r"^trainer\.compile: the compiler of torch \S+ chooses kernels by"):
+                build.compiled(model, None, settings)
+        else:
+            assert build.compiled(model, None, settings) is model
 
 
 def test_averaged_weights_have_the_bits_of_torchs_own_update() -> None:

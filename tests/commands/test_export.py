@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
+from tools import needs
 from tools.processes import REPOSITORY
 from tools.workshop import NAMES, Workshop
 from torch import Tensor, nn
@@ -82,6 +83,7 @@ def test_averaged_weights_are_exported_on_request(averaging: Path, tmp_path: Pat
     assert "averaged weights" in (tmp_path / "out" / "README.md").read_text()
 
 
+@needs.plain_graphs
 def test_graphs_give_the_models_output_without_its_class(
     averaging: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +102,20 @@ def test_graphs_give_the_models_output_without_its_class(
     assert np.allclose(output, own.numpy(), atol=1e-5)
 
 
+def test_a_torch_that_would_write_a_pickle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(program: Any, path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("model/data/weights/weight_0", b"PK")  # a tensor's own bytes
+            archive.writestr("model/data/weights/model.pt", b"PK\x03\x04")
+
+    monkeypatch.setattr(torch.export, "save", save)
+    with pytest.raises(
+        UserError, match=r"^--pt2: torch \S+ writes pickles into model\.pt2\. Use torch 2\.13 or newer\.$"
+    ):
+        graphs._writing("pt2", nn.Linear(2, 2), (torch.ones(2, 2),), {}, tmp_path / "model.pt2")
+
+
+@needs.plain_graphs
 def test_a_graph_holds_no_pickle(averaging: Path, tmp_path: Path) -> None:
     exported(averaging, "--to", tmp_path / "out", "--pt2")
     with zipfile.ZipFile(tmp_path / "out" / "model.pt2") as archive:
@@ -128,6 +144,7 @@ def test_a_graph_that_gives_another_output_is_refused(tmp_path: Path) -> None:
     assert found == {"difference": 0.0, "samples": 2, "any_batch": True}
 
 
+@needs.plain_graphs
 def test_keywords_and_dicts_reach_the_graph(tmp_path: Path) -> None:
     class Keyed(nn.Module):
         def forward(self, batch: dict[str, Tensor], *, scale: Tensor) -> dict[str, Tensor]:

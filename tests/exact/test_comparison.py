@@ -96,7 +96,8 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     place.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(place))
     yield place
-    assert list(place.iterdir()) == []
+    # torch 2.8 writes a module of its own into such a directory, and leaves it there where it is killed.
+    assert [each for each in place.iterdir() if not (each / "_remote_module_non_scriptable.py").exists()] == []
 
 
 def made(name: str, **arguments: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import inspect
 import logging
 import re
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ KINDS = ("pt2", "onnx")
 # An output may differ by this much, relative to its largest value: another program adds in another order.
 TOLERANCE = 1e-3
 _MOST_INLINE = 1_500_000_000  # bytes; a larger ONNX file keeps its weights in a second one, since protobuf ends at 2 GB
+# How a pickle begins, and what torch.save writes, which holds one. The plain values of a tensor may begin so by chance.
+_PICKLED = (b"\x80\x02", b"PK")
+_VALUES = re.compile(r"/weights/weight_\d+$|/constants/tensor_\d+$")
 
 Inputs = tuple[Any, ...]
 Call = Callable[[Inputs, dict[str, Any]], Any]
@@ -66,6 +70,10 @@ def _write_pt2(model: nn.Module, inputs: Inputs, keywords: dict[str, Any], path:
     # They would be stored as a pickle, the only one in the file.
     program.example_inputs = None
     torch.export.save(program, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = [name for name in archive.namelist() if not _VALUES.search(name)]
+        if any(archive.read(name)[:2] in _PICKLED for name in parts):
+            raise UserError(f"--pt2: torch {torch.__version__} writes pickles into model.pt2. Use torch 2.13 or newer.")
     again = torch.export.load(path).module()
     return lambda inputs, keywords: again(*inputs, **keywords)
 
@@ -79,13 +87,12 @@ def _write_onnx(model: nn.Module, inputs: Inputs, keywords: dict[str, Any], path
     # It warns that torchvision, which nothing here needs, is not installed.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    # Traced here, because torch 2.8 would fall back to recording the one path that these inputs take.
+    program = torch.export.export(model, inputs, keywords, dynamic_shapes=_dynamic(model, inputs, keywords))
     torch.onnx.export(
-        model,
-        inputs,
-        str(path),
-        kwargs=keywords,
+        program,
+        f=str(path),
         dynamo=True,
-        dynamic_shapes=_dynamic(model, inputs, keywords),
         external_data=size > _MOST_INLINE,
         verbose=False,
     )

@@ -135,8 +135,17 @@ def compiled(model: nn.Module, task: Any, settings: Settings) -> Any:
     """
     if not settings.trainer.compile:
         return model
+    import torch._inductor.config as compiler
+
+    options: dict[str, Any] = {}
     # Otherwise the compiler times some kernels on a GPU, and another process may choose differently.
-    options: dict[str, Any] = {"deterministic": settings.trainer.deterministic}
+    if hasattr(compiler, "deterministic"):
+        options = {"deterministic": settings.trainer.deterministic}
+    elif settings.trainer.deterministic and any(each.device.type != "cpu" for each in model.parameters()):
+        raise ConfigError(
+            f"trainer.compile: the compiler of torch {torch.__version__} chooses kernels by their speed, so a resumed "
+            "run may get other bits. Use torch 2.13 or newer, or accept that with trainer.deterministic=false."
+        )
     if not hasattr(task, "update"):
         # The plain model stays the one that is saved: a compiled wrapper would prefix every name with `_orig_mod.`.
         return torch.compile(model, options=options)
