@@ -289,7 +289,10 @@ def test_verify_exact_tries_the_config_of_the_run(story: Story) -> None:
 
 def test_ui_serves_mlflows_page(story: Story) -> None:
     output = story.ended["python -m savepoint ui"].output
-    assert output.startswith("http://127.0.0.1:") and "<title>MLflow</title>" in output
+    assert re.match(
+        r"http://127\.0\.0\.1:\d+/#/experiments/1/runs\?workflowType=machine_learning   \(Ctrl-C ends it\)\n", output
+    )
+    assert "<title>MLflow</title>" in output
 
 
 def test_weights_are_read_without_savepoint(story: Story) -> None:

@@ -17,9 +17,21 @@ from pathlib import Path
 from savepoint.config import TrackerSettings, compose, read_settings
 from savepoint.errors import ConfigError
 from savepoint.trackers.none import NoTracker
-from savepoint.trackers.protocol import Found, Sweep, Tracker
+from savepoint.trackers.protocol import Found, Page, Sweep, Tracker
 
-__all__ = ["Found", "NoTracker", "Sweep", "Tracker", "fetch_run", "find_run", "finish_sweep", "local_settings", "open"]
+__all__ = [
+    "Found",
+    "NoTracker",
+    "Page",
+    "Sweep",
+    "Tracker",
+    "fetch_run",
+    "find_page",
+    "find_run",
+    "finish_sweep",
+    "local_settings",
+    "open",
+]
 
 
 def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
@@ -121,3 +133,15 @@ def fetch_run(
     from savepoint.trackers import mlflow
 
     return mlflow.fetch_run(settings, repository=repository, found=found, to=to, timeout_seconds=timeout_seconds)
+
+
+def find_page(settings: TrackerSettings, *, repository: Path) -> Page:
+    """Return where the tracker's web page is. Asks no server.
+
+    Raises: ConfigError if there is no tracker, or its address cannot be used.
+    """
+    if settings.kind == "none":
+        raise ConfigError("tracker=none has no web page. Choose a tracker in conf/config.yaml.")
+    from savepoint.trackers import mlflow
+
+    return mlflow.find_page(settings, repository=repository)

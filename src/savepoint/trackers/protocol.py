@@ -27,6 +27,18 @@ class Found:
     run_dir: str | None
 
 
+@dataclass(frozen=True)
+class Page:
+    """A tracker's web page. store: what a server has to be started for, or None where `server` is one that runs.
+
+    path: what follows the server's address to open this project's runs. Empty before the first run.
+    """
+
+    store: str | None
+    server: str | None
+    path: str
+
+
 class Tracker(Protocol):
     def start(
         self,

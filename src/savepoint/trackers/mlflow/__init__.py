@@ -11,6 +11,6 @@ Rooms, in reading order:
     store    the calls to MLflow's API
 """
 
-from savepoint.trackers.mlflow.tracker import MLflowTracker, fetch_run, find_run, finish_sweep
+from savepoint.trackers.mlflow.tracker import MLflowTracker, fetch_run, find_page, find_run, finish_sweep
 
-__all__ = ["MLflowTracker", "fetch_run", "find_run", "finish_sweep"]
+__all__ = ["MLflowTracker", "fetch_run", "find_page", "find_run", "finish_sweep"]

@@ -1,7 +1,9 @@
 """MLflow as the training process sees it: a tracker that gives orders to the worker process."""
 
+import contextlib
 import os
 import re
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +14,7 @@ from savepoint.config import TrackerSettings
 from savepoint.errors import ConfigError, UserError
 from savepoint.trackers.mlflow.process import Message, Worker
 from savepoint.trackers.points import count
-from savepoint.trackers.protocol import Found, Sweep
+from savepoint.trackers.protocol import Found, Page, Sweep
 
 
 class MLflowTracker:
@@ -182,6 +184,22 @@ def fetch_run(
         "fetched"
     ]
     return fetched
+
+
+def find_page(settings: TrackerSettings, *, repository: Path) -> Page:
+    """Do what `trackers.find_page` promises. MLflow is not imported: its database is read as it is."""
+    order = _store(settings, repository, lock_dir=repository)
+    if order["database"] is None:
+        shown = re.sub(r"://[^/@\s]+@", "://", order["uri"])  # without a password from the environment
+        return Page(None, shown.rstrip("/") + "/", "")
+    found = None
+    with contextlib.suppress(sqlite3.Error):  # no database yet, or one that MLflow has not made
+        address = f"{Path(order['database']).as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
+            query = "SELECT experiment_id FROM experiments WHERE name = ?"
+            found = database.execute(query, (order["experiment"],)).fetchone()
+    # Without the second part MLflow opens a view for language models, in which runs are filed under "Evaluations".
+    return Page(order["uri"], None, f"#/experiments/{found[0]}/runs?workflowType=machine_learning" if found else "")
 
 
 def _answer(order: Message, timeout_seconds: float, title: str) -> Message:
