@@ -134,7 +134,7 @@ REFUSED = {
     "no override": (("seed",), "an override reads key=value"),
     "a store that MLflow lacks": (
         ("tracker=mlflow", "tracker.uri=file:/x"),
-        "MLflow keeps no runs in plain directories",
+        "MLflow keeps runs in a plain directory only where MLFLOW_ALLOW_FILE_STORE=true is set.",
     ),
     "a secret": (("+model.password=hunter2",), "model.password: a config holds no secrets"),
     "a password in an address": (("name=ftp://me:hunter2@host",), "an address with a password in it"),

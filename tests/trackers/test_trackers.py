@@ -569,11 +569,34 @@ def test_run_is_found_by_the_beginning_of_the_trackers_id(repository: Path) -> N
         find("abcdef")
 
 
+@pytest.mark.parametrize("uri", ["file:./kept", "kept"])
+def test_a_plain_directory_is_a_store_where_mlflow_allows_it(
+    repository: Path, opened, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    """As on many clusters. A resumed run goes on in the same run, and each point is there once."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    settings = Settings(kind="mlflow", experiment="mine", uri=uri)
+    for steps in (range(1, 4), range(4, 6)):
+        tracker = opened(settings=settings)
+        log(repository, steps)
+        begin(tracker)
+        assert tracker.close("finished", 60) is None
+    (stored,) = (repository / "kept").glob("[!.]*/*/metrics/train/loss")
+    points = [line.split() for line in stored.read_text().splitlines()]
+    assert [(int(step), float(value)) for _, value, step in points] == expected(range(1, 6))
+    found = trackers.find_run(settings, repository=repository, text=ID)
+    assert found is not None and found.run_id == ID
+    assert trackers.find_page(settings, repository=repository).store == (repository / "kept").as_uri()
+
+
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
-        ("file:///tmp/mlruns", "MLflow keeps no runs in plain directories any more. Use sqlite:///<path>.db"),
-        ("mlruns", "MLflow keeps no runs in plain directories any more."),
+        (
+            "file:///tmp/mlruns",
+            "MLflow keeps runs in a plain directory only where MLFLOW_ALLOW_FILE_STORE=true is set.",
+        ),
+        ("mlruns", "Set it, or use sqlite:///<path>.db, into which `mlflow migrate-filestore` brings what is"),
         ("https://me:secret@host", r"tracker.uri=https://me:\*\*\*@host: a config holds no password."),
         ("sqlite://", "a database in memory is gone with its process."),
         ("http://[::1", "this is not a valid address"),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from savepoint.config import TrackerSettings
 from savepoint.errors import ConfigError, UserError
@@ -189,6 +190,8 @@ def fetch_run(
 def find_page(settings: TrackerSettings, *, repository: Path) -> Page:
     """Do what `trackers.find_page` promises. MLflow is not imported: its database is read as it is."""
     order = _store(settings, repository, lock_dir=repository)
+    if order["directory"]:
+        return Page(order["uri"], None, "")
     if order["database"] is None:
         shown = re.sub(r"://[^/@\s]+@", "://", order["uri"])  # without a password from the environment
         return Page(None, shown.rstrip("/") + "/", "")
@@ -214,15 +217,16 @@ def _answer(order: Message, timeout_seconds: float, title: str) -> Message:
 
 
 def _is_absent(order: Message) -> bool:
-    """Whether the store is a local database that no run has created yet."""
-    return order["database"] is not None and not Path(order["database"]).exists()
+    """Whether the store is a local one that no run has created yet."""
+    place = order["database"] or order["directory"]
+    return place is not None and not Path(place).exists()
 
 
 def _store(settings: TrackerSettings, repository: Path, *, lock_dir: Path) -> Message:
     """Return the address of the store: from the environment, else from the config, else mlflow.db in the repository.
 
     lock_dir: where processes lock a store that is no local database.
-    Raises: ConfigError if MLflow has no such store, or if the config holds a password.
+    Raises: ConfigError if MLflow has no such store here, or if the config holds a password.
     """
     environment = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     uri = environment or settings.uri or "sqlite:///mlflow.db"
@@ -235,22 +239,37 @@ def _store(settings: TrackerSettings, repository: Path, *, lock_dir: Path) -> Me
         shown = uri.replace(f":{parts.password}@", ":***@")
         use = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI, in the environment."
         raise ConfigError(f"tracker.uri={shown}: a config holds no password. {use}")
+    # A relative path in the environment starts where `mlflow ui` would look. One in the config means one place.
+    base = Path.cwd() if environment else repository.absolute()
     directory = parts.scheme == "file" or len(parts.scheme) < 2  # C:\\mlruns has a scheme, too
     if directory and not uri.startswith("databricks"):
-        use = "Use sqlite:///<path>.db, or a server's http(s)://<host>:<port>."
-        raise ConfigError(f"{name}: MLflow keeps no runs in plain directories any more. {use}")
+        if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("true", "1"):
+            raise ConfigError(
+                f"{name}: MLflow keeps runs in a plain directory only where MLFLOW_ALLOW_FILE_STORE=true is set. "
+                "Set it, or use sqlite:///<path>.db, into which `mlflow migrate-filestore` brings what is there."
+            )
+        place = base / (url2pathname(parts.path) if parts.scheme == "file" else uri)
+        return {
+            "uri": place.as_uri(),
+            "experiment": settings.experiment,
+            "database": None,
+            "directory": str(place),
+            "artifacts": None,
+            "lock": str(place.parent / ".mlflow.lock"),
+        }
     if parts.scheme != "sqlite":
         lock = lock_dir.absolute() / ".mlflow.lock"
-        return {"uri": uri, "experiment": settings.experiment, "database": None, "artifacts": None, "lock": str(lock)}
+        none = dict.fromkeys(("database", "directory", "artifacts"))
+        return {"uri": uri, "experiment": settings.experiment, "lock": str(lock), **none}
     path = uri.removeprefix("sqlite:///")
     if path in ("", ":memory:", uri):
         raise ConfigError(f"{name}: a database in memory is gone with its process. Use sqlite:///<path>.db.")
-    # A relative path in the environment starts where `mlflow ui` would look. One in the config means one place.
-    database = (Path.cwd() if environment else repository.absolute()) / path
+    database = base / path
     return {
         "uri": f"sqlite:///{database.as_posix()}",
         "experiment": settings.experiment,
         "database": str(database),
+        "directory": None,
         "artifacts": database.with_name("mlartifacts").as_uri(),
         "lock": str(database.parent / ".mlflow.lock"),
     }
