@@ -13,7 +13,7 @@ Rooms, in reading order:
 
 from savepoint.config.annotations import hints, misfit
 from savepoint.config.composition import compose, help_text, resolve, summary
-from savepoint.config.difference import differences, flatten
+from savepoint.config.difference import Difference, differences, flatten
 from savepoint.config.overrides import apply_overrides, explain, quote_paths, quote_raw
 from savepoint.config.patterns import match, rename
 from savepoint.config.settings import (
@@ -34,6 +34,7 @@ __all__ = [
     "AmpSettings",
     "CheckpointSettings",
     "DataSettings",
+    "Difference",
     "InitSettings",
     "SchedulerSettings",
     "Settings",

@@ -31,3 +31,27 @@ def flatten(config: Any, prefix: str = "") -> dict[str, str]:
             flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
         return flat
     return {prefix: str(config)}
+
+
+class Difference:
+    """What differs between two configs: that of a checkpoint and that of its fork."""
+
+    def __init__(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        self.before, self.after = before, after
+        self.keys = differences(before, after)
+
+    def touches(self, *paths: str) -> bool:
+        """Whether a key at or below one of these paths differs."""
+        return any(key == path or key.startswith(f"{path}.") for key in self.keys for path in paths)
+
+    def lines(self) -> list[str]:
+        """Return `key  old → new` for each key that changes what is trained, aligned."""
+        hidden = ("tracker", "name", "_partial_")
+        shown = {key: each for key, each in self.keys.items() if not {*key.split(".")} & {*hidden}}
+        width = max(map(len, shown), default=0)
+        return [f"{key.ljust(width)}  {_short(old)} → {_short(new)}" for key, (old, new) in shown.items()]
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -19,6 +19,7 @@ Rooms, in reading order:
     schedules     build a learning-rate schedule and plan its length
     combinations  combinations of options that torch refuses or gets wrong
     fork          begin from a checkpoint of a run whose config differs
+    fork_optimizers  its optimizers: what goes on, and with which rates
     scoring       evaluate a checkpoint apart from training: the test split
     preparation   build a run and restore its checkpoint
     supervision   around the loop: train.log, signals, failures, how the run ended

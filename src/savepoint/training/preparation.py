@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from savepoint import checkpoint, runs, system, trust, weights
-from savepoint.config import Settings, by_name
+from savepoint.config import Difference, Settings, by_name
 from savepoint.data import end_workers
 from savepoint.errors import CheckpointError, MisfitError, UserError
 from savepoint.training import build, fork, optimization, report, schedules, state
@@ -49,7 +49,7 @@ def _build(job: runs.Job) -> tuple[TrainState, Parts]:
     threads = resumed.provenance.get("threads") if resumed else None
     environment(settings, threads=settings.trainer.threads or threads or THREADS)
     recorded = resumed.provenance.get("weights") if resumed else job.run.record.get("weights")
-    difference = fork.Difference(job.fork.before, job.config) if job.fork else None
+    difference = Difference(job.fork.before, job.config) if job.fork else None
     with weights.tracing(recorded, run=job.run.record["sweep"] or job.run.id) as loaded:
         with _misfits_of_a_fork(job):
             train_state, parts = build.assemble(job.config, settings, source=job.repository / "src", checkpoint=resumed)
@@ -70,7 +70,7 @@ def _build(job: runs.Job) -> tuple[TrainState, Parts]:
     return train_state, dataclasses.replace(parts, weights=loaded)
 
 
-def _fork(job: runs.Job, train_state: TrainState, parts: Parts, difference: fork.Difference) -> None:
+def _fork(job: runs.Job, train_state: TrainState, parts: Parts, difference: Difference) -> None:
     """Restore the parent's checkpoint, let the difference take effect, and log both.
 
     Raises: UserError if the parent had reached the fork's planned end.
@@ -165,7 +165,7 @@ def _further(job: runs.Job, resumed: checkpoint.Checkpoint) -> str:
 
 
 def _fingerprints(
-    parts: Parts, resumed: checkpoint.Checkpoint | None, difference: fork.Difference | None
+    parts: Parts, resumed: checkpoint.Checkpoint | None, difference: Difference | None
 ) -> dict[str, dict[str, Any]]:
     """Return the fingerprint of each split.
 
