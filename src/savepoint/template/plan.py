@@ -13,11 +13,8 @@ from savepoint.template.pages import pages
 from savepoint.template.reference import PAGE, of_project
 from savepoint.template.renaming import rename_path, rename_text
 
-# Files of the template that are about the template itself.
-_TEMPLATE = (
-    *(".ci/", "hooks/", "tests/template/", "{{cookiecutter.directory}}/"),
-    *("copier.yml", "copier/", "cookiecutter.json"),
-)
+# Files of the template that no project has: its check of a submission, and the tests of `new` and `upgrade`.
+_TEMPLATE = (".ci/", "tests/template/")
 # Files that a project has too, in their places. tests/engine/ has the originals of all but the engine itself.
 _SHARED = (
     *("train.py", "resume.py", "Makefile", "pyproject.toml", "constraints.txt", "SECURITY.md"),
