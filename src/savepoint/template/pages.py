@@ -29,7 +29,7 @@ src/savepoint/        the engine, with tests/engine/: leave both alone, so that 
 ```
 
 Newer engine: {upgrade}. It touches nothing of yours, and old runs resume with it to the same bits.
-`make test-engine` runs the engine's own tests, which take about ten minutes.
+`make test-engine` runs the engine's own tests, which take about a quarter of an hour on two cores.
 """
 _BEGIN = {
     "all": """\
