@@ -224,6 +224,13 @@ def test_first_run_is_the_one_that_the_readme_describes(story: Story) -> None:
     assert {path.name for path in newest.iterdir()} == set(listed) - {"changes.patch"}
 
 
+def test_first_run_ends_with_the_address_of_its_own_page(story: Story) -> None:
+    assert story.first is not None
+    place = f"http://127.0.0.1:5000/#/experiments/1/runs/{story.first.tracker_id}"
+    told = f"to look at it: make ui (or python -m savepoint ui), then {place}\n"
+    assert told in story.ended["python train.py"].output
+
+
 def test_resume_commands_continue_the_run_that_they_name(story: Story) -> None:
     assert story.first is not None
     resumed = [ended for line, ended in story.ended.items() if line.startswith(f"python resume.py run={SHOWN[:4]} ")]

@@ -21,7 +21,7 @@ from savepoint.config import TrackerSettings as Settings
 from savepoint.errors import ConfigError, UserError
 from savepoint.runs import history
 from savepoint.system import files
-from savepoint.trackers import Found, Sweep
+from savepoint.trackers import Found, Page, Sweep
 from savepoint.trackers.mlflow import MLflowTracker
 
 MLFLOW = Settings(kind="mlflow")
@@ -159,7 +159,10 @@ def test_run_arrives_with_points_params_tags_documents_and_plot(repository: Path
     save_checkpoint(repository, "e1")
     tracker = opened(upload=False)  # so that the checkpoint stays here
     begin(tracker, name="first", params=params, tags={"git.commit": "abc"}, documents=documents, parents=["p1", "p2"])
+    assert tracker.page() is None, "not known yet"
     run_id = ready(tracker, announced)
+    store = f"sqlite:///{(repository / 'mlflow.db').as_posix()}"
+    assert tracker.page() == Page(store, None, f"#/experiments/1/runs/{run_id}")
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(worker_pid(tracker), number)  # as Ctrl-C and schedulers do, to the whole process group
     log(repository, range(1, 4))

@@ -22,5 +22,8 @@ class NoTracker:
     def close(self, status: str, timeout_seconds: float) -> str | None:
         return None
 
+    def page(self) -> None:
+        return None
+
     def abandon(self) -> None:
         pass

@@ -31,7 +31,7 @@ class Found:
 class Page:
     """A tracker's web page. store: what a server has to be started for, or None where `server` is one that runs.
 
-    path: what follows the server's address to open this project's runs. Empty before the first run.
+    path: what follows the server's address to open this project's runs, or one of them. Empty before the first run.
     """
 
     store: str | None
@@ -65,6 +65,9 @@ class Tracker(Protocol):
         status: "finished", "interrupted" or "failed". The wait ends early if the tracker gives up.
         Returns: None if everything is stored, else one line that says what is not, why, and how to store it later.
         """
+
+    def page(self) -> Page | None:
+        """Return where the run is to be looked at. None if the tracker has not opened it."""
 
     def abandon(self) -> None:
         """End the tracker without storing anything, where `start` was never called. Does nothing after `close`."""

@@ -89,8 +89,9 @@ def conclude(job: runs.Job, train_state: TrainState, saves: Saves) -> None:
     further = _further(job, train_state)
     if further is not None:
         log.info("to go on: %s%s", job.resume_command, further)
-    if job.settings.tracker.kind == "mlflow":
-        log.info("to look at it: make ui   (or: python -m savepoint ui)")
+    if (page := job.tracker.page()) is not None:
+        local = "make ui (or python -m savepoint ui), then http://127.0.0.1:5000/"
+        log.info("to look at it: %s%s", page.server or local, page.path)
 
 
 def _further(job: runs.Job, train_state: TrainState) -> str | None:

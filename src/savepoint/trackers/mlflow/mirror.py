@@ -32,7 +32,7 @@ class Mirror:
         self._client, self._say, self._follower = client, say, follower
         run = _open_run(client, order, start)
         self._run_id = run.info.run_id
-        say("opened", run_id=self._run_id)
+        say("opened", run_id=self._run_id, experiment_id=run.info.experiment_id)
         store.log_tags(client, self._run_id, _tags(order, start))
         if start["parents"] and store.NOTE not in run.data.tags:
             store.log_tags(client, self._run_id, {store.NOTE: _note(client, run.info.experiment_id, start["parents"])})

@@ -40,7 +40,8 @@ class MLflowTracker:
         self._stored = 0
         self._trouble = ""
         self._done: Message | None = None
-        order = _store(settings, repository, lock_dir=sweep.dir if sweep else run_dir) | {
+        self._path: str | None = None  # of the run, in MLflow's page
+        order = self._order = _store(settings, repository, lock_dir=sweep.dir if sweep else run_dir) | {
             "do": "follow",
             "since": time.time(),
             "run_dir": str(run_dir.absolute()),
@@ -98,6 +99,9 @@ class MLflowTracker:
             return self._describe_missing({"": "its process ended early, see tracker.log"})
         return self._describe_missing({"": self._trouble or f"not done within {timeout_seconds:g} s"})
 
+    def page(self) -> Page | None:
+        return None if self._path is None else _page(self._order, self._path)
+
     def abandon(self) -> None:
         if not self._closed:
             self._closed = True
@@ -119,6 +123,7 @@ class MLflowTracker:
         for message in self._worker.exchange():
             match message["say"]:
                 case "opened":
+                    self._path = f"#/experiments/{message['experiment_id']}/runs/{message['run_id']}"
                     self._announce(message["run_id"])
                 case "stored":
                     self._stored = message["points"]
@@ -190,19 +195,23 @@ def fetch_run(
 def find_page(settings: TrackerSettings, *, repository: Path) -> Page:
     """Do what `trackers.find_page` promises. MLflow is not imported: its database is read as it is."""
     order = _store(settings, repository, lock_dir=repository)
-    if order["directory"]:
-        return Page(order["uri"], None, "")
-    if order["database"] is None:
-        shown = re.sub(r"://[^/@\s]+@", "://", order["uri"])  # without a password from the environment
-        return Page(None, shown.rstrip("/") + "/", "")
     found = None
+    if order["database"] is None:
+        return _page(order, "")
     with contextlib.suppress(sqlite3.Error):  # no database yet, or one that MLflow has not made
         address = f"{Path(order['database']).as_uri()}?mode=ro"
         with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
             query = "SELECT experiment_id FROM experiments WHERE name = ?"
             found = database.execute(query, (order["experiment"],)).fetchone()
     # Without the second part MLflow opens a view for language models, in which runs are filed under "Evaluations".
-    return Page(order["uri"], None, f"#/experiments/{found[0]}/runs?workflowType=machine_learning" if found else "")
+    return _page(order, f"#/experiments/{found[0]}/runs?workflowType=machine_learning" if found else "")
+
+
+def _page(order: Message, path: str) -> Page:
+    if order["database"] or order["directory"]:
+        return Page(order["uri"], None, path)
+    shown = re.sub(r"://[^/@\s]+@", "://", order["uri"])  # without a password from the environment
+    return Page(None, shown.rstrip("/") + "/", path)
 
 
 def _answer(order: Message, timeout_seconds: float, title: str) -> Message:
