@@ -34,7 +34,8 @@ usage: python -m savepoint ls [text|key=value …] [--sweep SWEEP] [--sort KEY] 
                                               a newer engine in a project that was made so
        python -m savepoint test-engine        the engine's own tests
        python -m savepoint demo               train, kill, resume, and compare every bit
-       python -m savepoint ui [--port 5000]   the tracker's web page, on this machine only"""
+       python -m savepoint ui [--port 5000] [tracker.uri=…]
+                                              the tracker's web page, on this machine only"""
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -85,10 +86,8 @@ def _run(arguments: list[str]) -> int:
             return template.run(verb, REPOSITORY, rest)
         case ["demo"]:
             return commands.play_demo(REPOSITORY)
-        case ["ui"]:
-            return commands.serve_ui(REPOSITORY, port="5000")
-        case ["ui", "--port", port] if port.isdigit():
-            return commands.serve_ui(REPOSITORY, port=port)
+        case ["ui", *rest]:
+            return commands.serve_ui(REPOSITORY, rest)
         case [] | ["-h"] | ["--help"]:
             print(USAGE)
             return 0

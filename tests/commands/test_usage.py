@@ -21,6 +21,20 @@ def test_a_command_says_how_it_is_used(verb: str, flag: str, capsys: pytest.Capt
     assert said.err == ""
 
 
+@pytest.mark.parametrize("arguments", [["--port"], ["--port", "x"], ["latest"], ["--port", "1", "2"]], ids=" ".join)
+def test_a_wrong_argument_of_ui_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["ui", *arguments]) == 2
+    assert capsys.readouterr().err == "error: usage: python -m savepoint ui [--port 5000] [tracker.uri=…]\n"
+
+
+def test_ui_of_a_server_that_runs_is_its_address(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert __main__.main(["ui", "tracker.uri=http://127.0.0.1:5999"]) == 0
+    assert capsys.readouterr().out == "http://127.0.0.1:5999/\n"
+
+
 def test_the_usage_of_one_command_has_nothing_of_another(capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main(["verify", "--help"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
