@@ -42,7 +42,7 @@ def check_composes(*overrides: str, repository: Path = REPOSITORY) -> dict[str, 
 def check_resumes(*overrides: str, directory: Path, repository: Path = REPOSITORY) -> None:
     """Train a few batches, resume a copy of the run from its middle in a new process, and compare every bit.
 
-    overrides: as for train.py. directory: an empty one, which is left with the two runs.
+    overrides: as for train.py. directory: an empty one, which is left with the two runs and what the resume printed.
     Raises: AssertionError that says what differs, or how the resume failed; whatever the training raises.
     """
     overrides = (*overrides, *_SHORT)

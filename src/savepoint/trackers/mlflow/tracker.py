@@ -195,9 +195,9 @@ def fetch_run(
 def find_page(settings: TrackerSettings, *, repository: Path) -> Page:
     """Do what `trackers.find_page` promises. MLflow is not imported: its database is read as it is."""
     order = _store(settings, repository, lock_dir=repository)
-    found = None
     if order["database"] is None:
         return _page(order, "")
+    found = None
     with contextlib.suppress(sqlite3.Error):  # no database yet, or one that MLflow has not made
         address = f"{Path(order['database']).as_uri()}?mode=ro"
         with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
