@@ -13,8 +13,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from tools.nursery import Nursery
 from tools.processes import Zygote
+from tools.warm import Nursery, Warm
 from tools.workshop import NAMES, Workshop, open_workshop
 
 from savepoint import __main__, system
@@ -81,8 +81,16 @@ def the_nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 @pytest.fixture
 def nursery(the_nursery: Nursery) -> Iterator[Nursery]:
     """The trackers of this process have their processes from a warm one."""
-    with the_nursery.used():
+    with the_nursery.serving():
         yield the_nursery
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Runs a command line of Python without its seconds of importing torch."""
+    one = Warm(tmp_path_factory.mktemp("warm"))
+    yield one
+    one.close()
 
 
 @pytest.fixture(scope="session")

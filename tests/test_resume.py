@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from tools.moments import Strike
-from tools.nursery import Nursery
 from tools.processes import REPOSITORY, Zygote
 from tools.share import some
+from tools.warm import Nursery
 
 from savepoint import checkpoint, runs
 from savepoint.commands import diff

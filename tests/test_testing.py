@@ -1,10 +1,10 @@
 """savepoint.testing finds a model that does not come back as it was, and passes one that does."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+from tools.warm import Warm
 from tools.workshop import Workshop
 
 PROGRAM = """
@@ -18,9 +18,9 @@ for registered in ("true", "false"):
 """
 
 
-def test_state_that_no_checkpoint_holds_is_found(workshop: Workshop, tmp_path: Path) -> None:
+def test_state_that_no_checkpoint_holds_is_found(workshop: Workshop, warm: Warm, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(workshop.root / "src")}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
-    ended = subprocess.run(command, cwd=workshop.root, capture_output=True, text=True, env=environment)
+    ended = warm.run(command, cwd=workshop.root, env=environment)
     assert "true passed" in ended.stdout and "false passed" not in ended.stdout, ended.stdout + ended.stderr
     assert "AssertionError: The resumed run ends in other bits:" in ended.stderr

@@ -1,13 +1,12 @@
 """docs/weights.md is true: its commands and its code run."""
 
 import os
-import re
-import subprocess
 import sys
 
 import pytest
 from tools import pages
 from tools.processes import REPOSITORY
+from tools.warm import Warm
 from tools.workshop import Workshop
 
 import savepoint
@@ -17,20 +16,17 @@ PAGE = REPOSITORY / "docs" / "weights.md"
 SMALL = ("tracker=none", "trainer.threads=1", "data.limit_batches=2", "trainer.max_epochs=1")
 
 
-def export(workshop: Workshop, line: list[str], *, forked: bool) -> str:
-    """Run a line `python -m savepoint export …` and return what it prints. forked: not in a fresh interpreter."""
-    if forked:
-        arguments = [re.sub("^exports/", f"{workshop.root}/exports/", argument) for argument in line[3:]]
-        ended = workshop.run("savepoint", *arguments)
-        assert ended.status == 0, ended.output
-        return ended.output
+def export(workshop: Workshop, warm: Warm, line: list[str]) -> str:
+    """Run a line `python -m savepoint export …` in the current directory, and return what it prints."""
     environment = os.environ | {"PYTHONPATH": str(workshop.root / "src")}
-    done = subprocess.run([sys.executable, *line[1:]], env=environment, capture_output=True, text=True)
+    done = warm.run([sys.executable, *line[1:]], env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_the_commands_and_the_code_of_the_page_run(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_and_the_code_of_the_page_run(
+    workshop: Workshop, warm: Warm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = pages.read(PAGE)
     assert workshop.run("train.py", *SMALL, "model.hidden=[256]").status == 0
     first = runs.all_runs(workshop.root)[-1]
@@ -42,7 +38,7 @@ def test_the_commands_and_the_code_of_the_page_run(workshop: Workshop, monkeypat
             assert ended.status == 0 and "weights from run" in ended.output, ended.output
             assert runs.all_runs(workshop.root)[-1].record["parents"], "it names its parent"
         else:
-            output = export(workshop, line, forked=exports > 0)
+            output = export(workshop, warm, line)
             assert "loaded again, the same bits" in output, output
             exports += 1
     assert exports == 2

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools.nursery import Nursery
 from tools.processes import REPOSITORY
+from tools.warm import Nursery
 from tools.workshop import Workshop
 
 from savepoint import runs

@@ -16,6 +16,7 @@ from tools import pages
 from tools.processes import REPOSITORY, Zygote
 from tools.sealed import seal
 from tools.share import some
+from tools.warm import Warm
 from tools.workshop import copy_repository
 
 from savepoint import checkpoint, runs
@@ -64,6 +65,13 @@ def git(root: Path, *arguments: str) -> str:
     done = subprocess.run(["git", *identity, *arguments], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def training_in_a_warm_interpreter(warm: Warm) -> Iterator[None]:
+    """As it imports nothing of the engine's before the training, this comes from the tree of the run."""
+    with warm.used("savepoint.commands.reproduce"):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +203,7 @@ def test_other_code_gives_other_logged_values_and_other_versions_are_told_before
 def test_a_training_that_fails_is_no_difference(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     copy = home.copy("clean")
     # A module of the name of one that the engine imports.
-    patch = b"--- /dev/null\n+++ b/src/yaml.py\n@@ -0,0 +1 @@\n+import nowhere_to_be_found\n"
+    patch = b"--- /dev/null\n+++ b/src/safetensors.py\n@@ -0,0 +1 @@\n+import nowhere_to_be_found\n"
     seal(newest(copy) / "changes.patch", lambda _: patch)
     with pytest.raises(UserError, match=r"(?s)The training failed\. Its last lines:.*nowhere_to_be_found"):
         reproduced(home, capsys, str(copy))

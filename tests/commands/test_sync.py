@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tools.nursery import Nursery
+from tools.warm import Nursery
 from tools.workshop import NAMES, Workshop
 
 from savepoint import __main__, runs

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import torch
-from tools.forked import Warm
 from tools.processes import REPOSITORY
 from tools.share import some
+from tools.warm import LIBRARIES, Warm
 from tools.workshop import copy_repository
 from torch._subclasses import FakeTensorMode
 
@@ -63,7 +63,7 @@ class Room:
         directory = self.run(*overrides, own=own)
         before = sorted((path, path.read_bytes()) for path in directory.rglob("*") if path.is_file())
         lines: list[str] = []
-        with contextlib.nullcontext() if fresh else self.warm.used():
+        with contextlib.nullcontext() if fresh else self.warm.used("savepoint.exact.workplace"):
             code = commands.verify_exact(self.root, str(directory), say=lines.append)
         assert sorted((path, path.read_bytes()) for path in directory.rglob("*") if path.is_file()) == before
         return Proved(code, [line for line in lines if not line.endswith("…")])
@@ -84,7 +84,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     root = tmp_path_factory.mktemp("room")
     copy_repository(root)
     shutil.copy(REPOSITORY / "tests" / "tools" / "inexact.py", root / "src" / "project")
-    warm = Warm()
+    warm = Warm(tmp_path_factory.mktemp("warm"), *LIBRARIES, "savepoint.exact.trace")
     yield Room(root, warm)
     warm.close()
 

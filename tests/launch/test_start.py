@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tools.moments import Strike
 from tools.processes import command
+from tools.warm import Warm
 from tools.workshop import Workshop
 
 from savepoint import checkpoint, runs
@@ -291,9 +292,9 @@ def test_ctrl_c_that_a_library_keeps_to_itself_still_stops_the_run(workshop: Wor
 # Bugs and full disks
 
 
-def test_bug_keeps_its_traceback_and_the_run_is_failed(workshop: Workshop) -> None:
-    ended = command(str(workshop.root / "train.py"), *QUICK, "model=raising", cwd=workshop.root)
-    assert ended.status == 1 and "Traceback" in ended.output and "RuntimeError: a bug in the model" in ended.output
+def test_bug_keeps_its_traceback_and_the_run_is_failed(workshop: Workshop, warm: Warm) -> None:
+    ended = warm.run([sys.executable, "train.py", *QUICK, "model=raising"], cwd=workshop.root)
+    assert ended.returncode == 1 and "Traceback" in ended.stderr and "RuntimeError: a bug in the model" in ended.stderr
     made = only_run(workshop)
     assert made.record["status"] == "failed"
     assert "a bug in the model" in (made.directory / "train.log").read_text()

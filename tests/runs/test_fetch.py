@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tools.nursery import Nursery
+from tools.warm import Nursery
 from tools.workshop import Workshop
 
 from savepoint import runs

@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tools.nursery import Nursery
 from tools.processes import Ended
+from tools.warm import Nursery
 from tools.workshop import Workshop
 
 from savepoint import runs

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tools.processes import REPOSITORY
 from tools.templates import IDENTITY, commit, copy_tracked, git
+from tools.warm import Warm
 
 from savepoint import runs
 from savepoint.commands import diff_runs
@@ -38,10 +39,10 @@ TRAINING = (
 )
 
 
-def run(directory: Path, *command: str) -> str:
+def run(warm: Warm, directory: Path, *command: str) -> str:
     """Run Python in a project, with the project's own engine."""
     environment = os.environ | IDENTITY | {"PYTHONPATH": str(directory / "src")}
-    ended = subprocess.run([sys.executable, *command], cwd=directory, capture_output=True, text=True, env=environment)
+    ended = warm.run([sys.executable, *command], cwd=directory, env=environment)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 
@@ -85,7 +86,7 @@ def newer(tmp_path: Path) -> Path:
     return template
 
 
-def test_across_two_commits_of_this_repository_old_runs_go_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_across_two_commits_of_this_repository_old_runs_go_on_to_the_same_bits(warm: Warm, tmp_path: Path) -> None:
     """By copier, and by `upgrade` in a copy of the same project that has left copier."""
     if subprocess.run(["git", "cat-file", "-e", OLD], cwd=REPOSITORY, capture_output=True).returncode:
         pytest.skip(f"this clone has no history, so {OLD[:12]} is not in it: git fetch --unshallow")
@@ -99,7 +100,7 @@ def test_across_two_commits_of_this_repository_old_runs_go_on_to_the_same_bits(t
     )
     first = tmp_path / "lab"
     own(first)
-    run(first, "train.py", *TRAINING, "hydra.run.dir=runs/whole")
+    run(warm, first, "train.py", *TRAINING, "hydra.run.dir=runs/whole")
     shutil.copytree(first / "runs/whole", first / "runs/part")
     for newer_one in sorted((first / "runs/part/checkpoints").iterdir())[3:]:
         shutil.rmtree(newer_one)
@@ -109,7 +110,7 @@ def test_across_two_commits_of_this_repository_old_runs_go_on_to_the_same_bits(t
 
     update = [copier, "update", "--quiet", "--trust", "--defaults", "--vcs-ref", "HEAD"]
     subprocess.run(update, cwd=first, check=True, env=environment)
-    said = run(second, "-m", "savepoint", "upgrade", "--from", str(template))
+    said = run(warm, second, "-m", "savepoint", "upgrade", "--from", str(template))
     assert f"Savepoint 0.1.0 ({OLD[:12]}) → " in said
     for directory in (first, second):
         for path in git(template, "ls-files", "src/savepoint").splitlines():
@@ -118,7 +119,7 @@ def test_across_two_commits_of_this_repository_old_runs_go_on_to_the_same_bits(t
         assert [path for path in changed if path.startswith("src/savepoint/")]
         assert not [path for path in changed if path.startswith(("src/lab/", "tests/project/", "README", "runs/"))]
         assert "keep_last: 9" in (directory / "conf/checkpoint/default.yaml").read_text()
-        run(directory, "resume.py", "run=runs/part")
+        run(warm, directory, "resume.py", "run=runs/part")
         assert diff_runs(*(runs.read(directory / "runs" / name) for name in ("whole", "part"))) == []
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.moments import Strike
-from tools.nursery import POSSIBLE, Nursery
+from tools.warm import POSSIBLE, Nursery
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

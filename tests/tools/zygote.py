@@ -8,7 +8,7 @@ One JSON object a line in: {"script", "arguments", "output", "kill_after": secon
 hold something first, or null, "again_after": seconds to a second signal, or null, "signal", "disk": a directory whose
 disk is watched, or null, "fault": what happens there (disk.Fault), "umask": number or null, "temporary": what
 everything takes for the system's temporary directory, or null, "strike": what happens at which moment of the training
-(moments.Strike), or null, "nursery": the socket of a nursery.Nursery that the run's tracker has its process from, or
+(moments.Strike), or null, "nursery": the socket of a warm.Nursery that the run's tracker has its process from, or
 null, "errors": where standard error goes if not to the output, or null, "cwd": its directory, or null, "environment":
 variables}. A script is train.py, resume.py or a module beside this one with a `main`.
 One out: {"status": exit status, negative for a signal, "seconds"}.
@@ -39,7 +39,7 @@ import resume  # noqa: E402, F401
 import train  # noqa: E402, F401
 from savepoint import __main__ as program  # noqa: E402
 from savepoint import training  # noqa: E402, F401
-from tools import composed, disk, moments, nursery  # noqa: E402
+from tools import composed, disk, moments, warm  # noqa: E402
 
 
 def child(order: dict) -> int:
@@ -59,7 +59,7 @@ def child(order: dict) -> int:
     if order["strike"]:
         moments.Moments(moments.Strike(**order["strike"])).install()
     if order["nursery"]:
-        nursery.stand_in(order["nursery"]).start()
+        warm.stand_in(order["nursery"]).start()
     if not {"-m", "--multirun"} & set(order["arguments"]):
         # Hydra composes every config twice, once only to learn its mode: a third of the time of a short run.
         hydra._internal.hydra.Hydra.get_mode = lambda *_, **__: hydra.types.RunMode.RUN

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tools.nursery import POSSIBLE, Nursery
+from tools.warm import POSSIBLE, Nursery
 
 from savepoint import trackers
 from savepoint.config import TrackerSettings as Settings
@@ -268,7 +268,7 @@ def killed_parent(repository: Path, *, worker: str = "starts", nursery: Nursery 
         import test_trackers as here
         from savepoint import trackers
         if sys.argv[4]:
-            from tools.nursery import stand_in
+            from tools.warm import stand_in
             stand_in(sys.argv[4]).start()
         root = Path(sys.argv[1])
         run, ids = dict(run_dir=root / "runs" / here.ID, run_id=here.ID, repository=root), []
