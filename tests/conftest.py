@@ -14,10 +14,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from tools.processes import Zygote
+from tools.stores import MLFLOW, wait_for
 from tools.warm import Nursery, Warm
 from tools.workshop import NAMES, Workshop, open_workshop
 
-from savepoint import __main__, system
+from savepoint import __main__, system, trackers
 
 # A process that was started in the background ignores Ctrl-C, and one that was started by nohup ignores a closed
 # terminal. Every process that the tests start would inherit that.
@@ -91,6 +92,19 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     one = Warm(tmp_path_factory.mktemp("warm"))
     yield one
     one.close()
+
+
+@pytest.fixture(scope="session")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of MLflow's without runs: making one takes seconds."""
+    root = tmp_path_factory.mktemp("schema")
+    (root / "run").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracker = trackers.open(MLFLOW, run_dir=root / "run", run_id="ab12cd34", repository=root)
+        wait_for((root / "mlflow.db").exists)
+        tracker.abandon()
+    return root / "mlflow.db"
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from savepoint import checkpoint, runs, system
 from savepoint.commands import diff, worktree
 from savepoint.errors import UserError
 from savepoint.runs import directory as directories
-from savepoint.trackers.mlflow.process import Worker
+from savepoint.trackers.process import Worker
 from savepoint.training import progress
 
 SOURCES = [*(REPOSITORY / "src").rglob("*.py"), *REPOSITORY.glob("*.py"), *(REPOSITORY / "hooks").glob("*.py")]
@@ -33,8 +33,8 @@ ASKED_FIRST = {
     "data/workers.py": {"signal.SIGKILL"},
     "system/files.py": {"os.POSIX_FADV_DONTNEED", "os.posix_fadvise", "os.writev"},
     "system/signals.py": {"os.killpg", "signal.SIGKILL", "signal.SIGUSR1"},
-    "trackers/mlflow/process.py": {"os.set_blocking"},
-    "trackers/mlflow/worker.py": {"signal.SIGHUP"},
+    "trackers/process.py": {"os.set_blocking"},
+    "trackers/worker.py": {"signal.SIGHUP"},
 }
 SPAWN = "import multiprocessing, runpy, sys\nmultiprocessing.set_start_method('spawn')\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
 
@@ -144,10 +144,10 @@ def test_elsewhere_a_refused_rename_is_an_error_at_once(tmp_path: Path, monkeypa
     assert busy.left == 1 and list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_mlflow_says_where_pipes_can_only_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_says_where_pipes_can_only_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "set_blocking")
-    with pytest.raises(UserError, match=r"^tracker=mlflow needs Python 3\.12 or newer on Windows\. .* tracker=none\.$"):
-        Worker({"do": "follow"}, log=tmp_path / "tracker.log")
+    with pytest.raises(UserError, match=r"^A tracker needs Python 3\.12 or newer on Windows\. .* tracker=none\.$"):
+        Worker({"do": "follow"}, log=tmp_path / "tracker.log", environment={})
     assert list(tmp_path.iterdir()) == []
 
 

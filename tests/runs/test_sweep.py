@@ -113,7 +113,13 @@ def test_mlflow_shows_a_sweep_as_one_parent_with_its_runs(workshop: Workshop, nu
         status = dict(database.execute("select run_uuid, status from runs"))
     assert len(parents) == 2 and len(set(parents)) == 1
     assert len(status) == 3 and set(status.values()) == {"FINISHED"} and parents[0][0] in status
-    assert {one.tracker_id for one in runs.all_runs(workshop.root)} == status.keys() - {parents[0][0]}
+    jobs = runs.all_runs(workshop.root)
+    assert {one.tracker_id for one in jobs} == status.keys() - {parents[0][0]}
+    for one in jobs:
+        logged = (one.directory / "train.log").read_text()
+        assert not [other.tracker_id for other in jobs if other is not one and other.tracker_id in logged]
+    shown = ended.output.splitlines()[-1]
+    assert shown.startswith("to look at it: python -m savepoint ui tracker.uri=") and shown.endswith(parents[0][0])
 
 
 # The table

@@ -39,7 +39,7 @@ Popen = subprocess.Popen  # the real one, whatever stands in for it
 
 # What a run imports, and nothing of the engine's: a child takes that from the place that its command line names.
 LIBRARIES = ("torch._dynamo", "hydra._internal.hydra", "hydra.core.plugins", "torch.utils.data", "rich.progress")
-TRACKING = ("savepoint.trackers.plot", "savepoint.trackers.mlflow.mirror", "tools.warm:make_store")
+TRACKING = ("savepoint.trackers.plot", "savepoint.trackers.worker", "tools.warm:make_store")
 
 
 class Warm:
@@ -109,7 +109,7 @@ def stand_in(path: Path | str) -> Any:
     def popen(command: Sequence[Any], **more: Any) -> Forked:
         return Forked(path, command, **more)
 
-    return patch("savepoint.trackers.mlflow.process.subprocess", _like_subprocess(popen))
+    return patch("savepoint.trackers.process.subprocess", _like_subprocess(popen))
 
 
 def _like_subprocess(popen: Any) -> SimpleNamespace:
@@ -272,7 +272,7 @@ def make_store() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder, "mlflow.db")
-        order = {"database": str(database), "lock": f"{database}.lock", "artifacts": folder}
+        order = {"database": str(database), "lock": f"{database}.lock", "artifacts": folder, "experiment": ""}
         store.connect(order | {"uri": f"sqlite:///{database}"})
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tools import stores
+from tools.stores import MLFLOW, ended, query, wait_for
 from tools.warm import POSSIBLE, Nursery
 
 from savepoint import trackers
@@ -22,9 +24,8 @@ from savepoint.errors import ConfigError, UserError
 from savepoint.runs import history
 from savepoint.system import files
 from savepoint.trackers import Found, Page, Sweep
-from savepoint.trackers.mlflow import MLflowTracker
+from savepoint.trackers.mirrored import MirroredTracker
 
-MLFLOW = Settings(kind="mlflow")
 ID = "ab12cd34"
 SOURCE = Path(trackers.__file__).parents[2]
 
@@ -32,19 +33,6 @@ SOURCE = Path(trackers.__file__).parents[2]
 @pytest.fixture(autouse=True)
 def no_store_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture(scope="session")
-def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs: making one takes seconds."""
-    root = tmp_path_factory.mktemp("schema")
-    (root / "run").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracker = trackers.open(MLFLOW, run_dir=root / "run", run_id=ID, repository=root)
-        wait_for((root / "mlflow.db").exists)
-        tracker.abandon()
-    return root / "mlflow.db"
 
 
 @pytest.fixture
@@ -61,11 +49,11 @@ def announced() -> list[str]:
 
 
 @pytest.fixture
-def opened(repository: Path, announced: list[str]) -> Iterator[Callable[..., MLflowTracker]]:
+def opened(repository: Path, announced: list[str]) -> Iterator[Callable[..., MirroredTracker]]:
     """Opens trackers of the one run in `repository`, and leaves no process behind."""
     with contextlib.ExitStack() as stack:
 
-        def open_one(**arguments: object) -> MLflowTracker:
+        def open_one(**arguments: object) -> MirroredTracker:
             run = {"run_dir": repository / "runs" / ID, "run_id": ID, "repository": repository}
             given = {**run, "announce": announced.append, **arguments}
             tracker = trackers.open(given.pop("settings", MLFLOW), **given)
@@ -75,22 +63,10 @@ def opened(repository: Path, announced: list[str]) -> Iterator[Callable[..., MLf
         yield open_one
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def ready(tracker: MLflowTracker, announced: list[str]) -> str:
+def ready(tracker: MirroredTracker, announced: list[str]) -> str:
     """Wait until the tracker has opened its run, and return MLflow's id of the run."""
     wait_for(lambda: tracker.wake() or announced)
     return announced[-1]
-
-
-def query(repository: Path, text: str, *values: object) -> list[tuple]:
-    with contextlib.closing(sqlite3.connect(repository / "mlflow.db", timeout=20)) as database, database:
-        return database.execute(text, values).fetchall()
 
 
 def losses(repository: Path) -> list[tuple]:
@@ -104,10 +80,7 @@ def artifacts(repository: Path) -> set[str]:
 
 
 def log(repository: Path, steps: range) -> None:
-    lines = history.History(repository / "runs" / ID / "metrics.jsonl")
-    for step in steps:
-        lines.append(step=step, epoch=step, values={"train/loss": 1 / step, "val/loss": 2 / step, "lr": 0.1})
-    lines.close()
+    stores.log(repository / "runs" / ID, steps)
 
 
 def expected(steps: range) -> list[tuple]:
@@ -118,14 +91,8 @@ def begin(tracker: trackers.Tracker, **arguments: object) -> None:
     tracker.start(**{"name": None, "params": {}, "tags": {}, **arguments})
 
 
-def worker_pid(tracker: MLflowTracker) -> int:
-    return tracker._worker._process.pid
-
-
-def ended(pid: int) -> bool:
-    """Whether a process is gone, or only waits to be reaped by an init that may never do so."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return state.strip()[:1] in ("", "Z")
+def worker_pid(tracker: MirroredTracker) -> int:
+    return tracker._session._worker._process.pid
 
 
 def save_checkpoint(repository: Path, name: str) -> Path:
@@ -329,7 +296,7 @@ def test_worker_that_comes_late_leaves_a_continued_run_alone(repository: Path, o
     tracker = opened()
     (repository / "runs" / ID / ".tracker.turn").write_text(repr(time.time() + 1))
     begin(tracker)
-    wait_for(lambda: ended(worker_pid(tracker)))
+    assert tracker.close("finished", 60) is None, "the younger one has stored everything"
     assert query(repository, "select * from runs") == []
 
 
@@ -535,12 +502,12 @@ def test_four_processes_make_one_sound_store_and_one_sweep_parent(half_made: Pat
         assert [tracker.close("finished", 120) for tracker in jobs] == [None] * 4
     table = tmp_path / "results.csv"
     table.write_text("job,loss\n")
-    done = trackers.finish_sweep(MLFLOW, repository=tmp_path, sweep=sweep, table=table, status="failed")
-    assert done is None
+    unstored, page = trackers.finish_sweep(MLFLOW, repository=tmp_path, sweep=sweep, table=table, status="failed")
 
     parents = "select run_uuid, status from runs join tags using (run_uuid) where key = 'savepoint.sweep_id'"
     [(parent, status)] = query(tmp_path, parents)
     assert status == "FAILED"
+    assert unstored == [] and page is not None and page.path == f"#/experiments/1/runs/{parent}"
     assert query(tmp_path, "select value from tags where key = 'mlflow.parentRunId'") == [(parent,)] * 4
     assert query(tmp_path, "select count(*) from runs") == [(5,)]
     assert query(tmp_path, "select count(*) from experiments where name = 'savepoint'") == [(1,)]
@@ -621,7 +588,8 @@ def test_no_tracker_is_a_tracker_too(tmp_path: Path) -> None:
     assert tracker.close("finished", 60) is None
     sweep = Sweep(id="s", name="s", dir=tmp_path)
     table = tmp_path / "results.csv"
-    assert trackers.finish_sweep(settings, repository=tmp_path, sweep=sweep, table=table, status="finished") is None
+    ended = trackers.finish_sweep(settings, repository=tmp_path, sweep=sweep, table=table, status="finished")
+    assert ended == ([], None)
     assert trackers.find_run(settings, repository=tmp_path, text="abcdef") is None
     assert list(tmp_path.iterdir()) == []
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from savepoint.errors import UserError
-from savepoint.trackers.mlflow.process import _ENVIRONMENT
-from savepoint.trackers.mlflow.worker import check_database
+from savepoint.trackers.mlflow import KIND
+from savepoint.trackers.mlflow.database import check_database
 
 
 def make_database(path: Path) -> None:
@@ -124,16 +124,16 @@ def server(status: int) -> Iterator[str]:
 @pytest.fixture
 def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], object]]:
     """Connects to a store as the worker does, in this process."""
-    for name, value in _ENVIRONMENT.items():
+    for name, value in KIND.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setitem(sys.modules, "psycopg", None)  # as where it is not installed
     monkeypatch.setitem(sys.modules, "psycopg2", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's and SQLAlchemy's own, which no user of the worker sees
-        from savepoint.trackers.mlflow import store
+        from savepoint.trackers.mlflow import client
 
-        yield lambda uri: store.connect({"uri": uri, "database": None})
+        yield lambda uri: client.connect({"uri": uri, "database": None})
 
 
 @pytest.mark.parametrize(

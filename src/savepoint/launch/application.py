@@ -148,11 +148,13 @@ class _Application:
         if tracker is None:
             return  # every job was refused
         status = runs.sweep_status(self.sweep.dir)
-        unstored = trackers.finish_sweep(
+        unstored, page = trackers.finish_sweep(
             tracker, repository=self.repository, sweep=self.sweep, table=table, status=status
         )
-        if unstored:
-            print(unstored, file=sys.stderr)
+        for line in unstored:
+            print(line, file=sys.stderr)
+        if page is not None:
+            print(f"to look at it: {page.words(self.repository)}")
 
 
 def _interrupted(invocation: Invocation, error: BaseException) -> KeyboardInterrupt:

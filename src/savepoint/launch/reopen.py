@@ -236,6 +236,7 @@ def held(reopened: Reopened) -> Iterator[trackers.Tracker]:
                 known_run_id=run.tracker_id,
                 upload=reopened.upload,
                 warn=log.warning,
+                inform=log.info,
                 announce=partial(run.note_tracker, settings.kind),
             )
             try:

@@ -120,8 +120,10 @@ def _tracked(invocation: Invocation, run: runs.Run, settings: Settings) -> Itera
         run_id=run.id,
         repository=invocation.repository,
         sweep=invocation.sweep,
+        shared=True,
         upload=settings.checkpoint.upload,
         warn=log.warning,
+        inform=log.info,
         announce=partial(run.note_tracker, settings.tracker.kind),
     )
     try:

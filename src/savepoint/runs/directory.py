@@ -80,12 +80,14 @@ class Run:
         system.files.replace(self.directory / RECORD, json.dumps(self.record, indent=1).encode() + b"\n")
 
     def note_tracker(self, kind: str, tracker_id: str) -> None:
-        """Record the tracker's run id and log it. Trackers call this seconds after training has begun."""
-        if tracker_id != self.tracker_id:
-            # A full disk is reported by the next checkpoint. The id stays in `record`, so a later update writes it.
-            with contextlib.suppress(OSError):
-                self.update(tracker={"kind": kind, "run_id": tracker_id})
-        log.info("%s run %s", kind, tracker_id)
+        """Record the tracker's run id. Trackers call this seconds after training has begun, or when it has ended."""
+        if tracker_id == self.tracker_id:
+            return
+        # A full disk is reported by the next checkpoint. The id stays in `record`, so a later update writes it.
+        with contextlib.suppress(OSError):
+            if self.record["status"] != "running":  # another process may have resumed the run meanwhile
+                self.record = read(self.directory).record
+            self.update(tracker={"kind": kind, "run_id": tracker_id})
 
     def hold(self, *, force: bool = False) -> system.files.Lock:
         """Lock this run, so that no other process trains it.

@@ -1,14 +1,22 @@
 """Trackers: where people watch a run. A tracker mirrors the run directory, and training never waits for it.
 
-The local truth is `metrics.jsonl` and `checkpoints/`. A tracker follows those files, so no call logs a value. Importing
-this package is cheap: each tracker's module is imported when that tracker is opened.
+The local truth is `metrics.jsonl` and `checkpoints/`. A tracker follows those files, so no call logs a value. Another
+process talks to the tracker's store, and the training process never imports its library: neither that import nor a
+server that is slow or down costs training time. Importing this package is cheap, too.
 
 Rooms, in reading order:
-    protocol  what a tracker can do
-    none      the tracker that does nothing
-    points    metrics.jsonl as points: key, step, value, time
-    plot      the picture of losses and rates that a tracker shows
-    mlflow    MLflow, in a process beside the training one
+    protocol   what a tracker can do
+    none       the tracker that does nothing
+    mirrored   a tracker that gives orders to another process
+    process    start that process, send it orders, read its answers
+    worker     the other process: take orders, retry what fails, report
+    mirror     one run's copy in a store
+    artifacts  its checkpoints and figures there
+    points     metrics.jsonl as points: key, step, value, time
+    plot       the picture of losses and rates that a tracker shows
+    store      what a store has to do
+    kinds      what is known of each kind of tracker
+    mlflow     MLflow
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +24,7 @@ from pathlib import Path
 
 from savepoint.config import TrackerSettings, compose, read_settings
 from savepoint.errors import ConfigError
+from savepoint.trackers import mirrored
 from savepoint.trackers.none import NoTracker
 from savepoint.trackers.protocol import Found, Page, Sweep, Tracker
 
@@ -41,31 +50,37 @@ def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
     run_id: str,
     repository: Path,
     sweep: Sweep | None = None,
+    shared: bool = False,
     known_run_id: str | None = None,
     upload: bool = True,
     warn: Callable[[str], None] = print,
+    inform: Callable[[str], None] = lambda _: None,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Tracker:
     """Prepare a tracker. It warms up in the background, so call this early; only `start` creates a run in the tracker.
 
-    run_dir: an existing directory. known_run_id: the tracker's id of this run, if the run has been tracked before.
+    run_dir: an existing directory. shared: one process serves all runs of the sweep. Then `Tracker.close` waits for
+    nothing, and `finish_sweep` has to be called.
+    known_run_id: the tracker's id of this run, if the run has been tracked before.
     upload: copy checkpoints too. warn: called with one line when the tracker first fails.
-    announce: called with the tracker's run id once it is known. Both are called from inside the tracker's methods.
+    inform: called with one line that names the tracker's run, unless the run has ended. announce: called with the
+    tracker's id of the run once it is known. All three are called from inside the methods of this tracker or, with
+    `shared`, of a later one.
     Raises: ConfigError if the store's address cannot be used.
     """
     if settings.kind == "none":
         return NoTracker()
-    from savepoint.trackers.mlflow import MLflowTracker
-
-    return MLflowTracker(
+    return mirrored.MirroredTracker(
         settings,
         run_dir=run_dir,
         run_id=run_id,
         repository=repository,
         sweep=sweep,
+        shared=shared,
         known_run_id=known_run_id,
         upload=upload,
         warn=warn,
+        inform=inform,
         announce=announce,
     )
 
@@ -96,16 +111,14 @@ def finish_sweep(
     table: Path,
     status: str,
     timeout_seconds: float = 60,
-) -> str | None:
-    """Store a sweep's table of results with its parent run, and set that run's status.
+) -> tuple[list[str], Page | None]:
+    """Wait until the runs of a sweep are stored, store its table of results, and set the status of its parent run.
 
-    Returns: None on success and where no run of the sweep was tracked, else one line that says what is not stored.
+    Returns: a line for each thing that is not stored, and the page of the sweep, None where no run of it was tracked.
     """
     if settings.kind == "none":
-        return None
-    from savepoint.trackers import mlflow
-
-    return mlflow.finish_sweep(
+        return [], None
+    return mirrored.finish_sweep(
         settings, repository=repository, sweep=sweep, table=table, status=status, timeout_seconds=timeout_seconds
     )
 
@@ -117,9 +130,7 @@ def find_run(settings: TrackerSettings, *, repository: Path, text: str, timeout_
     """
     if settings.kind == "none":
         return None
-    from savepoint.trackers import mlflow
-
-    return mlflow.find_run(settings, repository=repository, text=text, timeout_seconds=timeout_seconds)
+    return mirrored.find_run(settings, repository=repository, text=text, timeout_seconds=timeout_seconds)
 
 
 def fetch_run(
@@ -130,9 +141,7 @@ def fetch_run(
     Nothing is verified here.
     Returns: the paths below `to`. Raises: UserError if the tracker does not answer, or the download fails.
     """
-    from savepoint.trackers import mlflow
-
-    return mlflow.fetch_run(settings, repository=repository, found=found, to=to, timeout_seconds=timeout_seconds)
+    return mirrored.fetch_run(settings, repository=repository, found=found, to=to, timeout_seconds=timeout_seconds)
 
 
 def find_page(settings: TrackerSettings, *, repository: Path) -> Page:
@@ -142,6 +151,4 @@ def find_page(settings: TrackerSettings, *, repository: Path) -> Page:
     """
     if settings.kind == "none":
         raise ConfigError("tracker=none has no web page. Choose a tracker in conf/config.yaml.")
-    from savepoint.trackers import mlflow
-
-    return mlflow.find_page(settings, repository=repository)
+    return mirrored.find_page(settings, repository=repository)

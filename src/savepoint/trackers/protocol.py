@@ -38,6 +38,14 @@ class Page:
     server: str | None
     path: str
 
+    def words(self, repository: Path) -> str:
+        """Say how to get there: the address, and before it the command that serves a store without a server."""
+        if self.server is not None:
+            return f"{self.server}{self.path}"
+        usual = self.store == f"sqlite:///{(repository / 'mlflow.db').absolute().as_posix()}"
+        command = "make ui (or python -m savepoint ui)" if usual else f"python -m savepoint ui tracker.uri={self.store}"
+        return f"{command}, then http://127.0.0.1:5000/{self.path}"
+
 
 class Tracker(Protocol):
     def start(

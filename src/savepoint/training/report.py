@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from savepoint import checkpoint, runs, trackers
+from savepoint import checkpoint, runs
 from savepoint.config import flatten
 from savepoint.data import NoData
 from savepoint.errors import UserError
@@ -90,14 +90,7 @@ def conclude(job: runs.Job, train_state: TrainState, saves: Saves) -> None:
     if further is not None:
         log.info("to go on: %s%s", job.resume_command, further)
     if (page := job.tracker.page()) is not None:
-        log.info("to look at it: %s%s", page.server or _serve(page, job), page.path)
-
-
-def _serve(page: trackers.Page, job: runs.Job) -> str:
-    """Return how to serve the store of a page, and the beginning of its address."""
-    usual = page.store == f"sqlite:///{(job.repository / 'mlflow.db').absolute().as_posix()}"
-    command = "make ui (or python -m savepoint ui)" if usual else f"python -m savepoint ui tracker.uri={page.store}"
-    return f"{command}, then http://127.0.0.1:5000/"
+        log.info("to look at it: %s", page.words(job.repository))
 
 
 def _further(job: runs.Job, train_state: TrainState) -> str | None:

@@ -1,16 +1,46 @@
-"""MLflow as a tracker. A second process talks to MLflow; the training process never imports it.
-
-Neither MLflow's import nor a server that is slow or down costs training time, and the training process, which may fork
-workers that load data, gets no thread from here.
+"""MLflow as a tracker: a local database, a plain directory, or a server.
 
 Rooms, in reading order:
-    tracker  MLflow as the training process sees it, and the address of the store
-    process  start the second process, send it orders, read its answers
-    worker   the second process: take orders, retry what fails, report
-    mirror   one run's copy in MLflow
-    store    the calls to MLflow's API
+    address   where MLflow keeps its runs and shows them
+    database  whether a local database can work
+    client    open the store; in the tracker's process alone, like the next room
+    store     the calls to MLflow's API
 """
 
-from savepoint.trackers.mlflow.tracker import MLflowTracker, fetch_run, find_page, find_run, finish_sweep
+from pathlib import Path
 
-__all__ = ["MLflowTracker", "fetch_run", "find_page", "find_run", "finish_sweep"]
+from savepoint import system
+from savepoint.trackers.kinds import Kind
+from savepoint.trackers.mlflow.address import absent, front, locate, page
+from savepoint.trackers.process import Message
+from savepoint.trackers.store import Store
+
+__all__ = ["KIND"]
+
+
+def _connect(order: Message) -> Store:
+    if order["database"]:
+        from savepoint.trackers.mlflow.database import check_database
+
+        # Before MLflow is imported: the end of a short run need not wait for that.
+        check_database(Path(order["database"]))
+    with system.memory.permanent():
+        from savepoint.trackers.mlflow import store
+    return store.connect(order)
+
+
+KIND = Kind(
+    title="MLflow",
+    environment={
+        # How long MLflow tries to reach a server. Its own defaults block a call for minutes.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    },
+    locate=locate,
+    absent=absent,
+    page=page,
+    front=front,
+    connect=_connect,
+)

@@ -1,4 +1,4 @@
-"""The training process's end of the worker: start the process, send orders, read answers, and never block."""
+"""The training process's end of the tracker's process: start it, send orders, read answers, and never block."""
 
 import contextlib
 import json
@@ -6,18 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from savepoint.errors import UserError
-
-_ENVIRONMENT = {
-    # How long MLflow tries to reach a server. Its own defaults block a call for minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
 
 Message = dict[str, Any]
 
@@ -26,24 +19,25 @@ class Worker:
     """A running worker process. Its pipes are non-blocking, so the training process needs no thread to serve them.
 
     order: the first message that the worker gets. log: the file that its stderr is appended to.
+    environment: variables that it gets where they are not set.
     Call `end` when done. Raises: UserError where pipes cannot be non-blocking.
     """
 
-    def __init__(self, order: Message, *, log: Path | None) -> None:
+    def __init__(self, order: Message, *, log: Path | None, environment: Mapping[str, str]) -> None:
         if not hasattr(os, "set_blocking"):
-            raise UserError("tracker=mlflow needs Python 3.12 or newer on Windows. Or train with tracker=none.")
-        self._log = log
+            raise UserError("A tracker needs Python 3.12 or newer on Windows. Or train with tracker=none.")
+        self.log = log
         self._outgoing = bytearray()
         self._incoming = b""
         with open(log or os.devnull, "ab") as stderr:
             self._process = subprocess.Popen(
                 # -P: do not import a directory called mlflow that lies in the current directory.
-                [sys.executable, "-P", "-m", "savepoint.trackers.mlflow.worker"],
+                [sys.executable, "-P", "-m", "savepoint.trackers.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 bufsize=0,
-                env=_environment(),
+                env=_environment(environment),
             )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
@@ -108,12 +102,12 @@ class Worker:
         self._stdin.close()
         self._stdout.close()
         with contextlib.suppress(OSError):
-            if self._log and self._log.stat().st_size == 0:
-                self._log.unlink()
+            if self.log and self.log.stat().st_size == 0:
+                self.log.unlink()
 
 
-def _environment() -> dict[str, str]:
+def _environment(wanted: Mapping[str, str]) -> dict[str, str]:
     # This checkout's code comes first, whatever checkout an editable install points at.
-    source = str(Path(__file__).resolve().parents[3])
+    source = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-    return _ENVIRONMENT | os.environ | {"PYTHONPATH": path}
+    return {**wanted, **os.environ, "PYTHONPATH": path}

@@ -1,0 +1,38 @@
+"""What is known of each kind of tracker without importing its library. A kind is a package beside this module."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from savepoint.config import TrackerSettings
+from savepoint.trackers.process import Message
+from savepoint.trackers.protocol import Page
+from savepoint.trackers.store import Store
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of tracker, as `savepoint.trackers.<name>` gives it in `KIND`.
+
+    title: its name for people. environment: variables that its process gets where they are not set.
+    locate: settings, repository, a directory for locks → where the store is, as part of an order. `uri` names it for
+    people; the rest is the kind's own. Raises ConfigError if the store cannot be used, and asks no server.
+    absent: whether the store, so located, is a local one that no run has created yet.
+    page: the store, and the path of a run or sweep → its page. front: the store → the page that lists the runs.
+    connect: the store → the store, opened; called in the tracker's process. Raises UserError if waiting is pointless.
+    """
+
+    title: str
+    environment: Mapping[str, str]
+    locate: Callable[[TrackerSettings, Path, Path], Message]
+    absent: Callable[[Message], bool]
+    page: Callable[[Message, str], Page]
+    front: Callable[[Message], Page]
+    connect: Callable[[Message], Store]
+
+
+def load(name: str) -> Kind:
+    """Return the kind with this name, one of those that the config allows. Its library is not imported."""
+    kind: Kind = importlib.import_module(f"savepoint.trackers.{name}").KIND
+    return kind

@@ -1,0 +1,131 @@
+"""One run's copy in a store. Every method can be called again after it raised, and then goes on from there."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from savepoint import system
+from savepoint.trackers.artifacts import RECORD, CheckpointMirror, FigureMirror
+from savepoint.trackers.points import Follower, evaluation_points
+from savepoint.trackers.process import Message
+from savepoint.trackers.store import StoredRun
+
+PLOT_SECONDS = 30.0
+
+
+class Mirror:
+    """A run directory and its run in a store.
+
+    order: the worker's order to follow the run. start: the order to start. follower: reads the run's metrics.jsonl.
+    say: sends a message to the training process.
+    """
+
+    def __init__(
+        self, run: StoredRun, order: Message, start: Message, *, follower: Follower, say: Callable[..., None]
+    ) -> None:
+        self._run, self._say, self._follower = run, say, follower
+        say("opened", stored_id=run.id, path=run.path)
+        # (key, step) of the points that the store had before this process, and key -> step of the newest one read here.
+        self._history = run.history()
+        self._latest: dict[str, int] = {}
+        self._points = 0
+        self._documents = [Path(document) for document in start["documents"]]
+        self._run_dir, self._upload = Path(order["run_dir"]), order["upload"]
+        self._checkpoints = CheckpointMirror(self._run_dir / "checkpoints", run)
+        self._figures = FigureMirror(self._run_dir / "figures", run)
+        self._recorded = ""
+        self._title = start["name"] or order["run_id"]
+        self._series: dict[str, list[tuple[int, float]]] = {"train/loss": [], "val/loss": [], "lr": []}
+        self._drawn, self._drawn_at = 0, time.monotonic()
+
+    def send_points(self) -> None:
+        """Send the points that metrics.jsonl has gained, except those that the store has already."""
+        for points in self._follower.read():
+            latest = dict(self._latest)
+            fresh = []
+            for point in points:
+                key = self._run.key(point.key)
+                # A key has one value a step: the first one in the file, for every process that ever reads the file.
+                if (key, point.step) not in self._history and latest.get(key) != point.step:
+                    fresh.append(point._replace(key=key))
+                latest[key] = point.step
+            self._run.log_points(fresh)
+            self._latest = latest
+            self._points += len(points)
+            for point in points:
+                if point.key in self._series:
+                    self._series[point.key].append((point.step, point.value))
+            self._say("stored", points=self._points)
+
+    def send_evaluations(self) -> None:
+        """Send what checkpoints measured apart from training, each value once."""
+        path = self._run_dir / "evaluations.jsonl"
+        fresh = [point._replace(key=self._run.key(point.key)) for point in evaluation_points(path)]
+        fresh = [point for point in fresh if (point.key, point.step) not in self._history]
+        self._run.log_points(fresh)
+        self._history |= {(point.key, point.step) for point in fresh}
+
+    def set_status(self, status: str) -> None:
+        """Set how the run ended: "finished", "interrupted" or "failed"."""
+        self._run.set_status(status)
+
+    def send_documents(self) -> None:
+        """Store the documents that are not stored yet."""
+        while self._documents:
+            if self._documents[0].is_file():
+                self._run.put(self._documents[0], "")
+            del self._documents[0]
+
+    def send_checkpoints(self, *, now: bool) -> None:
+        """Make the uploaded checkpoints equal to those on the disk, where uploads are asked for.
+
+        Before them go run.json, metrics.jsonl and evaluations.jsonl, so that the run can be brought back from here.
+        now: send these files even if there is no other checkpoint than the last time.
+        """
+        newest = max((path.name for path in (self._run_dir / "checkpoints").glob("[!.]*")), default="")
+        if newest != self._recorded or now:
+            for name in RECORD:
+                if (self._run_dir / name).is_file():
+                    self._run.put(self._run_dir / name, "")
+            self._recorded = newest
+        if self._upload:
+            self._checkpoints.sync()
+
+    def send_figures(self) -> None:
+        """Make the uploaded figures equal to those on the disk."""
+        self._figures.sync()
+
+    def send_plot(self, *, now: bool) -> None:
+        """Draw and store loss.png if there is something new to draw. now: do not wait until the last one is old."""
+        drawable = sum(len(series) for series in self._series.values())
+        if drawable == self._drawn or not (now or time.monotonic() - self._drawn_at > PLOT_SECONDS):
+            return
+        from savepoint.trackers import plot
+
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, "loss.png")
+            if plot.draw(path, title=self._title, series=self._series):
+                self._run.put(path, "")
+        self._drawn, self._drawn_at = drawable, time.monotonic()
+
+
+class SupersededError(Exception):
+    """A younger worker serves the run: it has stored everything and has set the status."""
+
+
+def take_turn(run_dir: Path, *, since: float) -> system.files.Lock:
+    """Wait until no other worker serves this run: the points it still sends must be in the history fetched next.
+
+    since: when the run's tracker was opened, in seconds since 1970.
+    Raises: SupersededError for a worker that comes after a younger one.
+    """
+    lock = system.files.Lock(run_dir / ".tracker.lock")
+    while not lock.acquire():
+        time.sleep(0.05)
+    turn = run_dir / ".tracker.turn"
+    if turn.exists() and float(turn.read_text(encoding="utf-8") or 0) > since:
+        lock.release()
+        raise SupersededError
+    turn.write_text(repr(since), encoding="utf-8")
+    return lock

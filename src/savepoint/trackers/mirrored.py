@@ -1,0 +1,326 @@
+"""A tracker as the training process sees it: it gives orders to the process that talks to the store."""
+
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from savepoint.config import TrackerSettings
+from savepoint.errors import UserError
+from savepoint.trackers import kinds
+from savepoint.trackers.points import count
+from savepoint.trackers.process import Message, Worker
+from savepoint.trackers.protocol import Found, Page, Sweep
+
+LOG = "tracker.log"
+
+
+class _Session:
+    """The process that serves a run, or all runs of a sweep, and the trackers that give it orders.
+
+    store: the order that the process was started with, which says where the store is. done: what it said at its end.
+    """
+
+    def __init__(self, kind: kinds.Kind, order: Message, *, log: Path) -> None:
+        self.kind, self.store = kind, order
+        self.done: Message | None = None
+        self.trouble = ""  # the latest
+        self._worker = Worker(order, log=log, environment=kind.environment)
+        self._trackers: dict[str, MirroredTracker] = {}
+        self._warned = False
+
+    def serve(self, tracker: "MirroredTracker", order: Message) -> None:
+        """Let the process follow a run."""
+        if order is not self.store:
+            self._worker.send(order)
+        self._trackers[order["run_id"]] = tracker
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes orders."""
+        return self.done is None and not self._worker.died
+
+    def send(self, order: Message) -> None:
+        self._worker.send(order)
+        self.listen()
+
+    def look(self) -> None:
+        """Ask the process to look at the files now, and not in a second."""
+        # Orders pile up in front of a process that stands still. One that wakes up late looks at the files anyway.
+        if self._worker.idle:
+            self._worker.send({"do": "look"})
+        self.listen()
+
+    def listen(self) -> None:
+        """Pass on what the process has said."""
+        died = self._worker.died
+        for message in self._worker.exchange():
+            if message["say"] == "done":
+                self.done = message
+                continue
+            tracker = self._trackers[message["run_id"]]
+            if message["say"] == "trouble":
+                self.trouble = message["text"]
+                self._warn_once(tracker, message["text"])
+            else:
+                tracker.hear(message)
+        if died and self.done is None:
+            for tracker in self._trackers.values():
+                self._warn_once(tracker, self.early)
+
+    @property
+    def early(self) -> str:
+        return f"its process ended early, see {self._worker.log}"
+
+    def _warn_once(self, tracker: "MirroredTracker", text: str) -> None:
+        # What fails at the end is in the line that `close` returns.
+        if not self._warned and not tracker.closed:
+            self._warned = True
+            goes_on = "Training goes on; metrics.jsonl keeps every point."
+            tracker.warn(f"{self.kind.title}: {text.rstrip('.')}. {goes_on}")
+
+    def finish(self, timeout_seconds: float, **sweep: str | None) -> list[str]:
+        """Wait until all is stored, then end the process.
+
+        sweep: `sweep_id`, `status` and `table`, each None without a sweep.
+        Returns: a line for each run of which something is not stored.
+        """
+        self._worker.send({"do": "finish", "timeout_seconds": timeout_seconds, **sweep})
+        deadline = time.monotonic() + timeout_seconds
+        died = False
+        while self.done is None and not died and time.monotonic() < deadline:
+            died = self._worker.died  # before the pipe is read, which may hold the last words of a dead process
+            self.listen()
+            time.sleep(0.005)
+        self._worker.end()
+        if self.done is not None:
+            failed = self.done["failed"]
+        else:
+            why = self.early if died else self.trouble or f"not done within {timeout_seconds:g} s"
+            failed = {run_id: {"": why} for run_id, tracker in self._trackers.items() if not tracker.stored_all}
+        return [tracker.missing(failed[run_id]) for run_id, tracker in self._trackers.items() if run_id in failed]
+
+    def drop(self, run_id: str) -> None:
+        """Forget a run that never began."""
+        del self._trackers[run_id]
+        self._worker.send({"do": "drop", "run_id": run_id})
+
+    def end(self) -> None:
+        """End the process without storing anything more."""
+        self._worker.end()
+
+
+# The sessions of sweeps that this process runs, by the sweep's id. `finish_sweep` takes them out.
+_SWEEPS: dict[str, list[_Session]] = {}
+
+
+def _shared_session(sweep: Sweep, kind: kinds.Kind, order: Message) -> _Session:
+    """Return the session that serves a sweep's runs. The first run begins it, and one after a process that died."""
+    sessions = _SWEEPS.setdefault(sweep.id, [])
+    for session in sessions:
+        if session.open and session.store["uri"] == order["uri"]:
+            return session
+    sessions.append(_Session(kind, order, log=sweep.dir / LOG))
+    return sessions[-1]
+
+
+class MirroredTracker:
+    """A run in a tracker's store, kept up to date by a process of its own. `trackers.Tracker` documents the methods.
+
+    shared: the process serves all runs of the sweep, so `close` leaves what is not stored to `finish_sweep`.
+    """
+
+    def __init__(
+        self,
+        settings: TrackerSettings,
+        *,
+        run_dir: Path,
+        run_id: str,
+        repository: Path,
+        sweep: Sweep | None,
+        shared: bool,
+        known_run_id: str | None,
+        upload: bool,
+        warn: Callable[[str], None],
+        inform: Callable[[str], None],
+        announce: Callable[[str], None],
+    ) -> None:
+        kind = kinds.load(settings.kind)
+        self._metrics, self._run_id = run_dir / "metrics.jsonl", run_id
+        self.warn, self._inform, self._announce = warn, inform, announce
+        self._kind = settings.kind
+        self.closed = self._started = False
+        self.stored_all = False
+        self._stored = 0
+        self._path: str | None = None  # of its page
+        order = kind.locate(settings, repository, sweep.dir if sweep else run_dir) | {
+            "do": "follow",
+            "kind": settings.kind,
+            "since": time.time(),
+            "run_dir": str(run_dir.absolute()),
+            "run_id": run_id,
+            "known": known_run_id,
+            "upload": upload,
+            "sweep": {"id": sweep.id, "name": sweep.name} if sweep else None,
+        }
+        self._shared = sweep is not None and shared
+        if sweep is not None and shared:
+            self._session = _shared_session(sweep, kind, order)
+        else:
+            self._session = _Session(kind, order, log=run_dir / LOG)
+        self._session.serve(self, order)
+
+    def start(
+        self,
+        *,
+        name: str | None,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        documents: Sequence[Path] = (),
+        parents: Sequence[str] = (),
+    ) -> None:
+        self._started = True
+        self._session.send(
+            {
+                "do": "start",
+                "run_id": self._run_id,
+                "name": name,
+                "params": dict(params),
+                "tags": dict(tags),
+                "documents": [str(path.absolute()) for path in documents],
+                "parents": list(parents),
+            }
+        )
+
+    def wake(self) -> None:
+        self._session.look()
+
+    def close(self, status: str, timeout_seconds: float) -> str | None:
+        if self.closed or not self._started:
+            self.abandon()
+            return None
+        self.closed = True
+        self._session.send({"do": "close", "run_id": self._run_id, "status": status})
+        if self._shared:
+            return None
+        return next(iter(self._session.finish(timeout_seconds, **dict.fromkeys(("sweep_id", "status", "table")))), None)
+
+    def page(self) -> Page | None:
+        return None if self._path is None or self._shared else self._session.kind.page(self._session.store, self._path)
+
+    def abandon(self) -> None:
+        if not self.closed:
+            self.closed = True
+            if self._shared:
+                self._session.drop(self._run_id)
+            else:
+                self._session.end()
+
+    def hear(self, message: Message) -> None:
+        """Take what the process says of this run."""
+        match message["say"]:
+            case "opened":
+                self._path = message["path"]
+                self._announce(message["stored_id"])
+                if not (self._shared and self.closed):
+                    self._inform(f"{self._kind} run {message['stored_id']}")
+            case "stored":
+                self._stored = message["points"]
+            case "closed":
+                self.stored_all = True
+
+    def missing(self, failed: Mapping[str, str]) -> str:
+        """Say in one line what is not stored. failed: why a duty failed, by the name of the duty."""
+        why = "; ".join(f"cannot {duty}: {reason}" if duty else reason for duty, reason in failed.items()).rstrip(".")
+        total = count(self._metrics)
+        title = self._session.kind.title
+        if missing := max(0, total - self._stored):
+            kept = "They are kept in metrics.jsonl, and resuming the run sends them."
+            return f"{title} has not stored {missing} of {total} points ({why}). {kept}"
+        return f"{title} has all {total} points, but not all of the rest ({why}). Resuming the run sends it."
+
+
+def finish_sweep(
+    settings: TrackerSettings, *, repository: Path, sweep: Sweep, table: Path, status: str, timeout_seconds: float
+) -> tuple[list[str], Page | None]:
+    """Do what `trackers.finish_sweep` promises."""
+    sessions = _SWEEPS.pop(sweep.id, [])
+    about = {"sweep_id": sweep.id, "status": status, "table": str(table.absolute())}
+    if not sessions:  # other processes ran the jobs, or this one only prints the table again
+        return _finish_elsewhere(settings, repository, sweep, about, timeout_seconds)
+    lines, page = [], None
+    for session in sessions:
+        lines += session.finish(timeout_seconds, **about)
+        done = session.done or {"sweep_failed": None, "sweep_path": None}
+        if done["sweep_failed"] is not None:
+            lines.append(_unstored_table(session.kind, done["sweep_failed"], table))
+        if done["sweep_path"] is not None:
+            page = session.kind.page(session.store, done["sweep_path"])
+    return lines, page
+
+
+def _finish_elsewhere(
+    settings: TrackerSettings, repository: Path, sweep: Sweep, about: Message, timeout_seconds: float
+) -> tuple[list[str], Page | None]:
+    kind = kinds.load(settings.kind)
+    order = kind.locate(settings, repository, sweep.dir) | {"do": "finish_sweep", "kind": settings.kind} | about
+    if kind.absent(order):
+        return [], None
+    try:
+        worker = Worker(order, log=sweep.dir / LOG, environment=kind.environment)
+        answer = worker.ask(timeout_seconds)
+    except (TimeoutError, RuntimeError) as error:
+        answer = {"failed": str(error)}
+    if answer["failed"] is not None:
+        return [_unstored_table(kind, answer["failed"], Path(about["table"]))], None
+    return [], None if answer["path"] is None else kind.page(order, answer["path"])
+
+
+def _unstored_table(kind: kinds.Kind, why: str, table: Path) -> str:
+    return f"{kind.title} has not stored the sweep's table ({why.rstrip('.')}). It is complete in {table}."
+
+
+def find_run(settings: TrackerSettings, *, repository: Path, text: str, timeout_seconds: float) -> Found | None:
+    """Do what `trackers.find_run` promises."""
+    kind = kinds.load(settings.kind)
+    with tempfile.TemporaryDirectory() as lock_dir:
+        order = kind.locate(settings, repository, Path(lock_dir)) | {"do": "find_runs", "kind": settings.kind}
+        if kind.absent(order) or not re.fullmatch(r"[0-9A-Za-z-]{6,64}", text):
+            return None
+        title = f"{kind.title} was asked for the run {text}"
+        answer = _ask(kind, order | {"text": text}, timeout_seconds, title)
+    runs = [Found(*run) for run in answer["runs"]]
+    if len(runs) > 1:
+        ids = ", ".join(run.tracker_run_id for run in runs)
+        raise UserError(f"several of {kind.title}'s runs begin with {text}: {ids}. Give more characters.")
+    return runs[0] if runs else None
+
+
+def fetch_run(
+    settings: TrackerSettings, *, repository: Path, found: Found, to: Path, timeout_seconds: float
+) -> list[str]:
+    """Do what `trackers.fetch_run` promises."""
+    kind = kinds.load(settings.kind)
+    order = kind.locate(settings, repository, to) | {"do": "fetch", "kind": settings.kind}
+    order |= {"stored_id": found.tracker_run_id, "to": str(to.absolute())}
+    title = f"{kind.title}'s run {found.tracker_run_id} cannot be fetched"
+    fetched: list[str] = _ask(kind, order, timeout_seconds, title)["fetched"]
+    return fetched
+
+
+def find_page(settings: TrackerSettings, *, repository: Path) -> Page:
+    """Do what `trackers.find_page` promises."""
+    kind = kinds.load(settings.kind)
+    return kind.front(kind.locate(settings, repository, repository))
+
+
+def _ask(kind: kinds.Kind, order: Message, timeout_seconds: float, title: str) -> Message:
+    """Ask the process one question. Raises: UserError that begins with `title`, if there is no answer."""
+    try:
+        answer = Worker(order, log=None, environment=kind.environment).ask(timeout_seconds)
+    except (TimeoutError, RuntimeError) as error:
+        answer = {"failed": str(error)}
+    if answer["failed"] is not None:
+        raise UserError(f"{title}: {answer['failed'].rstrip('.')}.")
+    return answer

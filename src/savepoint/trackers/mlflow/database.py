@@ -1,0 +1,36 @@
+"""Whether a local database can work, found out before MLflow is imported, which would retry for minutes."""
+
+import contextlib
+import errno
+import sqlite3
+import tempfile
+from pathlib import Path
+
+from savepoint.errors import UserError
+
+# Names of errors, or their beginnings, that waiting does not cure, unlike a locked database or a full disk.
+HOPELESS = (
+    *("SQLITE_CANTOPEN", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_PERM", "SQLITE_READONLY"),
+    *("EACCES", "EEXIST", "EISDIR", "ENOTDIR", "EPERM", "EROFS"),
+)
+
+
+def check_database(path: Path) -> None:
+    """Find out whether a local database can work. MLflow itself would retry for minutes, whatever is wrong.
+
+    Raises: UserError if only a person can mend the database, so that waiting for it is pointless.
+    """
+    try:
+        if path.exists():
+            with contextlib.closing(sqlite3.connect(path, timeout=0)) as connection:
+                connection.execute("BEGIN IMMEDIATE")  # asks for the right to write, and writes nothing
+                connection.execute("SELECT * FROM sqlite_master").fetchone()
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except (sqlite3.Error, OSError) as error:
+        name = error.sqlite_errorname if isinstance(error, sqlite3.Error) else errno.errorcode.get(error.errno or 0, "")
+        if name.startswith(HOPELESS):
+            found = "is a directory, not a database" if path.is_dir() else f"cannot be used as a database ({error})"
+            use = "Move it away, or set tracker.uri or MLFLOW_TRACKING_URI to another store"
+            raise UserError(f"{path} {found}. {use}") from error
