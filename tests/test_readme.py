@@ -139,7 +139,12 @@ class Background:
                 [sys.executable, *arguments],
                 cwd=clone,
                 # The clone's own code, whatever the environment has installed; and a small server.
-                env=environment | {"PYTHONPATH": str(clone / "src"), "MLFLOW_WORKERS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                env=environment
+                | {
+                    "PYTHONPATH": str(clone / "src"),
+                    "MLFLOW_WORKERS": "1",
+                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
