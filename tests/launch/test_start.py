@@ -44,7 +44,10 @@ def test_default_run_learns_digits_and_leaves_what_the_design_says(workshop: Wor
     assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d/\d{6}-" + made.id, str(made.directory.relative_to(workshop.root)))
     there = {path.name for path in made.directory.iterdir()}
     assert there == {"config.yaml", "run.json", "metrics.jsonl", "train.log", "checkpoints", ".hydra", ".lock"}
-    assert made.record | {"started": "", "id": ""} == {
+    choices, (first,) = made.record["choices"], made.record["commands"]
+    assert {"model": "mlp", "optimizer": "adamw", "tracker": "none"}.items() <= choices.items()
+    assert first["command"] == "train.py tracker=none trainer.threads=1"
+    assert made.record | {"started": "", "id": "", "choices": {}, "commands": []} == {
         "id": "",
         "name": None,
         "status": "finished",
@@ -54,6 +57,8 @@ def test_default_run_learns_digits_and_leaves_what_the_design_says(workshop: Wor
         "sweep": None,
         "overrides": ["tracker=none", "trainer.threads=1"],
         "forked_from": None,
+        "choices": {},
+        "commands": [],
     }
     epochs = [line for line in history.read_history(made.metrics) if "val/loss" in line]
     assert [line["epoch"] for line in epochs] == list(range(1, 21))

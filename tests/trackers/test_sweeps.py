@@ -51,7 +51,7 @@ def job(repository: Path, sweep: Sweep, number: int, *, announced: list[str] | N
 
 def finish(repository: Path, sweep: Sweep, **how: object) -> tuple[list[str], trackers.Page | None]:
     table = repository / "results.csv"
-    table.write_text("job,loss\n")
+    table.write_text("job,loss\n0,a|b\n")
     given = {"sweep": sweep, "table": table, "status": "finished", **how}
     return trackers.finish_sweep(MLFLOW, repository=repository, **given)
 
@@ -86,6 +86,8 @@ def test_one_process_serves_all_runs_and_is_gone_with_the_sweep(repository: Path
     assert len(announced) == 3, "each run knows its id, also if it has ended by then"
     assert len(query(repository, "select * from tags where key = 'mlflow.parentRunId'")) == 3
     assert len([*repository.glob("mlartifacts/**/loss.png")]) == 3
+    (note,) = query(repository, "select value from tags where key = 'mlflow.note.content'")
+    assert note == ("| job | loss |\n| --- | --- |\n| 0 | a\\|b |",), "of the sweep: its table"
     assert not [*repository.glob("sweeps/**/tracker.log")], "nothing to say, no file"
 
 

@@ -1,6 +1,7 @@
 """Trackers, against real MLflow stores and real worker processes. What the store holds is read with plain SQL."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from savepoint.config import TrackerSettings as Settings
 from savepoint.errors import ConfigError, UserError
 from savepoint.runs import history
 from savepoint.system import files
-from savepoint.trackers import Found, Page, Sweep
+from savepoint.trackers import Dataset, Found, Page, Sweep
 from savepoint.trackers.mirrored import MirroredTracker
 
 ID = "ab12cd34"
@@ -124,8 +125,10 @@ def test_run_arrives_with_points_params_tags_documents_and_plot(repository: Path
     params = {"optimizer.lr": "0.1", "model.a@b=c": "1", "model.a=b@c": "2", "long": "x" * 7000, "empty": ""}
     documents = [run_dir / "config.yaml", run_dir / "changes.patch"]
     save_checkpoint(repository, "e1")
+    data = [Dataset("digits", split, "a.Digits", 7, "0123456789abcdef" * 4) for split in ("train", "val")]
     tracker = opened(upload=False)  # so that the checkpoint stays here
-    begin(tracker, name="first", params=params, tags={"git.commit": "abc"}, documents=documents, parents=["p1", "p2"])
+    given = {"params": params, "tags": {"git.commit": "abc"}, "documents": documents, "datasets": data}
+    begin(tracker, name="first", parents=["p1", "p2"], **given)
     assert tracker.page() is None, "not known yet"
     run_id = ready(tracker, announced)
     store = f"sqlite:///{(repository / 'mlflow.db').as_posix()}"
@@ -137,7 +140,7 @@ def test_run_arrives_with_points_params_tags_documents_and_plot(repository: Path
     lines.append(step=4, epoch=4, values={"odd=key": 1.0, "up": float("inf"), "not": float("nan")})
     lines.close()
     tracker.wake()
-    assert tracker.close("finished", 60) is None
+    assert tracker.close("finished", 60, note="Best **val/loss 1**.") is None
 
     assert query(repository, "select run_uuid, name, status from runs") == [(run_id, "first", "FINISHED")]
     assert losses(repository) == expected(range(1, 4))
@@ -151,14 +154,46 @@ def test_run_arrives_with_points_params_tags_documents_and_plot(repository: Path
         "savepoint.run_id": ID,
         "savepoint.run_dir": str(run_dir),
         "savepoint.parents": "p1,p2",
-        "mlflow.note.content": "Started from run p1, p2.",
+        "mlflow.note.content": "Started from run p1, p2.\n\nBest **val/loss 1**.",
         "git.commit": "abc",
     }
     assert tags.items() >= ours.items()
+    kept = query(repository, "select name, digest, dataset_profile from datasets")
+    profile = json.dumps({"num_rows": 7, "sha256": data[0].digest})
+    assert kept == [("digits", data[0].digest[:36], profile)], "both splits have the same digest here"
+    contexts = query(repository, "select value from input_tags where name = 'mlflow.data.context'")
+    assert contexts == [("training",)]
     assert artifacts(repository) == {"config.yaml", "metrics.jsonl", "loss.png"}
     [picture] = repository.rglob("loss.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert not (run_dir / "tracker.log").exists()  # nothing to say, no file
+
+
+@pytest.mark.usefixtures("nursery")
+def test_a_run_and_its_fork_link_each_other_and_a_persons_note_is_kept(repository: Path, opened, announced) -> None:
+    def note(run_id: str) -> str:
+        found = query(repository, "select key, value from tags where run_uuid = ?", run_id)
+        return str(dict(found)["mlflow.note.content"])
+
+    first = opened()
+    begin(first, name="parent")
+    assert first.close("finished", 60, note="Best 1.") is None
+    (parent,) = announced
+    (repository / "runs" / "fork").mkdir()
+    for _ in range(2):  # resumed
+        fork = opened(run_dir=repository / "runs" / "fork", run_id="fork0001")
+        begin(fork, name="child", parents=[ID])
+        assert fork.close("finished", 60, note="Best 2.") is None
+    child = announced[-1]
+    assert note(parent) == f"Best 1.\n\nForked as [child](#/experiments/1/runs/{child})."
+    assert note(child) == f"Started from run [{ID}](#/experiments/1/runs/{parent}).\n\nBest 2."
+    mine = "update tags set value = 'Mine.' where key = 'mlflow.note.content' and run_uuid = ?"
+    query(repository, mine, parent)
+    again = opened()
+    begin(again, name="parent")
+    assert again.close("finished", 60, note="Best 3.") is None
+    assert note(parent) == "Mine."
+    assert ("Best 3.",) in query(repository, "select value from tags where run_uuid = ?", parent), "it is not lost"
 
 
 def test_training_process_imports_neither_mlflow_nor_matplotlib(repository: Path) -> None:

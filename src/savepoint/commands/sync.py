@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from savepoint import checkpoint, runs, trackers
-from savepoint.config import flatten
 from savepoint.errors import UserError
 
 SECONDS = 3600.0  # for one run: checkpoints may be large
@@ -58,11 +58,8 @@ def _sync(run: runs.Run, repository: Path, overrides: list[str]) -> bool:
             announce=lambda tracker_id: run.note_tracker(settings.kind, tracker_id),
         )
         tracker.start(
-            name=run.record["name"],
-            params=flatten(config),
-            tags=_tags(run),
+            **runs.describe(run, config, _provenance(run)),
             documents=[run.directory / runs.CONFIG, run.directory / checkpoint.PATCH],
-            parents=run.record["parents"],
         )
         status = run.record["status"]
         missing = tracker.close("interrupted" if status == "running" else status, SECONDS)
@@ -72,11 +69,13 @@ def _sync(run: runs.Run, repository: Path, overrides: list[str]) -> bool:
     return missing is None
 
 
-def _tags(run: runs.Run) -> dict[str, str]:
-    """Return the tags of the newest checkpoint's provenance. A run without a checkpoint has none."""
+def _provenance(run: runs.Run) -> dict[str, Any]:
+    """Return the newest checkpoint's provenance, {} if there is none."""
     for name in reversed(checkpoint.names(run.checkpoints)):
         try:
-            return runs.tracker_tags(json.loads((run.checkpoints / name / checkpoint.PROVENANCE).read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError):
+            found: dict[str, Any] = json.loads((run.checkpoints / name / checkpoint.PROVENANCE).read_bytes())
+            if found.keys() >= {"git", "command"}:
+                return found
+        except (OSError, ValueError, AttributeError):
             continue  # damaged: the one before is of the same run
     return {}

@@ -7,7 +7,7 @@ This module works around each of these.
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import hydra
@@ -118,7 +118,11 @@ class _Application:
     def _invocation(self, config: DictConfig) -> Invocation:
         own = HydraConfig.get()
         multirun = own.mode == RunMode.MULTIRUN
+        choices = {group: str(option) for group, option in own.runtime.choices.items() if "/" not in group and option}
         sweep = runs.sweep_of(Path(own.sweep.dir)) if multirun else None
+        if sweep:
+            words = runs.title(config.get("name"), trust.redact_arguments(_overrides()), choices)
+            sweep = replace(sweep, name=words or sweep.name)
         if sweep and not self.invocations:
             runs.redact_sweep_record(sweep.dir)
         invocation = Invocation(
@@ -128,6 +132,7 @@ class _Application:
             overrides=trust.redact_arguments(list(own.overrides.task)),
             repository=self.repository,
             sweep=sweep,
+            choices=choices,
         )
         self.invocations.append(invocation)
         return invocation

@@ -152,6 +152,7 @@ class Reopened:
             overrides=trust.redact_arguments(self.request.overrides),
             repository=self.repository,
             forked_from=origins.record(parent, self.run, self.repository, alone=self.alone is not None),
+            choices=self._choices(),
         )
         with runs.explaining_disk_errors(invocation.directory):
             invocation.directory.mkdir(parents=True, exist_ok=True)
@@ -161,6 +162,11 @@ class Reopened:
                     yield replace(job, checkpoint=parent, fork=fork, same_code=self.request.same_code)
             finally:
                 runs.remove_empty(invocation.directory)
+
+    def _choices(self) -> dict[str, str]:
+        """Return the option chosen in each group of conf/, as far as the parent's record has them."""
+        typed = dict(each.lstrip("+").partition("=")[::2] for each in self.request.overrides)
+        return {group: typed.get(group, option) for group, option in (self.run.record.get("choices") or {}).items()}
 
     def _fork(self, parent: "Checkpoint", run_id: str) -> runs.Fork:
         before = trust.parse_config(parent.config)

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,8 @@ class Invocation:
     config: as Hydra composed it, not yet resolved; plain data for a fork. directory: where the run will live.
     id: the run's own. overrides: as typed, without secrets. tracker: where the run is tracked, known once it is open.
     resume: `auto` to continue the run of the same name if there is one; `force` for the same without regard to a lock.
-    forked_from: the run and the checkpoint that a fork begins from, as run.json has them.
+    forked_from: the run and the checkpoint that a fork begins from, as run.json has them. choices: the option chosen in
+    each group of conf/, if that is known.
     """
 
     config: DictConfig | dict[str, Any]
@@ -36,6 +37,7 @@ class Invocation:
     tracker: TrackerSettings | None = None
     resume: str | None = None
     forked_from: dict[str, str] | None = None
+    choices: Mapping[str, str] | None = None
 
 
 def compose(invocation: Invocation) -> dict[str, Any]:
@@ -93,6 +95,7 @@ def open_new(invocation: Invocation, config: dict[str, Any], settings: Settings)
             overrides=invocation.overrides,
             sweep=invocation.sweep.id if invocation.sweep else None,
             forked_from=invocation.forked_from,
+            choices=invocation.choices,
         )
         try:
             with runs.explaining_disk_errors(directory), _tracked(invocation, run, settings) as tracker:

@@ -6,12 +6,14 @@ Rooms, in reading order:
     lookup       find the run that a person means
     history      metrics.jsonl: every value that a run logged
     evaluations  evaluations.jsonl: what its checkpoints measured apart from training
+    description  what a tracker shows of a run: its title, params, tags, data
     provenance   git commit, uncommitted changes, versions, hardware
     view         a run as a notebook reads it: open_run
     sweep        a sweep's directory and its table of results
     job          a run that this process trains: its config, its tracker, where it begins
 """
 
+from savepoint.runs.description import describe, title
 from savepoint.runs.directory import (
     CHECKPOINTS,
     CONFIG,
@@ -41,7 +43,6 @@ from savepoint.runs.provenance import (
     gather_provenance,
     in_patch,
     provenance_differences,
-    tracker_tags,
     uncommitted_changes,
 )
 from savepoint.runs.sweep import (
@@ -75,6 +76,7 @@ __all__ = [
     "code_differences",
     "create",
     "cut_history",
+    "describe",
     "discard",
     "explaining_disk_errors",
     "find",
@@ -97,7 +99,7 @@ __all__ = [
     "runs_in",
     "sweep_of",
     "sweep_status",
-    "tracker_tags",
+    "title",
     "uncommitted_changes",
     "write_sweep_table",
 ]

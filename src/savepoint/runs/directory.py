@@ -13,7 +13,7 @@ import secrets
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,12 +184,14 @@ def create(
     overrides: list[str],
     sweep: str | None = None,
     forked_from: dict[str, str] | None = None,
+    choices: Mapping[str, str] | None = None,
 ) -> Run:
     """Make `directory` a run with the status `running`.
 
     config: the text of config.yaml. overrides: the command line's, without secrets. sweep: the sweep's id.
     forked_from: `run` and `checkpoint` that a fork begins from, the `sha256` of that checkpoint's manifest, and the
-    `directory` of a parent that is not listed under runs/ or sweeps/.
+    `directory` of a parent that is not listed under runs/ or sweeps/. choices: the option chosen in each group of
+    conf/, where Hydra has composed the config.
     Raises: UserError if the directory already holds a run or checkpoints; OSError if the disk refuses, after whatever
     was written has been removed.
     """
@@ -218,6 +220,8 @@ def create(
             sweep=sweep,
             overrides=overrides,
             forked_from=forked_from,
+            choices=dict(choices) if choices else None,
+            commands=[],
         )
     except OSError:
         discard(run)

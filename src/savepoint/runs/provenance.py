@@ -1,8 +1,6 @@
 """Record where a run comes from: git commit, uncommitted changes, versions, hardware. Enough to reproduce it."""
 
-import contextlib
 import datetime
-import getpass
 import importlib.metadata
 import os
 import platform
@@ -106,18 +104,6 @@ def provenance_differences(then: dict[str, Any], now: dict[str, Any]) -> list[st
         if then.get(name) != now.get(name):
             found.append(f"{name} {then.get(name)} → {now.get(name)}")
     return found
-
-
-def tracker_tags(source: dict[str, Any]) -> dict[str, str]:
-    """Return what a tracker shows of a run's provenance, in MLflow's own names where its page shows and links those."""
-    git = source["git"]
-    tags = {f"git.{key}": str(value) for key, value in git.items() if value is not None}
-    tags |= {"command": source["command"], "mlflow.source.name": "train.py"}
-    if git["commit"] is not None:
-        tags["mlflow.source.git.commit"] = git["commit"]
-    with contextlib.suppress(KeyError, OSError, ImportError):  # a container may run as a user without a name
-        tags["mlflow.user"] = getpass.getuser()
-    return tags
 
 
 def now() -> str:

@@ -26,9 +26,10 @@ from savepoint.config import TrackerSettings, compose, read_settings
 from savepoint.errors import ConfigError
 from savepoint.trackers import mirrored
 from savepoint.trackers.none import NoTracker
-from savepoint.trackers.protocol import Found, Page, Sweep, Tracker
+from savepoint.trackers.protocol import Dataset, Found, Page, Sweep, Tracker
 
 __all__ = [
+    "Dataset",
     "Found",
     "NoTracker",
     "Page",

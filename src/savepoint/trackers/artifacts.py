@@ -1,6 +1,7 @@
 """A run's checkpoints and figures as artifacts in a store: the same ones as on the disk, retention included."""
 
 import contextlib
+import csv
 import re
 from pathlib import Path
 
@@ -72,6 +73,15 @@ class FigureMirror:
         for name in sorted(self._stored - local):
             self._run.delete(f"figures/{name}")
             self._stored.remove(name)
+
+
+def as_markdown(table: Path, *, limit: int = 50) -> str:
+    """Return the first rows of a CSV file as a table in Markdown."""
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in csv.reader(file)]
+    head, *rest = rows
+    lines = [head, ["---"] * len(head), *rest[:limit]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines) + (f"\n\n… {len(rest)} in all" if rest[limit:] else "")
 
 
 def fetch(run: StoredRun, to: Path) -> list[str]:

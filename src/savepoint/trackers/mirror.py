@@ -70,6 +70,11 @@ class Mirror:
         """Set how the run ended: "finished", "interrupted" or "failed"."""
         self._run.set_status(status)
 
+    def set_note(self, note: str | None) -> None:
+        """Set what came of the run, in Markdown. None leaves it as it is."""
+        if note is not None:
+            self._run.set_note(note)
+
     def send_documents(self) -> None:
         """Store the documents that are not stored yet."""
         while self._documents:

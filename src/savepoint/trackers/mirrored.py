@@ -1,5 +1,6 @@
 """A tracker as the training process sees it: it gives orders to the process that talks to the store."""
 
+import dataclasses
 import re
 import tempfile
 import time
@@ -11,7 +12,7 @@ from savepoint.errors import UserError
 from savepoint.trackers import kinds
 from savepoint.trackers.points import count
 from savepoint.trackers.process import Message, Worker
-from savepoint.trackers.protocol import Found, Page, Sweep
+from savepoint.trackers.protocol import Dataset, Found, Page, Sweep
 
 LOG = "tracker.log"
 
@@ -179,6 +180,7 @@ class MirroredTracker:
         tags: Mapping[str, str],
         documents: Sequence[Path] = (),
         parents: Sequence[str] = (),
+        datasets: Sequence[Dataset] = (),
     ) -> None:
         self._started = True
         self._session.send(
@@ -190,18 +192,19 @@ class MirroredTracker:
                 "tags": dict(tags),
                 "documents": [str(path.absolute()) for path in documents],
                 "parents": list(parents),
+                "datasets": [dataclasses.asdict(dataset) for dataset in datasets],
             }
         )
 
     def wake(self) -> None:
         self._session.look()
 
-    def close(self, status: str, timeout_seconds: float) -> str | None:
+    def close(self, status: str, timeout_seconds: float, *, note: str | None = None) -> str | None:
         if self.closed or not self._started:
             self.abandon()
             return None
         self.closed = True
-        self._session.send({"do": "close", "run_id": self._run_id, "status": status})
+        self._session.send({"do": "close", "run_id": self._run_id, "status": status, "note": note})
         if self._shared:
             return None
         return next(iter(self._session.finish(timeout_seconds, **dict.fromkeys(("sweep_id", "status", "table")))), None)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from savepoint.trackers.protocol import Dataset
+
 
 class NoTracker:
     def start(
@@ -13,13 +15,14 @@ class NoTracker:
         tags: Mapping[str, str],
         documents: Sequence[Path] = (),
         parents: Sequence[str] = (),
+        datasets: Sequence[Dataset] = (),
     ) -> None:
         pass
 
     def wake(self) -> None:
         pass
 
-    def close(self, status: str, timeout_seconds: float) -> str | None:
+    def close(self, status: str, timeout_seconds: float, *, note: str | None = None) -> str | None:
         return None
 
     def page(self) -> None:

@@ -47,6 +47,21 @@ class Page:
         return f"{command}, then http://127.0.0.1:5000/{self.path}"
 
 
+@dataclass(frozen=True)
+class Dataset:
+    """A split of the data that a run was trained or judged on.
+
+    source: where it came from, the name of a class. samples: how many; None for a stream. digest: of the samples, a
+    SHA-256; None if they cannot be compared.
+    """
+
+    name: str
+    split: str
+    source: str
+    samples: int | None
+    digest: str | None
+
+
 class Tracker(Protocol):
     def start(
         self,
@@ -56,21 +71,23 @@ class Tracker(Protocol):
         tags: Mapping[str, str],
         documents: Sequence[Path] = (),
         parents: Sequence[str] = (),
+        datasets: Sequence[Dataset] = (),
     ) -> None:
         """Begin to mirror the run. Returns at once and never raises.
 
         Call it when nothing can refuse the run any more, and after `metrics.jsonl` was cut back to the checkpoint.
         params: the config, flattened. documents: files to store with the run; missing ones are skipped.
-        parents: ids of the runs that this one was forked from.
+        parents: ids of the runs that this one was forked from. datasets: what it is trained on.
         """
 
     def wake(self) -> None:
         """Tell the tracker that metrics.jsonl or checkpoints/ changed. Returns at once and never raises."""
 
-    def close(self, status: str, timeout_seconds: float) -> str | None:
+    def close(self, status: str, timeout_seconds: float, *, note: str | None = None) -> str | None:
         """Wait until everything is stored and the status is set, then end the tracker.
 
-        status: "finished", "interrupted" or "failed". The wait ends early if the tracker gives up.
+        status: "finished", "interrupted" or "failed". note: what came of the run, in Markdown. The wait ends early if
+        the tracker gives up.
         Returns: None if everything is stored, else one line that says what is not, why, and how to store it later.
         """
 

@@ -29,6 +29,9 @@ class StoredRun(Protocol):
     def set_status(self, status: str) -> None:
         """Set how the run ended: "finished", "interrupted" or "failed"."""
 
+    def set_note(self, note: str) -> None:
+        """Show what came of the run, in Markdown, with what it was forked from. A person's own note is kept."""
+
     def names(self, folder: str) -> set[str]:
         """Return the names of the files and folders in a folder of the run's artifacts; "" is the topmost one."""
 
@@ -46,10 +49,11 @@ class Store(Protocol):
     """A place where a tracker keeps runs."""
 
     def open_run(self, order: Message, start: Message) -> StoredRun:
-        """Find the run or create it, below its sweep's parent, and store its name, params, tags and parents.
+        """Find the run or create it, below its sweep's parent, and store its name, params, tags, parents and data.
 
         order: the worker's `follow`, whose `known` is the store's id of the run if it has been tracked, and `run_id`
-        its own. start: the arguments of `Tracker.start`. A run that is found is marked as running again.
+        its own. start: the arguments of `Tracker.start`. A run that is found is marked as running again, and a run that
+        this one was forked from gets a link to it.
         """
 
     def finish_sweep(self, sweep_id: str, *, status: str, table: Path | None) -> str | None:

@@ -71,6 +71,7 @@ class Rounds:
         self.done = False
         self._order, self._connection, self._say = order, connection, say
         self._start: Message | None = None
+        self._note: str | None = None
         self._follower = Follower(Path(order["run_dir"], "metrics.jsonl"))
         self._turn: system.files.Lock | None = None
         self._mirror: Mirror | None = None
@@ -80,6 +81,10 @@ class Rounds:
         """Take the order to start. From now on metrics.jsonl is held open, so it must have been cut back before."""
         self._start = order
         self._follower.open()
+
+    def close(self, order: Message) -> None:
+        """Take the order to close: how the run ended."""
+        self.status, self._note = order["status"], order["note"]
 
     def run(self, *, last: bool = False) -> None:
         """Do every duty once. last: also those that failed a moment ago, because there is no other round."""
@@ -113,6 +118,7 @@ class Rounds:
         if status is not None:
             # First, because what follows may take long or fail for want of space, and the status matters more.
             done.append(self._do("set the status", lambda: mirror.set_status(status), last))
+            done.append(self._do("store the note", lambda: mirror.set_note(self._note), last))
         done += [
             self._do("store evaluations", mirror.send_evaluations, last),
             self._do("store documents", mirror.send_documents, last),
@@ -167,7 +173,7 @@ class Service:
             case "start":
                 self._runs[run_id].start(order)
             case "close":
-                self._runs[run_id].status = order["status"]
+                self._runs[run_id].close(order)
             case "drop":
                 self._let_go(run_id)
 
@@ -296,6 +302,7 @@ def listen(inbox: Inbox, *, parent: int) -> None:
         # stdin may stay open: a forked worker that loads data inherits the pipe, and may survive its killed parent.
         while os.getppid() == parent:
             time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # the other thread reads what the parent has written
         parent_gone()
 
     for watcher in (read_orders,) if os.name == "nt" else (read_orders, watch_parent):

@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 from savepoint import checkpoint, runs
-from savepoint.config import flatten
 from savepoint.data import NoData
 from savepoint.errors import UserError
 from savepoint.training.loop import finished
@@ -21,11 +20,8 @@ def introduce(job: runs.Job, parts: Parts, train_state: TrainState, source: dict
     """
     resumed = job.checkpoint
     job.tracker.start(
-        name=job.run.record["name"],
-        params=flatten(job.config),
-        tags=runs.tracker_tags(source),
+        **runs.describe(job.run, job.config, source),
         documents=[job.run.directory / runs.CONFIG, job.run.directory / checkpoint.PATCH],
-        parents=job.run.record["parents"],
     )
     parameters = sum(parameter.numel() for parameter in train_state.model.parameters())
     log.info("run %s  %s", job.run.id, job.run.directory)
@@ -79,9 +75,7 @@ def _data(parts: Parts) -> str:
 def conclude(job: runs.Job, train_state: TrainState, saves: Saves) -> None:
     """Log what was reached, where it is saved, and the commands that go on from there."""
     if train_state.best is not None:
-        best = train_state.best
-        key = "epoch" if job.settings.trainer.evaluate_every_n_steps is None else "step"
-        log.info("best %s %.4g at %s %d", best["metric"], best["value"], key, best[key])
+        log.info("best %s", _best(job, train_state.best))
     if train_state.metrics:
         log.info("last %s", "  ".join(f"{name} {value:.4g}" for name, value in train_state.metrics.items()))
     if saves.newest is not None:
@@ -91,6 +85,23 @@ def conclude(job: runs.Job, train_state: TrainState, saves: Saves) -> None:
         log.info("to go on: %s%s", job.resume_command, further)
     if (page := job.tracker.page()) is not None:
         log.info("to look at it: %s", page.words(job.repository))
+
+
+def summary(job: runs.Job, train_state: TrainState, saves: Saves) -> str:
+    """Say in Markdown what was reached, where it is saved, and the command that goes on from there."""
+    lines = []
+    if train_state.best is not None:
+        lines.append(f"Best **{_best(job, train_state.best)}**.")
+    if saves.newest is not None:
+        lines.append(f"Newest checkpoint: `{saves.newest}`")
+    if (further := _further(job, train_state)) is not None:
+        lines.append(f"To go on: `{job.resume_command}{further}`")
+    return "\n\n".join(lines)
+
+
+def _best(job: runs.Job, best: dict[str, Any]) -> str:
+    key = "epoch" if job.settings.trainer.evaluate_every_n_steps is None else "step"
+    return f"{best['metric']} {best['value']:.4g} at {key} {best[key]}"
 
 
 def _further(job: runs.Job, train_state: TrainState) -> str | None:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def supervise(
     source = _provenance(job, parts)
     patch = runs.uncommitted_changes(job.repository)
     saves = _open_saves(job, source, patch)
-    job.run.update(status="running", name=job.settings.name)
+    job.run.update(status="running", name=job.settings.name, commands=_commands(job, source))
     report.introduce(job, parts, state, source, patch)
     status, patient = "failed", True
     try:
@@ -112,7 +112,7 @@ def supervise(
         raise
     finally:
         saves.close()
-        _record_end(job, status, patient=patient)
+        _record_end(job, status, patient=patient, summary=lambda: report.summary(job, state, saves))
     report.conclude(job, state, saves)
     if status == "interrupted":
         assert stop.signal is not None
@@ -131,6 +131,15 @@ def _provenance(job: runs.Job, parts: Parts) -> dict[str, Any]:
         "weights": parts.weights,
         "forked_from": job.run.record.get("forked_from"),
     }
+
+
+def _commands(job: runs.Job, source: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the commands that have trained this run, the present one last."""
+    recorded = job.run.record.get("commands")
+    if recorded is None:  # begun before run.json had them
+        first = job.checkpoint.provenance if job.checkpoint else {}
+        recorded = [{"time": str(first["time"]), "command": str(first["command"])}] if "command" in first else []
+    return [*recorded, {"time": source["time"], "command": source["command"]}]
 
 
 def _open_saves(job: runs.Job, source: dict[str, Any], patch: str | None) -> Saves:
@@ -172,9 +181,10 @@ def _profiled(job: runs.Job) -> Iterator[None]:
     log.info("trace %s (open it at chrome://tracing or ui.perfetto.dev)", path)
 
 
-def _record_end(job: runs.Job, status: str, *, patient: bool) -> None:
+def _record_end(job: runs.Job, status: str, *, patient: bool, summary: Callable[[], str]) -> None:
     with contextlib.suppress(OSError):  # the disk is full, which the error under way says already
         job.run.update(status=status)
-    unstored = job.tracker.close(status, TRACKER_SECONDS[status] if patient else IMPATIENT_SECONDS)
+    seconds = TRACKER_SECONDS[status] if patient else IMPATIENT_SECONDS
+    unstored = job.tracker.close(status, seconds, note=summary())
     if unstored is not None:
         log.warning("%s", unstored)

@@ -1,26 +1,32 @@
 """MLflow's API as a store. Only the tracker's process imports this module, because importing mlflow takes seconds."""
 
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from savepoint.trackers.artifacts import as_markdown
 from savepoint.trackers.mlflow import client as clients
 from savepoint.trackers.points import Point
 from savepoint.trackers.process import Message
 
 RUN, RUN_DIR, PARENTS, SWEEP = "savepoint.run_id", "savepoint.run_dir", "savepoint.parents", "savepoint.sweep_id"
+# What MLflow shows above a run, and the parts that are ours: where it started, what came of it, its forks.
 NOTE = "mlflow.note.content"
+ORIGIN, OUTCOME, FORKS = "savepoint.origin", "savepoint.outcome", "savepoint.forks"
 STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
+_CONTEXTS = {"train": "training", "val": "validation"}  # in MLflow's words, by our names of splits
+
 # MLflow's limits (mlflow.utils.validation), the same for every store.
-_METRICS, _PARAMS, _KEY, _PARAM, _TAG = 1000, 100, 250, 6000, 8000
+_METRICS, _PARAMS, _KEY, _PARAM, _TAG, _DIGEST = 1000, 100, 250, 6000, 8000, 36
 
 
 def connect(order: Message) -> "MlflowStore":
@@ -55,11 +61,11 @@ class MlflowStore:
             tags["mlflow.parentRunId"] = parent
         if start["parents"]:
             tags[PARENTS] = ",".join(start["parents"])
-            if NOTE not in run.data.tags:
-                tags[NOTE] = self._note(run.info.experiment_id, start["parents"])
         opened = MlflowRun(client, run, self._uri)
         opened.log_tags(tags)
         opened.log_params(start["params"])
+        opened.log_datasets(start["datasets"])
+        self._link(opened, start["parents"])
         return opened
 
     def finish_sweep(self, sweep_id: str, *, status: str, table: Path | None) -> str | None:
@@ -68,9 +74,11 @@ class MlflowStore:
         if not parent:
             return None
         self._client.set_terminated(parent.info.run_id, STATUS[status])
+        run = MlflowRun(self._client, parent, self._uri)
         if table is not None:
-            self._client.log_artifact(parent.info.run_id, str(table))
-        return MlflowRun(self._client, parent, self._uri).path
+            run.put(table, "")
+            run.set_note(as_markdown(table))
+        return run.path
 
     def find_runs(self, text: str) -> list[tuple[str, str | None, str | None]]:
         experiments = [found.experiment_id for found in self._client.search_experiments()]
@@ -105,13 +113,16 @@ class MlflowStore:
             parent = self._client.create_run(experiment_id, run_name=sweep["name"], tags={SWEEP: sweep["id"]})
         return str(parent.info.run_id)
 
-    def _note(self, experiment_id: str, parents: list[str]) -> str:
-        """Return the text that MLflow shows above a run: what it started from, with a link if that is tracked here."""
+    def _link(self, run: "MlflowRun", parents: Sequence[str]) -> None:
+        """Link a run and those that it was forked from, as far as they are tracked here, in the notes of all."""
         links = []
         for parent in parents:
-            found = self._tagged(experiment_id, RUN, parent)
+            found = self._tagged(run.experiment_id, RUN, parent)
             links.append(f"[{parent}]({_path(found)})" if found else parent)
-        return f"Started from run {', '.join(links)}."
+            if found:
+                MlflowRun(self._client, found, self._uri).add_to_note(FORKS, f"Forked as [{run.name}]({run.path}).")
+        if links:
+            run.add_to_note(ORIGIN, f"Started from run {', '.join(links)}.")
 
 
 class MlflowRun:
@@ -119,6 +130,7 @@ class MlflowRun:
 
     def __init__(self, client: MlflowClient, run: Run, uri: str) -> None:
         self.id, self.path = str(run.info.run_id), _path(run)
+        self.experiment_id, self.name = run.info.experiment_id, run.info.run_name
         self._client, self._run, self._uri = client, run, uri
 
     def key(self, key: str) -> str:
@@ -150,8 +162,37 @@ class MlflowRun:
         """Store tags, at most 100. A tag that exists is changed."""
         self._client.log_batch(self.id, tags=[RunTag(allowed(key), _cut(value, _TAG)) for key, value in tags.items()])
 
+    def log_datasets(self, datasets: Sequence[Message]) -> None:
+        """Store the data of a run that has none yet, each with its size and digest."""
+        if self._run.inputs is not None and self._run.inputs.dataset_inputs:
+            return
+        inputs = []
+        for each in datasets:
+            profile = json.dumps({"num_rows": each["samples"], "sha256": each["digest"]})
+            digest = (each["digest"] or "unknown")[:_DIGEST]
+            dataset = Dataset(each["name"], digest, "code", json.dumps({"class": each["source"]}), profile=profile)
+            context = _CONTEXTS.get(each["split"]) or str(each["split"])
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+        if inputs:
+            self._client.log_inputs(self.id, inputs)
+
     def set_status(self, status: str) -> None:
         self._client.set_terminated(self.id, STATUS[status])
+
+    def set_note(self, note: str) -> None:
+        self._write_note({OUTCOME: note})
+
+    def add_to_note(self, part: str, line: str) -> None:
+        """Add a line to a part of the note, unless it is there."""
+        lines = self._client.get_run(self.id).data.tags.get(part, "")
+        if line not in lines:
+            self._write_note({part: f"{lines}\n\n{line}".strip()})
+
+    def _write_note(self, changed: Mapping[str, str]) -> None:
+        """Write parts of the note, and the note from all of its parts, unless a person has changed it."""
+        tags = self._client.get_run(self.id).data.tags
+        before, after = (_note(each) for each in (tags, {**tags, **changed}))
+        self.log_tags({**changed, NOTE: after} if tags.get(NOTE, "") in ("", before) else changed)
 
     def names(self, folder: str) -> set[str]:
         return {info.path.rsplit("/", 1)[-1] for info in self._artifacts.list_artifacts(folder or None)}
@@ -169,6 +210,10 @@ class MlflowRun:
     def _artifacts(self) -> ArtifactRepository:
         # Not before it is needed: storage without its driver must not keep points from being stored.
         return get_artifact_repository(self._run.info.artifact_uri, tracking_uri=self._uri)
+
+
+def _note(tags: Mapping[str, str]) -> str:
+    return "\n\n".join(tags[part] for part in (ORIGIN, OUTCOME, FORKS) if tags.get(part))
 
 
 def _path(run: Run) -> str:
