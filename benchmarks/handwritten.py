@@ -1,4 +1,4 @@
-"""What benchmarks/process.py compares with: the training script that a careful person writes by hand.
+"""What process.py and sweep.py compare with: the training script that a careful person writes by hand.
 
 The model and the optimizer's settings are those of conf/. Validation, a checkpoint and MLflow's metrics in each epoch.
 """
@@ -16,13 +16,21 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 def main() -> None:
+    """Train with each seed from 0 on, in this one process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--tracking-uri", required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
+    mlflow.set_tracking_uri(arguments.tracking_uri)
+    mlflow.set_experiment("handwritten")
+    for seed in range(arguments.seeds):
+        train_once(seed, arguments.epochs, arguments.checkpoint)
 
-    torch.manual_seed(0)
+
+def train_once(seed: int, epochs: int, checkpoint: Path) -> None:
+    torch.manual_seed(seed)
     digits = load_digits()
     images = torch.tensor(digits.images / 16, dtype=torch.float32)
     targets = torch.tensor(digits.target)
@@ -33,11 +41,9 @@ def main() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Dropout(0.2), nn.Linear(256, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.005, weight_decay=0.01)
 
-    mlflow.set_tracking_uri(arguments.tracking_uri)
-    mlflow.set_experiment("handwritten")
     with mlflow.start_run():
-        mlflow.log_params({"epochs": arguments.epochs, "batch_size": 64, "lr": 0.005, "weight_decay": 0.01})
-        for epoch in range(1, arguments.epochs + 1):
+        mlflow.log_params({"epochs": epochs, "batch_size": 64, "lr": 0.005, "weight_decay": 0.01, "seed": seed})
+        for epoch in range(1, epochs + 1):
             model.train()
             train_loss = 0.0
             for inputs, answers in train_loader:
@@ -63,8 +69,8 @@ def main() -> None:
             mlflow.log_metrics(values, step=epoch)
             print(f"epoch {epoch}  " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
             state = {"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(state, arguments.checkpoint)
-        mlflow.log_artifact(str(arguments.checkpoint))
+            torch.save(state, checkpoint)
+        mlflow.log_artifact(str(checkpoint))
 
 
 if __name__ == "__main__":

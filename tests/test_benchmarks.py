@@ -48,6 +48,18 @@ def test_checkpoint_benchmark_prints_a_ratio_for_each_aim(tmp_path: Path) -> Non
 
 
 @pytest.mark.long
+def test_sweep_benchmark_prints_its_ratios() -> None:
+    ended = command("benchmarks/sweep.py", "--turns=1", "--jobs=2")
+    assert ended.status == 0, ended.output
+    rows = ended.output.splitlines()[2:]
+    assert [row[:26].strip() for row in rows] == [
+        *("MLflow", "no tracker", "by hand"),
+        *("MLflow / no tracker", "MLflow / by hand"),
+    ]
+    assert all(float(row[26:].split()[0]) > 0 for row in rows)
+
+
+@pytest.mark.long
 def test_process_benchmark_prints_a_ratio_for_each_store() -> None:
     ended = command("benchmarks/process.py", "--turns=1", "--epochs=1")
     assert ended.status == 0, ended.output

@@ -231,7 +231,7 @@ def test_first_run_is_the_one_that_the_readme_describes(story: Story) -> None:
 
 def test_first_run_ends_with_the_address_of_its_own_page(story: Story) -> None:
     assert story.first is not None
-    place = f"http://127.0.0.1:5000/#/experiments/1/runs/{story.first.tracker_id}"
+    place = f"http://127.0.0.1:5000/#/experiments/1/runs/{story.first.tracker_id}?workflowType=machine_learning"
     told = f"to look at it: make ui (or python -m savepoint ui), then {place}\n"
     assert told in story.ended["python train.py"].output
 

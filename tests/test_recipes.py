@@ -114,7 +114,8 @@ def test_a_recipe_that_is_killed_anywhere_goes_on_to_the_same_bits(
     assert diff.diff_runs(whole, runs.read(directory)) == [], f"SAVEPOINT_TEST_SEED={SEED}"
 
 
-@pytest.mark.parametrize("name", some(PAGES, lambda name: name == "reinforce"))
+@pytest.mark.long
+@pytest.mark.parametrize("name", PAGES)
 def test_a_recipe_passes_verify_exact(kitchen: Kitchen, name: str) -> None:
     whole, _ = kitchen.trained(next(line for page, line in LINES if page == name))
     said: list[str] = []

@@ -119,7 +119,9 @@ def test_mlflow_shows_a_sweep_as_one_parent_with_its_runs(workshop: Workshop, nu
         logged = (one.directory / "train.log").read_text()
         assert not [other.tracker_id for other in jobs if other is not one and other.tracker_id in logged]
     shown = ended.output.splitlines()[-1]
-    assert shown.startswith("to look at it: python -m savepoint ui tracker.uri=") and shown.endswith(parents[0][0])
+    assert shown.startswith("to look at it: python -m savepoint ui tracker.uri=") and shown.endswith(
+        f"/runs/{parents[0][0]}?workflowType=machine_learning"
+    )
 
 
 # The table

@@ -66,9 +66,9 @@ class Mirror:
         self._run.log_points(fresh)
         self._history |= {(point.key, point.step) for point in fresh}
 
-    def set_status(self, status: str) -> None:
-        """Set how the run ended: "finished", "interrupted" or "failed"."""
-        self._run.set_status(status)
+    def set_status(self, status: str, ended: float) -> None:
+        """Set how the run ended, "finished", "interrupted" or "failed", and when, in seconds since 1970."""
+        self._run.set_status(status, ended)
 
     def set_note(self, note: str | None) -> None:
         """Set what came of the run, in Markdown. None leaves it as it is."""

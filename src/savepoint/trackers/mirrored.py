@@ -204,7 +204,9 @@ class MirroredTracker:
             self.abandon()
             return None
         self.closed = True
-        self._session.send({"do": "close", "run_id": self._run_id, "status": status, "note": note})
+        self._session.send(
+            {"do": "close", "run_id": self._run_id, "status": status, "note": note, "ended": time.time()}
+        )
         if self._shared:
             return None
         return next(iter(self._session.finish(timeout_seconds, **dict.fromkeys(("sweep_id", "status", "table")))), None)

@@ -26,8 +26,8 @@ class StoredRun(Protocol):
     def log_points(self, points: Sequence[Point]) -> None:
         """Store points that it does not have. Their keys have been through `key`."""
 
-    def set_status(self, status: str) -> None:
-        """Set how the run ended: "finished", "interrupted" or "failed"."""
+    def set_status(self, status: str, ended: float) -> None:
+        """Set how the run ended, "finished", "interrupted" or "failed", and when, in seconds since 1970."""
 
     def set_note(self, note: str) -> None:
         """Show what came of the run, in Markdown, with what it was forked from. A person's own note is kept."""

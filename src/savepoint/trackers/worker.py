@@ -72,6 +72,7 @@ class Rounds:
         self._order, self._connection, self._say = order, connection, say
         self._start: Message | None = None
         self._note: str | None = None
+        self._ended = 0.0
         self._follower = Follower(Path(order["run_dir"], "metrics.jsonl"))
         self._turn: system.files.Lock | None = None
         self._mirror: Mirror | None = None
@@ -84,7 +85,7 @@ class Rounds:
 
     def close(self, order: Message) -> None:
         """Take the order to close: how the run ended."""
-        self.status, self._note = order["status"], order["note"]
+        self.status, self._note, self._ended = order["status"], order["note"], order["ended"]
 
     def run(self, *, last: bool = False) -> None:
         """Do every duty once. last: also those that failed a moment ago, because there is no other round."""
@@ -117,7 +118,7 @@ class Rounds:
         done = [ended]
         if status is not None:
             # First, because what follows may take long or fail for want of space, and the status matters more.
-            done.append(self._do("set the status", lambda: mirror.set_status(status), last))
+            done.append(self._do("set the status", lambda: mirror.set_status(status, self._ended), last))
             done.append(self._do("store the note", lambda: mirror.set_note(self._note), last))
         done += [
             self._do("store evaluations", mirror.send_evaluations, last),
@@ -188,7 +189,8 @@ class Service:
     def finish(self, order: Message) -> None:
         """Do the last round for each run, and end the sweep, if the order is about one. Says what is not stored."""
         for run_id, run in [*self._runs.items()]:
-            run.status = run.status or "interrupted"
+            if run.status is None:
+                run.close({"status": "interrupted", "note": None, "ended": time.time()})
             run.run(last=True)
             if run.done:
                 self._let_go(run_id)

@@ -18,15 +18,16 @@ from savepoint.trackers.points import Point
 from savepoint.trackers.process import Message
 
 RUN, RUN_DIR, PARENTS, SWEEP = "savepoint.run_id", "savepoint.run_dir", "savepoint.parents", "savepoint.sweep_id"
-# What MLflow shows above a run, and the parts that are ours: where it started, what came of it, its forks.
+# What MLflow shows as a run's description, and the parts of it that are ours: where the run started, what came of it,
+# its forks. MLflow lists no tags that begin with its own name.
 NOTE = "mlflow.note.content"
-ORIGIN, OUTCOME, FORKS = "savepoint.origin", "savepoint.outcome", "savepoint.forks"
+ORIGIN, OUTCOME, FORKS = (f"mlflow.note.savepoint.{part}" for part in ("origin", "outcome", "forks"))
 STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
 _CONTEXTS = {"train": "training", "val": "validation"}  # in MLflow's words, by our names of splits
 
 # MLflow's limits (mlflow.utils.validation), the same for every store.
-_METRICS, _PARAMS, _KEY, _PARAM, _TAG, _DIGEST = 1000, 100, 250, 6000, 8000, 36
+_METRICS, _PARAMS, _KEY, _PARAM, _TAG = 1000, 100, 250, 6000, 8000
 
 
 def connect(order: Message) -> "MlflowStore":
@@ -54,7 +55,8 @@ class MlflowStore:
         run = run or self._tagged(experiment_id, RUN, order["run_id"])
         if run is None:
             name = start["name"] or order["run_id"]
-            run = client.create_run(experiment_id, run_name=name, tags={RUN: order["run_id"]})
+            began = int(order["since"] * 1000)
+            run = client.create_run(experiment_id, began, {RUN: order["run_id"]}, run_name=name)
         client.update_run(run.info.run_id, status="RUNNING")
         tags: dict[str, str] = start["tags"] | {RUN: order["run_id"], RUN_DIR: order["run_dir"]}
         if order["sweep"]:
@@ -169,15 +171,15 @@ class MlflowRun:
         inputs = []
         for each in datasets:
             profile = json.dumps({"num_rows": each["samples"], "sha256": each["digest"]})
-            digest = (each["digest"] or "unknown")[:_DIGEST]
+            digest = (each["digest"] or "unknown")[:12]  # MLflow shows all of it in its list of runs
             dataset = Dataset(each["name"], digest, "code", json.dumps({"class": each["source"]}), profile=profile)
             context = _CONTEXTS.get(each["split"]) or str(each["split"])
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
         if inputs:
             self._client.log_inputs(self.id, inputs)
 
-    def set_status(self, status: str) -> None:
-        self._client.set_terminated(self.id, STATUS[status])
+    def set_status(self, status: str, ended: float) -> None:
+        self._client.set_terminated(self.id, STATUS[status], int(ended * 1000))
 
     def set_note(self, note: str) -> None:
         self._write_note({OUTCOME: note})
@@ -217,7 +219,8 @@ def _note(tags: Mapping[str, str]) -> str:
 
 
 def _path(run: Run) -> str:
-    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    # Without the last part MLflow opens a view for language models, in which a run is an "evaluation run".
+    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
 
 
 @functools.cache
