@@ -31,10 +31,10 @@ ui: setup  ## the tracker's web page
 	.venv/bin/python -m savepoint ui
 
 test: setup  ## the tests: yours in under a minute; in Savepoint itself, the engine's too
-	.venv/bin/python -m pytest -n 2 --dist loadfile -m 'not long'
+	.venv/bin/python -m pytest -n 3 --dist loadfile -m 'not long'
 
 test-all: setup  ## the tests and those that take longer
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 3 --dist loadfile
 
 test-engine: setup  ## the engine's own tests, in a project that was made from the template
 	.venv/bin/python -m savepoint test-engine $(ARGS)

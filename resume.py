@@ -5,6 +5,8 @@
 
 The run is continued from its newest sound checkpoint. Another checkpoint, or an override that changes what is computed,
 forks it: another run begins with the full state of the checkpoint, and then the difference takes effect.
+
+`run=<sweep>`, by the sweep's id or directory or as `latest-sweep`, finishes what is unfinished of a sweep.
 """
 
 import sys
@@ -32,7 +34,9 @@ def resume(request: launch.Request) -> None:
 
 def main() -> int:
     """Run the command line. Returns: the exit code."""
-    return launch.run_resume(resume, REPOSITORY, description=__doc__)
+    from train import train  # for the jobs of a sweep
+
+    return launch.run_resume(resume, train, REPOSITORY, description=__doc__)
 
 
 if __name__ == "__main__":

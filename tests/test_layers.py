@@ -189,6 +189,7 @@ def test_hydra_stays_where_configs_are_composed() -> None:
         "config.overrides",
         "launch.application",
         "launch.completion",
+        "launch.jobs",
         "launch.start",
         "testing",
     }

@@ -37,7 +37,7 @@ ELSEWHERE = {
     ".venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'": "the same",
     f"python -m savepoint reproduce {SHOWN}": "it needs a git repository: tests/commands/test_reproduce.py",
     ". .venv/bin/activate": "the story's python is the one that runs this test",
-    'python -m pytest -n 2 --dist loadfile -m "not long"': "it is what runs this test",
+    'python -m pytest -n 3 --dist loadfile -m "not long"': "it is what runs this test",
 }
 
 

@@ -35,7 +35,10 @@ def test_sweep_has_a_directory_for_each_job_and_a_table_with_the_best_first(work
     ended, directory = start(workshop, "optimizer=adam,sgd", "seed=1,2")
     assert ended.status == 0, ended.output
     assert re.fullmatch(r"\d{6}-[a-z][0-9a-f]{7}", directory.name)
-    assert {path.name for path in directory.iterdir()} == {"0", "1", "2", "3", "multirun.yaml", "results.csv"}
+    assert {path.name for path in directory.iterdir()} == {
+        *("0", "1", "2", "3"),
+        *("sweep.json", "multirun.yaml", "results.csv"),
+    }
     made = runs.all_runs(workshop.root)
     assert len({one.id for one in made}) == 4 and {one.record["sweep"] for one in made} == {directory.name[7:]}
     rows = table(directory)
@@ -93,7 +96,7 @@ def test_ctrl_c_ends_the_whole_sweep_and_still_shows_its_table(workshop: Worksho
     signals = {"once": tmp_path / "0" / "metrics.jsonl", "signal": signal.SIGINT}
     ended = workshop.run("train.py", "-m", *QUICK, *config, **signals)
     assert ended.status == 130 and "Traceback" not in ended.output, ended.output
-    assert [row["status"] for row in table(tmp_path)] == ["interrupted"]
+    assert [row["status"] for row in table(tmp_path)] == ["interrupted", "not begun", "not begun"]
     assert f"sweep {tmp_path}" in ended.output and not (tmp_path / "1").exists()
 
 

@@ -298,7 +298,7 @@ def test_a_project_passes_its_own_checks_at_once(examples: str, clone: Path, tmp
     directory = tmp_path / "lab"
     assert new_project(clone, [str(directory), f"--examples={examples}"]) == 0
     environment = os.environ | {"PYTHONPATH": "src"}
-    for command in ("ruff check .", "ruff format --check .", "mypy", "pytest -q -n 2 --dist loadfile"):
+    for command in ("ruff check .", "ruff format --check .", "mypy", "pytest -q -n 3 --dist loadfile"):
         ended = subprocess.run(
             [sys.executable, "-m", *command.split()], cwd=directory, capture_output=True, text=True, env=environment
         )

@@ -60,7 +60,7 @@ def child(order: dict) -> int:
         moments.Moments(moments.Strike(**order["strike"])).install()
     if order["nursery"]:
         warm.stand_in(order["nursery"]).start()
-    if not {"-m", "--multirun"} & set(order["arguments"]):
+    if order["script"] == "train.py" and not {"-m", "--multirun"} & set(order["arguments"]):
         # Hydra composes every config twice, once only to learn its mode: a third of the time of a short run.
         hydra._internal.hydra.Hydra.get_mode = lambda *_, **__: hydra.types.RunMode.RUN
     if order["script"] == "savepoint":

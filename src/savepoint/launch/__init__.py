@@ -5,6 +5,7 @@ Importing this package imports neither torch nor MLflow, so `--help` and a typo 
 Rooms, in reading order:
     script       run a script's work: exit codes, and errors in plain words
     application  train.py as a Hydra application: a single run, or a sweep of jobs
+    jobs         the jobs of a sweep: which there will be, which a resume leaves alone
     start        start a new run: its config, its directory, its tracker
     requeue      open a new run, or with resume=auto the one of that name that was begun before
     request      resume.py's command line

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from savepoint import runs, system, trackers, trust
 from savepoint.config import help_text, quote_paths, quote_raw
 from savepoint.errors import UserError
+from savepoint.launch import jobs
 from savepoint.launch.script import run_script
 from savepoint.launch.start import Invocation
 
@@ -55,12 +56,34 @@ def _overrides() -> list[str]:
     ]
 
 
+def resume_sweep(train: Train, repository: Path, sweep: Path, changes: list[str]) -> None:
+    """Finish a sweep: continue the jobs that were interrupted, and start those that did not begin.
+
+    changes: `retry=failed`, and overrides of the tracker.
+    Raises: UserError for other changes, and if jobs have not finished at the end.
+    """
+    others = [each for each in changes if each != jobs.RETRY and not each.startswith("tracker")]
+    if others:
+        raise UserError(
+            f"{others[0]}: a sweep is resumed with its own overrides. Beside them it takes {jobs.RETRY} and tracker=…. "
+            "To change one of its jobs, resume that by its own id."
+        )
+    tracker = [each for each in changes if each != jobs.RETRY]
+    apart = ("hydra.sweep.dir", *(each.partition("=")[0] for each in tracker))
+    kept = [each for each in runs.read_sweep(sweep)["command"] if each.partition("=")[0] not in apart]
+    sys.argv = ["train.py", "-m", *quote_paths([*kept, *tracker, f"hydra.sweep.dir={sweep}"], ("hydra.sweep.dir",))]
+    _Application(train, repository, resumed=True, retry=jobs.RETRY in changes).run()
+    if runs.sweep_status(sweep) != "finished":
+        raise UserError(f"Sweep {runs.sweep_of(sweep).id} has jobs that have not finished.")
+
+
 @dataclass
 class _Application:
     """One process of train.py, and what is known of it so far.
 
     start_id: names the directory of the run, or of the sweep. invocations: one for each job that began.
-    failure: why the only run of this process failed.
+    failure: why the only run of this process failed. resumed: whether the sweep was begun by an earlier process.
+    retry: whether its failed jobs are to be trained again.
     """
 
     train: Train
@@ -68,6 +91,8 @@ class _Application:
     start_id: str = field(default_factory=runs.new_id)
     invocations: list[Invocation] = field(default_factory=list)
     failure: BaseException | None = None
+    resumed: bool = False
+    retry: bool = False
 
     def run(self) -> None:
         """Let Hydra compose the config and call `_job` for each run. Raises: whatever ended the run or the sweep."""
@@ -100,9 +125,15 @@ class _Application:
         directory = invocation.directory
         if invocation.sweep:
             print(f"\njob {directory.name}: {' '.join(invocation.overrides)}")
+            if self.resumed and (settled := jobs.settled(directory, retry=self.retry)) is not None:
+                print(settled)
+                return runs.score(directory)
         try:
             with runs.explaining_disk_errors(directory):
-                return self.train(invocation)
+                score = self.train(invocation)
+            if invocation.sweep and (number := system.signals.asked()) is not None:
+                raise system.signals.Interrupted(number, f"Stopped after job {directory.name}, which has finished.")
+            return score
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, KeyboardInterrupt) or system.signals.pressed():
                 raise _interrupted(invocation, error) from error
@@ -125,6 +156,7 @@ class _Application:
             sweep = replace(sweep, name=words or sweep.name)
         if sweep and not self.invocations:
             runs.redact_sweep_record(sweep.dir)
+            runs.record_sweep(sweep.dir, command=trust.redact_arguments(_overrides()), jobs=jobs.planned(_overrides()))
         invocation = Invocation(
             config,
             directory=Path(own.runtime.output_dir),
@@ -132,6 +164,7 @@ class _Application:
             overrides=trust.redact_arguments(list(own.overrides.task)),
             repository=self.repository,
             sweep=sweep,
+            again=self.resumed,
             choices=choices,
         )
         self.invocations.append(invocation)
@@ -149,6 +182,12 @@ class _Application:
             return
         table, text = runs.write_sweep_table(self.sweep.dir)
         print(f"\n{text}\n\nsweep {table.parent}")
+        found = [result.status for result in runs.results(self.sweep.dir)]
+        if left := len(found) - found.count("finished"):
+            failed = " retry=failed" if left == found.count("failed") + found.count("refused") else ""
+            print(
+                f"{left} of {len(found)} jobs have not finished. To go on: python resume.py run={self.sweep.id}{failed}"
+            )
         tracker = next((each.tracker for each in self.invocations if each.tracker), None)
         if tracker is None:
             return  # every job was refused

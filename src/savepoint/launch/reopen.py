@@ -29,6 +29,7 @@ class Reopened:
 
     choice: what the query says after `@`, if anything. own: the run's config.yaml; with `resume=auto`, the config that
     is asked for now. tracker_settings: of this machine. upload: whether checkpoints are copied to the tracker.
+    shared: whether a sweep is under way, whose runs share the tracker's process.
     tracker: the run's own, if it is known already that the run is continued. This process then holds the run's lock.
     alone: a checkpoint without its run, which can only be forked. `run` then stands for what it says of its run.
     """
@@ -41,6 +42,7 @@ class Reopened:
     repository: Path
     upload: bool
     requeued: bool = False
+    shared: bool = False
     tracker: trackers.Tracker | None = None
     alone: Path | None = None
 
@@ -239,6 +241,7 @@ def held(reopened: Reopened) -> Iterator[trackers.Tracker]:
                 run_id=run.id,
                 repository=reopened.repository,
                 sweep=_sweep(run),
+                shared=reopened.shared,
                 known_run_id=run.tracker_id,
                 upload=reopened.upload,
                 warn=log.warning,

@@ -5,11 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from savepoint import runs
 from savepoint.errors import UserError
+from savepoint.launch.application import Train, resume_sweep
 from savepoint.launch.script import run_script
 
 USAGE = "usage: python resume.py run=<id|prefix|directory|latest>[@best|@<step>] [key=value …] [--same-code] [--force]"
 OPTIONS = """
+       python resume.py run=<sweep|latest-sweep> [retry=failed]
   --same-code  refuse to go on if the commit or the uncommitted changes are others than the checkpoint's
   --force      go on without the run's lock, where the disk has none or a lost machine seems to hold it"""
 FLAGS = ("--same-code", "--force")
@@ -31,8 +34,11 @@ class Request:
     force: bool = False
 
 
-def run_resume(resume: Callable[[Request], None], repository: Path, *, description: str) -> int:
-    """Run resume.py. resume: continues or forks the run of a request. Returns: the exit code."""
+def run_resume(resume: Callable[[Request], None], train: Train, repository: Path, *, description: str) -> int:
+    """Run resume.py. resume: continues or forks the run of a request. train: trains one job of a sweep.
+
+    Returns: the exit code.
+    """
 
     def work() -> None:
         if {"-h", "--help"} & set(sys.argv[1:]):
@@ -42,7 +48,11 @@ def run_resume(resume: Callable[[Request], None], repository: Path, *, descripti
 
             complete(repository, FLAGS)
         else:
-            resume(_read(sys.argv[1:]))
+            request = _read(sys.argv[1:])
+            if (sweep := runs.find_sweep(request.query, repository)) is None:
+                resume(request)
+            else:
+                resume_sweep(train, repository, sweep, [*request.overrides, *request.tracker])
 
     return run_script(work, overrides=lambda: _read(sys.argv[1:]).overrides, conf_dir=repository / "conf")
 

@@ -21,12 +21,15 @@ def open_run(invocation: Invocation, config: dict[str, Any], settings: Settings)
     """Open a new run while the body trains it, or with `resume=auto` continue the newest one of the same name.
 
     config: as `compose` returns it, checked. settings: the same.
+    A job of a sweep that is resumed is continued, too.
     Raises: UserError if the earlier run had another config, or is being trained by another process.
     """
     earlier = None
     if invocation.resume:
         system.signals.requeue()
         earlier = _earlier(invocation, settings)
+    elif invocation.again and (invocation.directory / runs.RECORD).exists():
+        earlier = runs.read(invocation.directory)
     if earlier is None:
         opened = open_new(invocation, config, settings)
     else:
@@ -55,12 +58,15 @@ def _again(earlier: runs.Run, invocation: Invocation, config: dict[str, Any], se
     if others := continues.other_run(own, config):
         differing = differences(own, config)
         lines = "".join(f"\n  {key}  {differing[key][0]} → {differing[key][1]}" for key in others)
+        named = "" if invocation.again else f"is named {earlier.record['name']} and "
+        other = "Bring conf/ back" if invocation.again else "Give another name=…"
         raise UserError(
-            f"Run {earlier.id} is named {earlier.record['name']} and was started with another config:{lines}\n"
-            f"Give another name=…, or fork it: python resume.py run={earlier.address(invocation.repository)} …"
+            f"Run {earlier.id} {named}was started with another config:{lines}\n"
+            f"{other}, or fork it: python resume.py run={earlier.address(invocation.repository)} …"
         )
     request = Request(earlier.id, [], [], force=invocation.resume == "force")
     upload = settings.checkpoint.upload
-    reopened = Reopened(earlier, None, config, request, settings.tracker, invocation.repository, upload, requeued=True)
+    about = earlier, None, config, request, settings.tracker, invocation.repository, upload
+    reopened = Reopened(*about, requeued=True, shared=invocation.again)
     with held(reopened) as tracker:
         yield reopened.continued(tracker)

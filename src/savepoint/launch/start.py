@@ -24,6 +24,7 @@ class Invocation:
     config: as Hydra composed it, not yet resolved; plain data for a fork. directory: where the run will live.
     id: the run's own. overrides: as typed, without secrets. tracker: where the run is tracked, known once it is open.
     resume: `auto` to continue the run of the same name if there is one; `force` for the same without regard to a lock.
+    again: whether the directory may hold the run, begun by an earlier process of the sweep, to be continued.
     forked_from: the run and the checkpoint that a fork begins from, as run.json has them. choices: the option chosen in
     each group of conf/, if that is known.
     """
@@ -36,6 +37,7 @@ class Invocation:
     sweep: trackers.Sweep | None = None
     tracker: TrackerSettings | None = None
     resume: str | None = None
+    again: bool = False
     forked_from: dict[str, str] | None = None
     choices: Mapping[str, str] | None = None
 

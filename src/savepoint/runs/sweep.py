@@ -1,6 +1,6 @@
-"""A sweep's directory: one subdirectory for each job, and a table of results once all jobs have ended.
+"""A sweep's directory: sweep.json, one subdirectory for each job, and a table of results once all jobs have ended.
 
-The table is made from the files on the disk, so it also lists jobs that failed or were refused.
+The table is made from the files on the disk, so it also lists jobs that failed, were refused or did not begin.
 """
 
 import csv
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from savepoint import system
+from savepoint.errors import UserError, short_list
 from savepoint.runs import directory as runs
-from savepoint.runs import history
+from savepoint.runs import history, provenance
 from savepoint.trackers import Sweep
 from savepoint.trust import redact
 
-FAILURE, TABLE, RECORD = "failure.json", "results.csv", "multirun.yaml"
+FAILURE, TABLE, RECORD, HYDRAS = "failure.json", "results.csv", "sweep.json", "multirun.yaml"
+LATEST = "latest-sweep"
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,72 @@ def sweep_of(directory: Path) -> Sweep:
 
 def redact_sweep_record(sweep: Path) -> None:
     """Remove secrets from multirun.yaml. Hydra writes the command line there before any config is checked."""
-    record = sweep / RECORD
+    record = sweep / HYDRAS
     if record.exists():
         system.files.replace(record, redact(record.read_text(encoding="utf-8")).encode())
 
 
 def remove_unstarted_sweep(sweep: Path) -> None:
     """Remove the directory of a sweep that was refused before its first job."""
-    (sweep / RECORD).unlink(missing_ok=True)
+    (sweep / HYDRAS).unlink(missing_ok=True)
     runs.remove_empty(sweep)
+
+
+def record_sweep(sweep: Path, *, command: list[str], jobs: list[list[str]]) -> None:
+    """Write sweep.json, unless it is there: how the sweep was started, and the overrides of each of its jobs.
+
+    command: the arguments of train.py, without secrets. jobs: [] if a sweeper chooses them one after the other.
+    """
+    if not (sweep / RECORD).exists():
+        kept = [each for each in command if not each.startswith("hydra.sweep.dir=")]  # it may be moved
+        record = {"started": provenance.now(), "command": kept, "jobs": jobs}
+        system.files.replace(sweep / RECORD, json.dumps(record, indent=1).encode() + b"\n")
+
+
+def read_sweep(sweep: Path) -> dict[str, Any]:
+    """Read sweep.json: `started`, `command` and `jobs`. Raises: UserError if it cannot be read."""
+    try:
+        record = json.loads((sweep / RECORD).read_bytes())
+        lists = [record["command"], *record["jobs"]]
+        if not all(isinstance(each, list) and all(isinstance(text, str) for text in each) for each in lists):
+            raise ValueError("it holds something else than overrides")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{sweep / RECORD} cannot be read: {error}.") from error
+    return dict(record)
+
+
+def find_sweep(query: str, repository: Path) -> Path | None:
+    """Find the sweep that a person names: its directory, its id or at least 4 characters of it, or `latest-sweep`.
+
+    Returns: its directory; None if `query` names no sweep.
+    Raises: UserError if there is no sweep for `latest-sweep`, or an id is that of several.
+    """
+    if (Path(query) / RECORD).is_file():
+        return Path(query).resolve()
+    found = sorted(path.parent for path in (repository / "sweeps").glob(f"*/*/{RECORD}"))
+    if query == LATEST:
+        if not found:
+            raise UserError(f"There are no sweeps yet under {repository}. Start one: python train.py -m seed=1,2")
+        return max(found, key=lambda path: str(read_sweep(path)["started"]))
+    named = [path for path in found if len(query) >= 4 and sweep_of(path).id.startswith(query)]
+    if len(named) > 1:
+        raise UserError(f"{query} could be any of {short_list([sweep_of(path).id for path in named])}.")
+    return named[0] if named else None
+
+
+def is_refused(job: Path) -> bool:
+    """Return whether a job was refused before it began."""
+    return (job / FAILURE).exists()
+
+
+def forget_refusal(job: Path) -> None:
+    """Remove the record of a refused job, so that it can begin."""
+    (job / FAILURE).unlink(missing_ok=True)
+
+
+def score(job: Path) -> float | None:
+    """Return the best value of checkpoint.monitor that a job has measured, None if there is none."""
+    return _result(job).score if (job / runs.RECORD).exists() else None
 
 
 def note_refused_job(job: Path, overrides: list[str], error: str) -> None:
@@ -76,6 +135,11 @@ def results(sweep: Path) -> list[Result]:
             found.append(Result(path.name, "refused", _pairs(overrides)))
         elif (path / runs.RECORD).exists():
             found.append(_result(path))
+    there = [result.overrides for result in found]
+    if (sweep / RECORD).exists():
+        for number, overrides in enumerate(read_sweep(sweep)["jobs"]):
+            if _pairs(overrides) not in there:
+                found.append(Result(str(number), "not begun", _pairs(overrides)))
     return sorted(found, key=Result.rank)
 
 
@@ -84,7 +148,8 @@ def _order(job: Path) -> tuple[int, str]:
 
 
 def _result(path: Path) -> Result:
-    record = runs.read(path).record
+    run = runs.read(path)
+    record = run.record
     settings = runs.read_config(path)["checkpoint"]
     monitor, ascending = settings["monitor"], settings["mode"] == "min"
     lines = [line for line in history.read_history(path / runs.METRICS) if monitor in line]
@@ -92,7 +157,7 @@ def _result(path: Path) -> Result:
     scored = [pair for pair in scored if not math.isnan(pair[0])]
     best: Any = (min if ascending else max)(scored, key=lambda pair: pair[0], default=(None, None))
     overrides = _pairs(record["overrides"])
-    return Result(path.name, record["status"], overrides, best[0], best[1], record["id"], monitor, ascending)
+    return Result(path.name, run.current_status(), overrides, best[0], best[1], record["id"], monitor, ascending)
 
 
 def _pairs(overrides: list[str]) -> dict[str, str]:

@@ -32,8 +32,9 @@ TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: try again later
 _USR1: tuple[int, ...] = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
 # Signals that end a process at once before training begins. `requeue` adds SIGTERM.
 _AT_ONCE: list[int] = [signal.SIGINT, *_USR1]
-# Those that this process has received.
+# Those that have ended something in this process at once, and those that asked a training to stop.
 _PRESSED: list[int] = []
+_ASKED: list[int] = []
 
 
 def _exit_code(number: int) -> int:
@@ -82,6 +83,11 @@ def pressed() -> bool:
     return bool(_PRESSED)
 
 
+def asked() -> int | None:
+    """Return the number of the last signal that asked a training to stop, also if that reached its end; else None."""
+    return _ASKED[-1] if _ASKED else None
+
+
 def last() -> int:
     """Return the number of the signal that was received last; Ctrl-C's if none was."""
     return _PRESSED[-1] if _PRESSED else signal.SIGINT
@@ -121,6 +127,7 @@ def watch() -> Iterator[Stop]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         stop.signal = number
+        _ASKED.append(number)
         for each in numbers:
             signal.signal(each, before[each])
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

@@ -1,0 +1,43 @@
+"""The jobs of a sweep: which ones there will be, and which of them a resume leaves alone."""
+
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from savepoint import runs, trust
+
+RETRY = "retry=failed"
+
+
+def planned(typed: list[str]) -> list[list[str]]:
+    """Return the overrides of each job of the sweep under way, without secrets.
+
+    typed: the overrides of the command line. Returns: [] if the sweeper chooses the jobs one after the other.
+    """
+    sweeper = HydraConfig.get().sweeper
+    if not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
+        return []
+    kept = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    kept += [each for each in typed if not each.lstrip("+~").startswith("hydra.")]
+    (found,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(kept), None)
+    return [trust.redact_arguments(job) for job in found]
+
+
+def settled(job: Path, *, retry: bool) -> str | None:
+    """Say why a job of a resumed sweep is not trained, or return None if it is.
+
+    retry: whether jobs that failed or were refused are tried again.
+    """
+    if runs.is_refused(job):
+        if not retry:
+            return f"refused before; {RETRY} tries it again"
+        runs.forget_refusal(job)
+    elif (job / runs.RECORD).exists():
+        status = runs.read(job).current_status()
+        if status == "finished":
+            return "finished before"
+        if status == "failed" and not retry:
+            return f"failed before; {RETRY} goes on with it"
+    return None
