@@ -34,9 +34,7 @@ def resume(request: launch.Request) -> None:
 
 def main() -> int:
     """Run the command line. Returns: the exit code."""
-    from train import train  # for the jobs of a sweep
-
-    return launch.run_resume(resume, train, REPOSITORY, description=__doc__)
+    return launch.run_resume(resume, REPOSITORY, description=__doc__)
 
 
 if __name__ == "__main__":

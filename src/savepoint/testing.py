@@ -8,7 +8,6 @@
 `python -m savepoint verify <run> --exact` proves more, and takes longer.
 """
 
-import importlib.util
 import multiprocessing
 import os
 import shutil
@@ -71,7 +70,7 @@ def _train(overrides: tuple[str, ...], directory: Path, repository: Path) -> Non
     config = OmegaConf.create(compose(list(overrides), repository / "conf"))
     directory.mkdir(parents=True)
     invocation = launch.Invocation(config, directory, runs.new_id(), list(overrides), repository)
-    script = _script("train", repository)
+    script = launch.load_script("train", repository)
 
     import torch
 
@@ -89,13 +88,4 @@ def _resume(directory: Path, repository: Path, output: Path) -> None:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     sys.argv = ["resume.py", f"run={directory}"]
-    sys.exit(_script("resume", repository).main())
-
-
-def _script(name: str, repository: Path) -> Any:
-    """Import train.py or resume.py, neither of which belongs to a package."""
-    specification = importlib.util.spec_from_file_location(name, repository / f"{name}.py")
-    assert specification is not None and specification.loader is not None
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
-    return script
+    sys.exit(launch.load_script("resume", repository).main())

@@ -299,8 +299,9 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake)
     listening = socket.socket(socket.AF_UNIX)
-    listening.bind(place)
+    listening.bind(f"{place}.new")
     listening.listen()
+    os.rename(f"{place}.new", place)  # there is no moment at which it is there and refuses
     asked: dict[int, socket.socket] = {}
     while True:
         ready_now, _, _ = select.select([0, woken, listening], [], [])

@@ -19,7 +19,7 @@ from savepoint.launch.application import run_train
 from savepoint.launch.reopen import Reopened, reopen
 from savepoint.launch.request import Request, run_resume
 from savepoint.launch.requeue import open_run
-from savepoint.launch.script import leave
+from savepoint.launch.script import leave, load_script
 from savepoint.launch.start import Invocation, compose, importing_torch
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "compose",
     "importing_torch",
     "leave",
+    "load_script",
     "open_run",
     "reopen",
     "run_resume",

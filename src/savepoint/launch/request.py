@@ -7,8 +7,8 @@ from pathlib import Path
 
 from savepoint import runs
 from savepoint.errors import UserError
-from savepoint.launch.application import Train, resume_sweep
-from savepoint.launch.script import run_script
+from savepoint.launch.application import resume_sweep
+from savepoint.launch.script import load_script, run_script
 
 USAGE = "usage: python resume.py run=<id|prefix|directory|latest>[@best|@<step>] [key=value …] [--same-code] [--force]"
 OPTIONS = """
@@ -34,8 +34,8 @@ class Request:
     force: bool = False
 
 
-def run_resume(resume: Callable[[Request], None], train: Train, repository: Path, *, description: str) -> int:
-    """Run resume.py. resume: continues or forks the run of a request. train: trains one job of a sweep.
+def run_resume(resume: Callable[[Request], None], repository: Path, *, description: str) -> int:
+    """Run resume.py. resume: continues or forks the run of a request. The jobs of a sweep are trained by train.py.
 
     Returns: the exit code.
     """
@@ -52,7 +52,8 @@ def run_resume(resume: Callable[[Request], None], train: Train, repository: Path
             if (sweep := runs.find_sweep(request.query, repository)) is None:
                 resume(request)
             else:
-                resume_sweep(train, repository, sweep, [*request.overrides, *request.tracker])
+                changes = [*request.overrides, *request.tracker]
+                resume_sweep(load_script("train", repository).train, repository, sweep, changes)
 
     return run_script(work, overrides=lambda: _read(sys.argv[1:]).overrides, conf_dir=repository / "conf")
 

@@ -1,9 +1,10 @@
 """Run a script's work, and turn whatever it raises into one clear message and an exit code."""
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from savepoint import system, trust
 from savepoint.config import explain
@@ -33,6 +34,15 @@ def run_script(work: Callable[[], None], *, overrides: Callable[[], list[str]], 
             raise
         return _refuse(message)
     return 0
+
+
+def load_script(name: str, repository: Path) -> Any:
+    """Import train.py or resume.py, neither of which belongs to a package."""
+    specification = importlib.util.spec_from_file_location(name, repository / f"{name}.py")
+    assert specification is not None and specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    return script
 
 
 def _refuse(message: str) -> int:
