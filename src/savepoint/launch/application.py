@@ -192,8 +192,15 @@ class _Application:
         if tracker is None:
             return  # every job was refused
         status = runs.sweep_status(self.sweep.dir)
+        # After Ctrl-C people wait less, and after a second one hardly at all.
+        seconds = 1.0 if system.signals.pressed() else 60.0 if system.signals.asked() is None else 15.0
         unstored, page = trackers.finish_sweep(
-            tracker, repository=self.repository, sweep=self.sweep, table=table, status=status
+            tracker,
+            repository=self.repository,
+            sweep=self.sweep,
+            table=table,
+            status=status,
+            timeout_seconds=seconds,
         )
         for line in unstored:
             print(line, file=sys.stderr)

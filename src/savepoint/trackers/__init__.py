@@ -9,7 +9,9 @@ Rooms, in reading order:
     none       the tracker that does nothing
     mirrored   a tracker that gives orders to another process
     process    start that process, send it orders, read its answers
-    worker     the other process: take orders, retry what fails, report
+    questions  one question to a store, outside of any run
+    worker     the other process: take orders, end in time
+    service    the runs that it serves: their duties, what failed, when to try again
     mirror     one run's copy in a store
     artifacts  its checkpoints and figures there
     points     metrics.jsonl as points: key, step, value, time
@@ -24,7 +26,7 @@ from pathlib import Path
 
 from savepoint.config import TrackerSettings, compose, read_settings
 from savepoint.errors import ConfigError
-from savepoint.trackers import mirrored
+from savepoint.trackers import mirrored, questions
 from savepoint.trackers.none import NoTracker
 from savepoint.trackers.protocol import Dataset, Found, Page, Sweep, Tracker
 
@@ -131,7 +133,7 @@ def find_run(settings: TrackerSettings, *, repository: Path, text: str, timeout_
     """
     if settings.kind == "none":
         return None
-    return mirrored.find_run(settings, repository=repository, text=text, timeout_seconds=timeout_seconds)
+    return questions.find_run(settings, repository=repository, text=text, timeout_seconds=timeout_seconds)
 
 
 def fetch_run(
@@ -142,7 +144,7 @@ def fetch_run(
     Nothing is verified here.
     Returns: the paths below `to`. Raises: UserError if the tracker does not answer, or the download fails.
     """
-    return mirrored.fetch_run(settings, repository=repository, found=found, to=to, timeout_seconds=timeout_seconds)
+    return questions.fetch_run(settings, repository=repository, found=found, to=to, timeout_seconds=timeout_seconds)
 
 
 def find_page(settings: TrackerSettings, *, repository: Path) -> Page:
@@ -152,4 +154,4 @@ def find_page(settings: TrackerSettings, *, repository: Path) -> Page:
     """
     if settings.kind == "none":
         raise ConfigError("tracker=none has no web page. Choose a tracker in conf/config.yaml.")
-    return mirrored.find_page(settings, repository=repository)
+    return questions.find_page(settings, repository=repository)

@@ -13,6 +13,7 @@ from typing import Any
 from savepoint.errors import UserError
 
 Message = dict[str, Any]
+LOG = "tracker.log"  # in the directory of the run, or of the sweep
 
 
 class Worker:
