@@ -104,7 +104,8 @@ def test_the_tracker_has_one_parent_and_each_point_once(
     with workshop.zygote.tracking(nursery):
         ended = workshop.run("train.py", "-m", *config, strike=Strike(whole[1] // 3, "kill"))
         assert ended.status == -signal.SIGKILL, ended.output
-        ended = workshop.run("resume.py", f"run={tmp_path / 'sweep'}")
+        runs.read(tmp_path / "sweep" / "0").update(tracker=None)  # as if nobody had heard its id
+        ended = workshop.run("resume.py", f"run={tmp_path / 'sweep'}", store[1])
     assert ended.status == 0 and "has not stored" not in ended.output, ended.output
     statuses = query(tmp_path, "select status, count(*) from runs group by status")
     assert statuses == [("FINISHED", 5)], "four jobs and their parent"

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from savepoint import runs, system, trackers, trust
+from savepoint import commands, runs, system, trackers, trust
 from savepoint.config import help_text, quote_paths, quote_raw
 from savepoint.errors import UserError
 from savepoint.launch import jobs
@@ -73,6 +73,8 @@ def resume_sweep(train: Train, repository: Path, sweep: Path, changes: list[str]
     kept = [each for each in runs.read_sweep(sweep)["command"] if each.partition("=")[0] not in apart]
     sys.argv = ["train.py", "-m", *quote_paths([*kept, *tracker, f"hydra.sweep.dir={sweep}"], ("hydra.sweep.dir",))]
     _Application(train, repository, resumed=True, retry=jobs.RETRY in changes).run()
+    for run in jobs.unheard(sweep):
+        commands.sync_runs(repository, [str(run.directory), *tracker])
     if runs.sweep_status(sweep) != "finished":
         raise UserError(f"Sweep {runs.sweep_of(sweep).id} has jobs that have not finished.")
 

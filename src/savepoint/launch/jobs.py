@@ -41,3 +41,17 @@ def settled(job: Path, *, retry: bool) -> str | None:
         if status == "failed" and not retry:
             return f"failed before; {RETRY} goes on with it"
     return None
+
+
+def unheard(sweep: Path) -> list[runs.Run]:
+    """Return the finished jobs of a tracked sweep that have no id in the tracker.
+
+    They ended just before the sweep was killed, and no process was left to hear the id. Their points may be missing.
+    """
+    finished = [run for run in runs.runs_in(map(str, sweep.iterdir())) if run.record["status"] == "finished"]
+    return [run for run in finished if run.tracker_id is None and _is_tracked(run)]
+
+
+def _is_tracked(run: runs.Run) -> bool:
+    kept = runs.read_config(run.directory).get("tracker")
+    return isinstance(kept, dict) and kept.get("kind") not in (None, "none")
