@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,3 +196,25 @@ def test_a_line_that_somebody_broke_is_named(path: Path, line: bytes) -> None:
     path.write_bytes(b"\n".join([lines[0], line, lines[2], b""]))
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not JSON"):
         History(path)
+
+
+def test_what_the_machine_did_is_cut_back_to_the_step_that_a_resume_goes_on_from(tmp_path: Path) -> None:
+    path = tmp_path / "system.jsonl"
+    history.cut_usage(path, step=3)
+    assert not path.exists()
+    for step in (1, 3, 5):
+        history.append_usage(path, step=step, values={"system/cpu_percent": 50.0})
+    before = path.read_bytes()
+    path.write_bytes(before + b'{"step": 2, "ti')
+    history.cut_usage(path, step=5)
+    assert path.read_bytes() == before
+    history.cut_usage(path, step=3)
+    lines = history.read_history(path)
+    assert [line["step"] for line in lines] == [1, 3]
+    assert [line["system/cpu_percent"] for line in lines] == [50.0, 50.0]
+    assert all(abs(line["time"] - time.time()) < 60 for line in lines)
+
+
+def test_a_disk_that_refuses_what_the_machine_did_costs_no_training(tmp_path: Path) -> None:
+    history.append_usage(tmp_path / "gone" / "system.jsonl", step=1, values={"system/cpu_percent": 50.0})
+    assert not (tmp_path / "gone").exists()

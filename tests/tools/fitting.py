@@ -151,6 +151,7 @@ def go(
     if newest is not None:
         states.restore(state, newest)
     history.cut_history(run.metrics, lines=state.history_lines)
+    history.cut_usage(run.usage, step=state.step)
     saves = Saves(
         run,
         full,

@@ -163,7 +163,9 @@ class Forked:
         }
         self._warm = socket.socket(socket.AF_UNIX)
         self._warm.connect(str(path))
-        socket.send_fds(self._warm, [b" "], files)
+        # Opened here: this process may be killed before its child could open it.
+        opened.append(os.pidfd_open(os.getpid()))
+        socket.send_fds(self._warm, [b" "], [*files, opened[-1]])
         self._warm.sendall(json.dumps(order).encode() + b"\n")
         for one in opened:
             os.close(one)
@@ -196,12 +198,15 @@ class Forked:
 
 
 def live(order: dict[str, Any], files: list[int]) -> None:
-    """Be what the order says: a process with these standard files, in its directory, session and environment."""
+    """Be what the order says: a process with these standard files, in its directory, session and environment.
+
+    files: the three standard ones, and a pidfd of the process that asked.
+    """
     code = 1
     try:
-        for number, file in enumerate(files):
+        *standard, asking = files
+        for number, file in enumerate(standard):
             os.dup2(file, number)
-        for file in files:
             os.close(file)
         if order["session"]:
             os.setsid()
@@ -214,7 +219,6 @@ def live(order: dict[str, Any], files: list[int]) -> None:
         sys.stderr = open(2, "w", encoding="utf-8", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
         sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
         # The parent is whoever asked. Readable as soon as it is gone, also where nobody has reaped it.
-        asking = os.pidfd_open(order["parent"])
         os.getppid = lambda: 1 if select.select([asking], [], [], 0)[0] else order["parent"]
         code = interpret(order["arguments"])
     finally:
@@ -312,7 +316,7 @@ def main() -> None:
             reap(asked)
         if listening in ready_now:
             connection, _ = listening.accept()
-            _, files, _, _ = socket.recv_fds(connection, 1, 3)
+            _, files, _, _ = socket.recv_fds(connection, 1, 4)
             order = json.loads(connection.makefile().readline())
             if (pid := os.fork()) == 0:
                 signal.set_wakeup_fd(-1)

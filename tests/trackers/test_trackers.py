@@ -238,6 +238,23 @@ def test_continued_run_has_no_point_twice_and_regains_lost_ones(repository: Path
     assert query(repository, "select key, value from params order by key") == [("lr", "0.1"), ("new", "1")]
 
 
+@pytest.mark.usefixtures("nursery")
+def test_what_the_machine_did_arrives_with_its_steps_and_once(repository: Path, opened, announced) -> None:
+    run_dir = repository / "runs" / ID
+    log(repository, range(1, 3))
+    for steps, status in (((1, 5, 9), "interrupted"), ((5, 7), "finished")):
+        history.cut_usage(run_dir / "system.jsonl", step=4)
+        tracker = opened(known_run_id=announced[-1] if announced else None)
+        begin(tracker)
+        for step in steps:
+            history.append_usage(run_dir / "system.jsonl", step=step, values={"system/cpu_percent": float(step)})
+        assert tracker.close(status, 60) is None
+    stored = query(repository, "select step, value from metrics where key = 'system/cpu_percent' order by step")
+    assert stored == [(step, step) for step in (1, 5, 7, 9)]
+    assert len(losses(repository)) == 2
+    assert "system.jsonl" in {Path(each).name for each in artifacts(repository)}
+
+
 def other_run(repository: Path, tracker_run_id: str) -> None:
     """A run that is in the store already, of another run directory."""
     columns = "run_uuid, status, lifecycle_stage, experiment_id, start_time, artifact_uri, user_id"

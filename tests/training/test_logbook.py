@@ -12,7 +12,8 @@ from tools.fitting import BATCHES, Fitted, Squares, assert_same_run, go
 from torch import Tensor
 
 from savepoint import checkpoint
-from savepoint.system import rng
+from savepoint.runs import history
+from savepoint.system import rng, usage
 from savepoint.training.optimization import Scaler
 from savepoint.training.task import Outcome
 
@@ -152,3 +153,17 @@ def test_the_number_of_skipped_updates_is_saved() -> None:
     other.load_state_dict(old)
     assert other.state_dict()["skipped"] == 0
     assert Scaler("cpu", enabled=False).state_dict() == {}
+
+
+def test_the_machine_is_measured_from_time_to_time_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not go(tmp_path / "short").run.usage.exists()  # done before the first measurement was due
+    monkeypatch.setattr(usage, "_START_SECONDS", 0.0)
+    monkeypatch.setattr(usage, "EVERY_SECONDS", 0.0)
+    for stop in (8, None):
+        fitted = go(tmp_path / "run", stop_at=stop)
+        if stop:
+            history.append_usage(fitted.run.usage, step=9, values={"system/cpu_percent": 1.0})  # lost with a kill
+    steps = [line["step"] for line in history.read_history(fitted.run.usage)]
+    # Of each process the first reading is what the second one is compared with.
+    assert steps == [*range(2, 9), *range(10, 3 * BATCHES + 1)]
+    assert_same_run(fitted, go(tmp_path / "whole"))

@@ -35,7 +35,7 @@ from savepoint.runs.directory import (
     remove_empty,
 )
 from savepoint.runs.evaluations import EVALUATIONS, Evaluation, read_evaluations, record_evaluation
-from savepoint.runs.history import History, cut_history, read_history
+from savepoint.runs.history import History, append_usage, cut_history, cut_usage, read_history
 from savepoint.runs.job import Fork, Job
 from savepoint.runs.lookup import Found, all_runs, find, runs_in
 from savepoint.runs.provenance import (
@@ -80,9 +80,11 @@ __all__ = [
     "Run",
     "RunView",
     "all_runs",
+    "append_usage",
     "code_differences",
     "create",
     "cut_history",
+    "cut_usage",
     "describe",
     "discard",
     "explaining_disk_errors",

@@ -23,7 +23,7 @@ from savepoint.errors import UserError
 from savepoint.runs import provenance
 
 RECORD, CONFIG, CHECKPOINTS, METRICS, LOG = "run.json", "config.yaml", "checkpoints", "metrics.jsonl", "train.log"
-FIGURES, LOCK = "figures", ".lock"
+USAGE, FIGURES, LOCK = "system.jsonl", "figures", ".lock"
 KEYS = ("id", "name", "status", "started", "tracker", "parents", "sweep", "overrides")
 # Error numbers of a disk that is full, and of one that cannot be written for another reason.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -64,6 +64,11 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.directory / METRICS
+
+    @property
+    def usage(self) -> Path:
+        """What the machine did meanwhile."""
+        return self.directory / USAGE
 
     def current_status(self) -> str:
         """Return the recorded status, or `killed` where it says `running` and no process holds the run's lock."""
@@ -138,7 +143,7 @@ def hold(directory: Path, title: str, *, force: bool = False, new: bool = False)
         lock.release()
         raise UserError(f"{title} is being trained by another process. Wait for it, or stop it first.")
     # A killed process may have left half-written files. While this one holds the lock, nobody else writes them.
-    for name in (RECORD, CONFIG, METRICS):
+    for name in (RECORD, CONFIG, METRICS, USAGE):
         system.files.remove_leftovers(directory / name)
     return lock
 
@@ -234,7 +239,7 @@ def discard(run: Run, *, keep_log: bool = False) -> None:
 
     keep_log: leave train.log, which holds a traceback. The directory is no run without its run.json.
     """
-    for name in (RECORD, CONFIG, METRICS, LOCK, "tracker.log", ".tracker.lock", *(() if keep_log else (LOG,))):
+    for name in (RECORD, CONFIG, METRICS, USAGE, LOCK, "tracker.log", ".tracker.lock", *(() if keep_log else (LOG,))):
         system.files.remove(run.directory / name)
     shutil.rmtree(run.directory / ".hydra", ignore_errors=True)
     remove_empty(run.directory)

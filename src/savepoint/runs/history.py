@@ -1,5 +1,7 @@
 """metrics.jsonl: every value that a run logged, one JSON object a line. Trackers mirror this file.
 
+system.jsonl has what the machine did meanwhile, in lines of the same form. Nothing depends on it.
+
 JSON has no word for non-finite values: they are the strings "nan", "inf" and "-inf", which `float()` reads back.
 """
 
@@ -87,6 +89,25 @@ def read_history(path: Path) -> list[dict[str, object]]:
                     f"{path}: line {number} is not JSON ({error}). Mend it by hand, or take it from the tracker."
                 ) from error
     return lines
+
+
+def append_usage(path: Path, *, step: int, values: Mapping[str, float]) -> None:
+    """Add a line to a system.jsonl. If the disk refuses the line, nothing is written."""
+    line = json.dumps({"step": step, "time": time.time(), **values}).encode() + b"\n"
+    with contextlib.suppress(OSError), open(path, "ab", buffering=0) as file:
+        file.write(line)
+
+
+def cut_usage(path: Path, *, step: int) -> None:
+    """Keep the whole lines up to a step, from which a resumed run goes on, so that a step has one line at most."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    system.files.replace(path, b"".join(line for line in kept if line.endswith(b"\n")))
 
 
 def cut_history(path: Path, *, lines: int) -> None:

@@ -1,4 +1,4 @@
-"""System: files, signals, memory, the terminal and random generators.
+"""System: files, signals, memory, the terminal, random generators and what the machine is doing.
 
 Its face is its rooms, each a small library: `system.files.replace(path, data)`. `rng` needs torch, so it is imported at
 its first use.
@@ -9,18 +9,19 @@ Rooms, in reading order:
     memory    give the garbage collector less work
     signals   turn Ctrl-C and SIGTERM into requests to stop
     terminal  print what stdout's encoding has no sign for
+    usage     measure the machine: processors, memory, disk, accelerator
 """
 
 import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from savepoint.system import files, memory, signals, terminal
+from savepoint.system import files, memory, signals, terminal, usage
 
 if TYPE_CHECKING:
     from savepoint.system import rng
 
-__all__ = ["files", "memory", "rng", "signals", "terminal"]
+__all__ = ["files", "memory", "rng", "signals", "terminal", "usage"]
 
 
 def __getattr__(name: str) -> ModuleType:

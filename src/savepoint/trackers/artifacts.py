@@ -10,7 +10,7 @@ from savepoint.trackers.store import StoredRun
 # The last file of a checkpoint to be written and to be uploaded. Without it the checkpoint does not exist.
 MANIFEST = "manifest.json"
 # The files of a run, beside its checkpoints, that it needs to be brought back from here.
-RECORD = ("run.json", "metrics.jsonl", "evaluations.jsonl")
+RECORD = ("run.json", "metrics.jsonl", "evaluations.jsonl", "system.jsonl")
 
 
 class CheckpointMirror:

@@ -1,8 +1,9 @@
 """One run's copy in a store. Every method can be called again after it raised, and then goes on from there."""
 
+import itertools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from savepoint import system
@@ -17,14 +18,14 @@ PLOT_SECONDS = 30.0
 class Mirror:
     """A run directory and its run in a store.
 
-    order: the worker's order to follow the run. start: the order to start. follower: reads the run's metrics.jsonl.
+    order: the worker's order to follow the run. start: the order to start. followers: read the run's files of points.
     say: sends a message to the training process.
     """
 
     def __init__(
-        self, run: StoredRun, order: Message, start: Message, *, follower: Follower, say: Callable[..., None]
+        self, run: StoredRun, order: Message, start: Message, *, followers: Sequence[Follower], say: Callable[..., None]
     ) -> None:
-        self._run, self._say, self._follower = run, say, follower
+        self._run, self._say, self._followers = run, say, followers
         say("opened", stored_id=run.id, path=run.path)
         # (key, step) of the points that the store had before this process, and key -> step of the newest one read here.
         self._history = run.history()
@@ -40,8 +41,8 @@ class Mirror:
         self._drawn, self._drawn_at = 0, time.monotonic()
 
     def send_points(self) -> None:
-        """Send the points that metrics.jsonl has gained, except those that the store has already."""
-        for points in self._follower.read():
+        """Send the points that the files have gained, except those that the store has already."""
+        for points in itertools.chain.from_iterable(follower.read() for follower in self._followers):
             latest = dict(self._latest)
             fresh = []
             for point in points:

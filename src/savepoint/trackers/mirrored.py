@@ -143,7 +143,7 @@ class MirroredTracker:
         announce: Callable[[str], None],
     ) -> None:
         kind = kinds.load(settings.kind)
-        self._metrics, self._run_id = run_dir / "metrics.jsonl", run_id
+        self._run_dir, self._run_id = run_dir, run_id
         self.warn, self._inform, self._announce = warn, inform, announce
         self._kind = settings.kind
         self.closed = self._started = False
@@ -233,7 +233,7 @@ class MirroredTracker:
     def missing(self, failed: Mapping[str, str]) -> str:
         """Say in one line what is not stored. failed: why a duty failed, by the name of the duty."""
         why = "; ".join(f"cannot {duty}: {reason}" if duty else reason for duty, reason in failed.items()).rstrip(".")
-        total = count(self._metrics)
+        total = count(self._run_dir)
         title = self._session.kind.title
         if missing := max(0, total - self._stored):
             kept = "They are kept in metrics.jsonl, and resuming the run sends them."

@@ -1,4 +1,4 @@
-"""The values in metrics.jsonl as points, the form in which a tracker stores them: key, step, value and time."""
+"""The values in metrics.jsonl and system.jsonl as points, as a tracker stores them: key, step, value and time."""
 
 import contextlib
 import json
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+# The files of a run that hold points, a line for each step at most.
+FILES = ("metrics.jsonl", "system.jsonl")
 # Bytes read at a time. Bounds the memory that a long history takes while the tracker is down.
 _CHUNK = 4 * 2**20
 
@@ -33,12 +35,13 @@ def points(line: bytes) -> list[Point]:
         return []
 
 
-def count(path: Path) -> int:
-    """Return the number of points in a metrics.jsonl, which may be absent."""
-    if not path.exists():
-        return 0
-    with open(path, "rb") as file:
-        return sum(len(points(line)) for line in file if line.endswith(b"\n"))
+def count(run_dir: Path) -> int:
+    """Return the number of points in the files of a run."""
+    total = 0
+    for name in FILES:
+        with contextlib.suppress(FileNotFoundError), open(run_dir / name, "rb") as file:
+            total += sum(len(points(line)) for line in file if line.endswith(b"\n"))
+    return total
 
 
 def evaluation_points(path: Path) -> list[Point]:

@@ -14,7 +14,7 @@ from savepoint import system
 from savepoint.errors import UserError
 from savepoint.trackers import kinds
 from savepoint.trackers.mirror import Mirror, SupersededError, take_turn
-from savepoint.trackers.points import Follower
+from savepoint.trackers.points import FILES, Follower
 from savepoint.trackers.process import Message
 from savepoint.trackers.store import Store
 
@@ -60,15 +60,16 @@ class Rounds:
         self._start: Message | None = None
         self._note: str | None = None
         self._ended = 0.0
-        self._follower = Follower(Path(order["run_dir"], "metrics.jsonl"))
+        self._followers = [Follower(Path(order["run_dir"], name)) for name in FILES]
         self._turn: system.files.Lock | None = None
         self._mirror: Mirror | None = None
         self._retry_at: dict[str, float] = {}  # duty -> when to try again, on the clock of time.monotonic
 
     def start(self, order: Message) -> None:
-        """Take the order to start. From now on metrics.jsonl is held open, so it must have been cut back before."""
+        """Take the order to start. From now on the files of points are held open, so they must have been cut before."""
         self._start = order
-        self._follower.open()
+        for follower in self._followers:
+            follower.open()
 
     def close(self, order: Message) -> None:
         """Take the order to close: how the run ended."""
@@ -83,7 +84,8 @@ class Rounds:
 
     def end(self) -> None:
         """Let go of the run, so that another process can serve it."""
-        self._follower.close()
+        for follower in self._followers:
+            follower.close()
         if self._turn:
             self._turn.release()
 
@@ -121,7 +123,7 @@ class Rounds:
             assert self._start is not None
             self._turn = self._turn or take_turn(Path(self._order["run_dir"]), since=self._order["since"])
             run = self._connection.open().open_run(self._order, self._start)
-            self._mirror = Mirror(run, self._order, self._start, follower=self._follower, say=self._say)
+            self._mirror = Mirror(run, self._order, self._start, followers=self._followers, say=self._say)
 
     def _do(self, duty: str, act: Callable[[], Any], last: bool) -> bool:
         """Try to do a duty, unless it failed a moment ago. Returns: whether it is done."""

@@ -1,4 +1,4 @@
-"""Log what a run measures: lines of metrics.jsonl, rows on the terminal, one warning about a non-finite value."""
+"""Log what a run measures: lines of metrics.jsonl and system.jsonl, rows on the terminal, a warning about NaN."""
 
 import logging
 import math
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from savepoint import runs, system
 from savepoint.errors import NonFiniteError
 from savepoint.trackers import Tracker
 from savepoint.training import evaluation
@@ -24,6 +25,7 @@ class Logbook:
         self._state, self._parts = state, parts
         self._saves, self._tracker, self._progress = saves, tracker, progress
         self._nonfinite = False  # whether a non-finite value was noticed
+        self._meter = system.usage.Meter(saves.usage.parent, parts.device)
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -43,6 +45,8 @@ class Logbook:
             # Not the rest: the norm of an update that float16 skips is infinite, a metric of few samples may be NaN.
             self._notice_nonfinite({"train/recent_loss": recent["train/recent_loss"]})
             self._tracker.wake()
+        if self._meter.due() and (usage := self._meter.read()):
+            runs.append_usage(self._saves.usage, step=state.step, values=usage)
 
     def evaluation(self, measured: Mapping[str, float]) -> None:
         """Log an evaluation: what it measured, and the training metrics over the samples since the one before."""

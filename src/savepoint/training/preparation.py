@@ -41,6 +41,7 @@ def prepare(job: runs.Job) -> tuple[TrainState, Parts]:
     if path.read_bytes() != config:
         system.files.replace(path, config)
     runs.cut_history(job.run.metrics, lines=state.history_lines)
+    runs.cut_usage(job.run.usage, step=state.step)
     return state, parts
 
 

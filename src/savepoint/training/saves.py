@@ -39,7 +39,7 @@ class Saves:
         resumed_from: str | None,
     ) -> None:
         self.history = History(run.metrics)
-        self.figures = run.directory / FIGURES
+        self.figures, self.usage = run.directory / FIGURES, run.usage
         self.newest: Path | None = run.checkpoints / resumed_from if resumed_from else None
         self._run, self._settings = run, settings.checkpoint
         self._config, self._patch, self._provenance = config, patch, provenance
