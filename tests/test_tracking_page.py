@@ -45,7 +45,7 @@ def share_schema(root: Path, place: Path) -> None:
                 copy,
             ):
                 store.backup(copy)
-                for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
+                for table in ("metrics", "latest_metrics", "params", "tags", "logged_models", "model_versions", "runs"):
                     copy.execute(f"delete from {table}")
 
 
@@ -73,11 +73,11 @@ def test_the_commands_of_the_page_run(
             assert __main__.main(arguments[2:]) == 0
     said = capsys.readouterr().out
     found = runs.all_runs(workshop.root)
-    first, quiet, elsewhere, offline = (run.id for run in found)
-    assert stored(workshop.root / "mlflow.db") == [first, quiet]
+    first, model, quiet, elsewhere, offline = (run.id for run in found)
+    assert stored(workshop.root / "mlflow.db") == [first, model, quiet]
     assert stored(workshop.root / "tracked" / "mlflow.db") == [elsewhere]
     # Tracked runs alone, and the environment's store is the one of the current directory.
-    assert stored(place / "mine.db") == [elsewhere, first, offline]
+    assert stored(place / "mine.db") == [elsewhere, first, model, offline]
     assert f"run {quiet}  left out: Run {quiet} was not tracked." in said
     (shown,) = re.findall(r"^```text\n(.*?)\n```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     assert found[-1].record["status"] == "finished"
@@ -89,7 +89,7 @@ def check_what_mlflow_shows(root: Path, run: runs.Run) -> None:
     """Compare what the store has of the page's first run with the page's list."""
     artifacts = root / "mlartifacts" / str(run.tracker_id) / "artifacts"
     assert {path.name for path in artifacts.iterdir()} == {
-        *("loss.png", "config.yaml", "metrics.jsonl", "run.json", "checkpoints")
+        *("loss.png", "config.yaml", "environment.txt", "metrics.jsonl", "run.json", "checkpoints")
     }
     with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as store:
         tags, params = (dict(store.execute(f"select key, value from {table}")) for table in ("tags", "params"))

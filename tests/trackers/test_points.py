@@ -17,11 +17,13 @@ def log(path: Path, steps: range) -> None:
 
 def test_every_value_of_a_whole_line_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert count(path) == 0
+    assert count(tmp_path) == 0
     log(path, range(1, 4))
     with path.open("a") as file:
         file.write(json.dumps({"step": 4, "time": 0.5, "lr": 0.1}))  # no end of line yet
-    assert count(path) == 9  # epoch, train/loss and lr, three times
+    assert count(tmp_path) == 9  # epoch, train/loss and lr, three times
+    history.append_usage(tmp_path / "system.jsonl", step=3, values={"system/cpu_percent": 50.0})
+    assert count(tmp_path) == 10
 
 
 def test_torn_and_garbled_lines_are_not_points(tmp_path: Path) -> None:

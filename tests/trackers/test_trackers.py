@@ -164,7 +164,7 @@ def test_run_arrives_with_points_params_tags_documents_and_plot(repository: Path
     assert kept == [("digits", data[0].digest[:12], profile)], "both splits have the same digest here"
     contexts = query(repository, "select value from input_tags where name = 'mlflow.data.context'")
     assert contexts == [("training",)]
-    assert artifacts(repository) == {"config.yaml", "metrics.jsonl", "loss.png"}
+    assert artifacts(repository) == {"config.yaml", "environment.txt", "metrics.jsonl", "loss.png"}
     [picture] = repository.rglob("loss.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert not (run_dir / "tracker.log").exists()  # nothing to say, no file
@@ -503,7 +503,7 @@ def test_stored_checkpoints_follow_those_on_the_disk(repository: Path, opened, a
     shutil.rmtree(repository / "runs" / ID / "checkpoints" / "e2")  # pruned while nobody looked
     tracker = opened()
     begin(tracker)
-    assert tracker.close("finished", 60) is None
+    assert tracker.close("failed", 60) is None
     assert stored() == {"e3"} and not any("e2" in path for path in artifacts(repository))
     assert (cut_short / "model.safetensors").read_text() == "e3"
 
@@ -516,10 +516,10 @@ def test_artifact_storage_that_fails_keeps_no_point_from_being_stored(repository
     tracker = opened()
     begin(tracker)
     log(repository, range(1, 4))
-    line = tracker.close("finished", 60)
+    line = tracker.close("interrupted", 60)
     assert losses(repository) == expected(range(1, 4))
-    assert query(repository, "select status from runs") == [("FINISHED",)]
-    why = "cannot store checkpoints: Could not find a registered artifact repository for: nowhere://bucket/"
+    assert query(repository, "select status from runs") == [("KILLED",)]
+    why = "cannot store documents, store checkpoints, draw: Could not find a registered artifact repository for: nowhere://bucket/"
     assert line is not None and line.startswith(f"MLflow has all 12 points, but not all of the rest ({why}")
 
 

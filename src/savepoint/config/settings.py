@@ -42,6 +42,10 @@ def not_empty(value: str) -> str | None:
     return "must not be empty" if not value.strip() else None
 
 
+def _registrable(value: str) -> str | None:
+    return None if re.fullmatch(r"[\w .-]*\w[\w .-]*", value) else "must be letters, digits, blanks and .-_"
+
+
 def a_device(value: str) -> str | None:
     return None if _DEVICE.fullmatch(value) else "must be auto, cpu, mps, cuda or cuda:<index>"
 
@@ -102,6 +106,7 @@ class TrackerSettings:
     kind: str = setting(check=one_of("mlflow", "none"))
     experiment: str = setting("savepoint", not_empty)
     uri: str | None = setting(None, not_empty)
+    register_as: str | None = setting(None, _registrable)
 
 
 @dataclass(frozen=True, kw_only=True)

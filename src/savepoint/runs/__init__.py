@@ -17,6 +17,7 @@ from savepoint.runs.description import describe, title
 from savepoint.runs.directory import (
     CHECKPOINTS,
     CONFIG,
+    EXAMPLE,
     FIGURES,
     FULL,
     LOCK,
@@ -66,6 +67,7 @@ __all__ = [
     "CHECKPOINTS",
     "CONFIG",
     "EVALUATIONS",
+    "EXAMPLE",
     "FIGURES",
     "FULL",
     "LOCK",

@@ -23,7 +23,7 @@ from savepoint.errors import UserError
 from savepoint.runs import provenance
 
 RECORD, CONFIG, CHECKPOINTS, METRICS, LOG = "run.json", "config.yaml", "checkpoints", "metrics.jsonl", "train.log"
-USAGE, FIGURES, LOCK = "system.jsonl", "figures", ".lock"
+USAGE, EXAMPLE, FIGURES, LOCK = "system.jsonl", "example.safetensors", "figures", ".lock"
 KEYS = ("id", "name", "status", "started", "tracker", "parents", "sweep", "overrides")
 # Error numbers of a disk that is full, and of one that cannot be written for another reason.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -143,7 +143,7 @@ def hold(directory: Path, title: str, *, force: bool = False, new: bool = False)
         lock.release()
         raise UserError(f"{title} is being trained by another process. Wait for it, or stop it first.")
     # A killed process may have left half-written files. While this one holds the lock, nobody else writes them.
-    for name in (RECORD, CONFIG, METRICS, USAGE):
+    for name in (RECORD, CONFIG, METRICS, USAGE, EXAMPLE):
         system.files.remove_leftovers(directory / name)
     return lock
 
@@ -239,7 +239,8 @@ def discard(run: Run, *, keep_log: bool = False) -> None:
 
     keep_log: leave train.log, which holds a traceback. The directory is no run without its run.json.
     """
-    for name in (RECORD, CONFIG, METRICS, USAGE, LOCK, "tracker.log", ".tracker.lock", *(() if keep_log else (LOG,))):
+    ours = (RECORD, CONFIG, METRICS, USAGE, EXAMPLE, LOCK, "tracker.log", ".tracker.lock")
+    for name in (*ours, *(() if keep_log else (LOG,))):
         system.files.remove(run.directory / name)
     shutil.rmtree(run.directory / ".hydra", ignore_errors=True)
     remove_empty(run.directory)

@@ -1,13 +1,15 @@
 """One run's copy in a store. Every method can be called again after it raised, and then goes on from there."""
 
+import importlib.metadata
 import itertools
+import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from savepoint import system
-from savepoint.trackers.artifacts import RECORD, CheckpointMirror, FigureMirror
+from savepoint.trackers.artifacts import MANIFEST, RECORD, CheckpointMirror, FigureMirror
 from savepoint.trackers.points import Follower, evaluation_points
 from savepoint.trackers.process import Message
 from savepoint.trackers.store import StoredRun
@@ -32,9 +34,11 @@ class Mirror:
         self._latest: dict[str, int] = {}
         self._points = 0
         self._documents = [Path(document) for document in start["documents"]]
+        self._environment_stored = False
         self._run_dir, self._upload = Path(order["run_dir"]), order["upload"]
         self._checkpoints = CheckpointMirror(self._run_dir / "checkpoints", run)
         self._figures = FigureMirror(self._run_dir / "figures", run)
+        self._model = {"repository": Path(order["repository"]), "register_as": order["register_as"]}
         self._recorded = ""
         self._title = start["name"] or order["run_id"]
         self._series: dict[str, list[tuple[int, float]]] = {"train/loss": [], "val/loss": [], "lr": []}
@@ -77,11 +81,17 @@ class Mirror:
             self._run.set_note(note)
 
     def send_documents(self) -> None:
-        """Store the documents that are not stored yet."""
+        """Store the documents that are not stored yet, and the list of installed packages."""
         while self._documents:
             if self._documents[0].is_file():
                 self._run.put(self._documents[0], "")
             del self._documents[0]
+        if not self._environment_stored:
+            with tempfile.TemporaryDirectory() as directory:
+                path = Path(directory, "environment.txt")
+                path.write_text(_environment(), encoding="utf-8")
+                self._run.put(path, "")
+            self._environment_stored = True
 
     def send_checkpoints(self, *, now: bool) -> None:
         """Make the uploaded checkpoints equal to those on the disk, where uploads are asked for.
@@ -97,6 +107,13 @@ class Mirror:
             self._recorded = newest
         if self._upload:
             self._checkpoints.sync()
+
+    def send_model(self, status: str) -> None:
+        """Store the model of the newest checkpoint, once the run has finished, where uploads are asked for."""
+        names = [path.parent.name for path in (self._run_dir / "checkpoints").glob(f"[!.]*/{MANIFEST}")]
+        if status == "finished" and self._upload and names:
+            example = self._run_dir / "example.safetensors"
+            self._run.put_model(self._run_dir / "checkpoints" / max(names), example=example, **self._model)
 
     def send_figures(self) -> None:
         """Make the uploaded figures equal to those on the disk."""
@@ -114,6 +131,13 @@ class Mirror:
             if plot.draw(path, title=self._title, series=self._series):
                 self._run.put(path, "")
         self._drawn, self._drawn_at = drawable, time.monotonic()
+
+
+def _environment() -> str:
+    """List what is installed here, as `pip freeze` does: one environment serves this process and the training."""
+    found = {f"{each.name}=={each.version}" for each in importlib.metadata.distributions()}
+    lines = [f"# Python {platform.python_version()}, {platform.platform()}", *sorted(found, key=str.lower)]
+    return "\n".join(lines) + "\n"
 
 
 class SupersededError(Exception):

@@ -158,6 +158,8 @@ class MirroredTracker:
             "run_id": run_id,
             "known": known_run_id,
             "upload": upload,
+            "repository": str(repository.absolute()),
+            "register_as": settings.register_as,
             "sweep": {"id": sweep.id, "name": sweep.name} if sweep else None,
         }
         self._shared = sweep is not None and shared
@@ -232,7 +234,13 @@ class MirroredTracker:
 
     def missing(self, failed: Mapping[str, str]) -> str:
         """Say in one line what is not stored. failed: why a duty failed, by the name of the duty."""
-        why = "; ".join(f"cannot {duty}: {reason}" if duty else reason for duty, reason in failed.items()).rstrip(".")
+        duties: dict[str, list[str]] = {}
+        for duty, reason in failed.items():
+            duties.setdefault(reason, []).append(duty)
+        why = "; ".join(
+            f"cannot {', '.join(each)}: {reason}" if any(each) else reason for reason, each in duties.items()
+        )
+        why = why.rstrip(".")
         total = count(self._run_dir)
         title = self._session.kind.title
         if missing := max(0, total - self._stored):

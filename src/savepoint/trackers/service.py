@@ -116,6 +116,8 @@ class Rounds:
             self._do("store figures", mirror.send_figures, last),
             self._do("draw", lambda: mirror.send_plot(now=ended), last),
         ]
+        if status is not None:
+            done.append(self._do("store the model", lambda: mirror.send_model(status), last))
         return all(done)
 
     def _open(self) -> None:

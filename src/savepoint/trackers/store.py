@@ -32,6 +32,13 @@ class StoredRun(Protocol):
     def set_note(self, note: str) -> None:
         """Show what came of the run, in Markdown, with what it was forked from. A person's own note is kept."""
 
+    def put_model(self, checkpoint: Path, *, example: Path, repository: Path, register_as: str | None) -> None:
+        """Store the model of a checkpoint in the form in which the store keeps models, if it does.
+
+        example: a file with one call of the model, which may be absent. repository: holds src/. register_as: the name
+        under which the store's registry gets the model; None to leave that.
+        """
+
     def names(self, folder: str) -> set[str]:
         """Return the names of the files and folders in a folder of the run's artifacts; "" is the topmost one."""
 

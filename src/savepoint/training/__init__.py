@@ -14,6 +14,7 @@ Rooms, in reading order:
     datasets      build a split of the data and its batches
     averaging     an exponential average of the weights
     rehearsal     check on few samples that model, data and task fit each other
+    example       one call of the model, kept with the run
     patterns      divide a model's parameters among optimizers
     optimizers    build optimizers and restore them exactly
     schedules     build a learning-rate schedule and plan its length

@@ -1,5 +1,6 @@
 """Build the objects of a run, `TrainState` and `Parts`, from a checked config."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -67,8 +68,9 @@ def assemble(
         autocast=AUTOCAST[settings.amp.dtype],
         searches=any(optimizers.searches(one.optimizer) for one in optimizations.values()),
     )
-    _check_monitors(settings, task, rehearse(state, parts, source=source))
-    return state, parts
+    measured, example = rehearse(state, parts, source=source)
+    _check_monitors(settings, task, measured)
+    return state, dataclasses.replace(parts, example=example)
 
 
 def _optimizations(

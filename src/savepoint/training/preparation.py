@@ -42,6 +42,9 @@ def prepare(job: runs.Job) -> tuple[TrainState, Parts]:
         system.files.replace(path, config)
     runs.cut_history(job.run.metrics, lines=state.history_lines)
     runs.cut_usage(job.run.usage, step=state.step)
+    example = job.run.directory / runs.EXAMPLE
+    if parts.example is not None and not example.exists():
+        system.files.replace(example, parts.example)
     return state, parts
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from savepoint import data, system, trust
 from savepoint.errors import BuildError, ConfigError, UserError
-from savepoint.training import figures
+from savepoint.training import example, figures
 from savepoint.training.evaluation import measure
 from savepoint.training.own_update import Step
 from savepoint.training.state import Parts, TrainState
@@ -28,7 +28,7 @@ MISFITS = (ValueError, RuntimeError, TypeError, IndexError)
 log = logging.getLogger("savepoint")
 
 
-def rehearse(state: TrainState, parts: Parts, *, source: Path) -> set[str] | None:
+def rehearse(state: TrainState, parts: Parts, *, source: Path) -> tuple[set[str] | None, bytes | None]:
     """Call the task on a training and on a validation batch, and leave no trace.
 
     An update of the task's own is made without the steps of its optimizers; an evaluation of its own gets one batch.
@@ -36,23 +36,25 @@ def rehearse(state: TrainState, parts: Parts, *, source: Path) -> set[str] | Non
     Models that cannot be copied are not rehearsed.
 
     source: the directory that holds the `project` package.
-    Returns: the names that an evaluation of the task's own measures, if it has one and they are known now.
+    Returns: the names that an evaluation of the task's own measures, if it has one and they are known now; and what
+    `example.pack` makes of the calls of the model.
     Raises: ConfigError or BuildError that names the classes, the batch and the line of the fork's own code.
     """
     with system.rng.isolated():
         try:
             model, task = copy.deepcopy((state.model, parts.task))
         except Exception:  # a lock or an open file among its attributes, for example: the first batch will tell
-            return None
+            return None, None
         update = functools.partial(_update, state) if hasattr(task, "update") else _call
         evaluate = _evaluate if hasattr(task, "evaluate") else _call
-        _try(update, model, task, parts, "training", source)
         measured: set[str] | None = set()
-        if len(parts.val) > 0 or evaluate is _evaluate:
-            measured = _try(evaluate, model, task, parts, "validation", source)
+        with example.noting(model) as calls:
+            _try(update, model, task, parts, "training", source)
+            if len(parts.val) > 0 or evaluate is _evaluate:
+                measured = _try(evaluate, model, task, parts, "validation", source)
         if hasattr(task, "figures") and parts.settings.trainer.figures_every_n_epochs is not None:
             _try(_draw, model, task, parts, "validation", source)
-    return measured
+        return measured, example.pack(calls)
 
 
 def _try(

@@ -63,7 +63,7 @@ class Parts:
 
     forward: the model, or its compiled wrapper. searches: whether the optimizer evaluates the model itself, several
     times in each update. fingerprints: for each split, what tells its data from other data. weights: the origin and
-    the digests of weights that were loaded from elsewhere.
+    the digests of weights that were loaded from elsewhere. example: a call of the model, as a safetensors file.
     """
 
     settings: Settings
@@ -76,6 +76,7 @@ class Parts:
     searches: bool = False
     fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
     weights: list[dict[str, Any]] = field(default_factory=list)
+    example: bytes | None = None
 
     def autocasting(self) -> contextlib.AbstractContextManager[Any]:
         """Compute what the body computes in the precision of `amp`."""

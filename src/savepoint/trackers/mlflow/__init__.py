@@ -3,8 +3,10 @@
 Rooms, in reading order:
     address   where MLflow keeps its runs and shows them
     database  whether a local database can work
-    client    open the store; in the tracker's process alone, like the next room
+    client    open the store; in the tracker's process alone, like the next two rooms
     store     the calls to MLflow's API
+    model     a checkpoint as a model of MLflow's
+    loader    what loads such a model; copied into each
 """
 
 from pathlib import Path

@@ -1,0 +1,160 @@
+"""The model of a checkpoint as a model of MLflow's: code, safetensors and the config. It loads without a pickle.
+
+In the tracker's process alone. torch is not imported.
+"""
+
+import importlib.metadata
+import io
+import json
+import re
+import shutil
+import tempfile
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.pyfunc
+import numpy
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+from safetensors import safe_open
+
+from savepoint.errors import UserError
+
+CHECKPOINT = "savepoint.checkpoint"  # the tag that says which checkpoint a model is of
+FILES = ("model.safetensors", "config.yaml", "provenance.json")
+
+
+def log_model(
+    uri: str,
+    client: MlflowClient,
+    experiment_id: str,
+    run_id: str,
+    *,
+    checkpoint: Path,
+    example: Path,
+    repository: Path,
+    register_as: str | None,
+) -> None:
+    """Store the model of a checkpoint with its run, unless it is there, and register it, unless it is.
+
+    uri: the client's; it becomes that of all of MLflow in this process, since the registry asks for it there.
+    example: a call of the model, as `savepoint.training` keeps it; may be absent. register_as: a name in MLflow's
+    registry, or None. Raises: UserError if the model is to be registered and its weights are no plain tensors.
+    """
+    mlflow.set_tracking_uri(uri)
+    with safe_open(checkpoint / FILES[0], "numpy") as weights:
+        elsewhere = (weights.metadata() or {}).get("savepoint.elsewhere")
+    if elsewhere:
+        if register_as:
+            raise UserError(f"tracker.register_as: no safetensors file can hold {elsewhere} of this model")
+        return
+    step = int(checkpoint.name.rpartition("_")[2])
+    found = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    model = next((each for each in found if each.tags.get(CHECKPOINT) == checkpoint.name), None)
+    if model is None:
+        model = client.create_logged_model(experiment_id, "model", run_id, {CHECKPOINT: checkpoint.name})
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+    if str(model.status) != "READY":
+        with tempfile.TemporaryDirectory() as folder:
+            written = Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id)
+            _write(Path(folder), written, checkpoint, example, repository)
+            client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
+        client.finalize_logged_model(model.model_id, "READY")
+    if register_as:
+        _register(client, register_as, run_id, model)
+
+
+def _register(client: MlflowClient, name: str, run_id: str, model: LoggedModel) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"models:/{model.model_id}"
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if all(each.source != source for each in versions):
+        version = client.create_model_version(name, source, run_id, model_id=model.model_id)
+        # MLflow's page shows from this tag which versions a model is.
+        known = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+        known.append({"name": name, "version": version.version})
+        client.set_logged_model_tags(model.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(known)})
+
+
+def _write(folder: Path, model: Model, checkpoint: Path, example: Path, repository: Path) -> None:
+    """Write `model`, a directory as MLflow wants it, into an empty folder."""
+    data, code = folder / "data", folder / "code"
+    for each in (data, code):
+        each.mkdir()
+    for name in FILES:
+        shutil.copyfile(checkpoint / name, data / name)
+    state = json.loads((checkpoint / "state.json").read_bytes())
+    facts = {"checkpoint": checkpoint.name, **{key: state[key] for key in ("epoch", "step", "batch")}}
+    (data / "export.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name("loader.py"), code / "savepoint_model.py")
+    (code / "src.zip").write_bytes(_packed(repository))
+    signature, sample = _signature(example)
+    mlflow.pyfunc.save_model(
+        folder / "model",
+        loader_module="savepoint_model",
+        data_path=str(data),
+        code_paths=[str(code / "savepoint_model.py"), str(code / "src.zip")],
+        mlflow_model=model,
+        signature=signature,
+        input_example=sample,
+        pip_requirements=_requirements(repository),
+    )
+
+
+def _packed(repository: Path) -> bytes:
+    """Return a ZIP file of src/ and pyproject.toml, which names the project's package."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in [repository / "pyproject.toml", *sorted((repository / "src").rglob("*"))]:
+            if path.is_file() and not {"__pycache__"} & {*path.parts} and ".egg-info" not in str(path):
+                archive.write(path, path.relative_to(repository).as_posix())
+    return packed.getvalue()
+
+
+def _requirements(repository: Path) -> list[str]:
+    """Return what pyproject.toml depends on, each at the version that is installed here."""
+    try:
+        table = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        table = {}
+    found = []
+    for wanted in table.get("project", {}).get("dependencies", ["torch", "numpy", "omegaconf", "hydra-core"]):
+        name = re.split(r"[^\w.-]", wanted, maxsplit=1)[0]
+        try:  # a local version, such as that of torch for one CUDA, is in no public index
+            found.append(f"{name}=={importlib.metadata.version(name).partition('+')[0]}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(wanted)
+    return found
+
+
+def _signature(example: Path) -> tuple[ModelSignature | None, Any]:
+    """Return the signature and the example of a model, as MLflow takes them; None for both if there is no file."""
+    if not example.is_file():
+        return None, None
+    with safe_open(example, "numpy") as file:
+        shapes = json.loads(file.metadata()["shapes"])
+        values = {name: file.get_tensor(name) for name in shapes}
+
+    def sort(kind: str) -> dict[str, Any]:
+        return {name.partition("/")[2]: name for name in shapes if name.startswith(kind)}
+
+    def schema(names: dict[str, str]) -> Schema:
+        kinds = {name: numpy.dtype(values[key].dtype) for name, key in names.items()}
+        lone = len(names) == 1
+        return Schema([TensorSpec(kinds[name], shapes[key], None if lone else name) for name, key in names.items()])
+
+    inputs, outputs = sort("inputs/"), sort("outputs/")
+    sample = {name: values[key] for name, key in inputs.items()}
+    lone = next(iter(sample.values())) if len(sample) == 1 else sample
+    return ModelSignature(schema(inputs), schema(outputs)), lone
