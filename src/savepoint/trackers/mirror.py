@@ -1,5 +1,6 @@
 """One run's copy in a store. Every method can be called again after it raised, and then goes on from there."""
 
+import functools
 import importlib.metadata
 import itertools
 import platform
@@ -133,6 +134,7 @@ class Mirror:
         self._drawn, self._drawn_at = drawable, time.monotonic()
 
 
+@functools.cache
 def _environment() -> str:
     """List what is installed here, as `pip freeze` does: one environment serves this process and the training."""
     found = {f"{each.name}=={each.version}" for each in importlib.metadata.distributions()}

@@ -3,9 +3,11 @@
 In the tracker's process alone. torch is not imported.
 """
 
+import functools
 import importlib.metadata
 import io
 import json
+import platform
 import re
 import shutil
 import tempfile
@@ -16,7 +18,7 @@ from typing import Any
 
 import mlflow
 import mlflow.pyfunc
-import numpy
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.exceptions import MlflowException
@@ -29,6 +31,7 @@ from savepoint.errors import UserError
 
 CHECKPOINT = "savepoint.checkpoint"  # the tag that says which checkpoint a model is of
 FILES = ("model.safetensors", "config.yaml", "provenance.json")
+INPUTS, SERVED = "input_example.json", "serving_input_example.json"
 
 
 def log_model(
@@ -44,11 +47,10 @@ def log_model(
 ) -> None:
     """Store the model of a checkpoint with its run, unless it is there, and register it, unless it is.
 
-    uri: the client's; it becomes that of all of MLflow in this process, since the registry asks for it there.
+    uri: the client's. A registration makes it that of all of MLflow in this process, because the registry asks there.
     example: a call of the model, as `savepoint.training` keeps it; may be absent. register_as: a name in MLflow's
     registry, or None. Raises: UserError if the model is to be registered and its weights are no plain tensors.
     """
-    mlflow.set_tracking_uri(uri)
     with safe_open(checkpoint / FILES[0], "numpy") as weights:
         elsewhere = (weights.metadata() or {}).get("savepoint.elsewhere")
     if elsewhere:
@@ -64,10 +66,11 @@ def log_model(
     if str(model.status) != "READY":
         with tempfile.TemporaryDirectory() as folder:
             written = Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id)
-            _write(Path(folder), written, checkpoint, example, repository)
-            client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
+            _write(written, Path(folder), checkpoint, example, repository)
+            client.log_model_artifacts(model.model_id, folder)
         client.finalize_logged_model(model.model_id, "READY")
     if register_as:
+        mlflow.set_tracking_uri(uri)
         _register(client, register_as, run_id, model)
 
 
@@ -87,31 +90,33 @@ def _register(client: MlflowClient, name: str, run_id: str, model: LoggedModel) 
         client.set_logged_model_tags(model.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(known)})
 
 
-def _write(folder: Path, model: Model, checkpoint: Path, example: Path, repository: Path) -> None:
-    """Write `model`, a directory as MLflow wants it, into an empty folder."""
-    data, code = folder / "data", folder / "code"
-    for each in (data, code):
-        each.mkdir()
+def _write(model: Model, folder: Path, checkpoint: Path, example: Path, repository: Path) -> None:
+    """Write the files of a model into an empty folder, as `mlflow.pyfunc.save_model` does.
+
+    That function would first compare the requirements with what is installed, which takes a second.
+    """
+    for name in ("data", "code"):
+        (folder / name).mkdir()
     for name in FILES:
-        shutil.copyfile(checkpoint / name, data / name)
+        shutil.copyfile(checkpoint / name, folder / "data" / name)
     state = json.loads((checkpoint / "state.json").read_bytes())
     facts = {"checkpoint": checkpoint.name, **{key: state[key] for key in ("epoch", "step", "batch")}}
-    (data / "export.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    shutil.copyfile(Path(__file__).with_name("loader.py"), code / "savepoint_model.py")
-    (code / "src.zip").write_bytes(_packed(repository))
-    signature, sample = _signature(example)
-    mlflow.pyfunc.save_model(
-        folder / "model",
-        loader_module="savepoint_model",
-        data_path=str(data),
-        code_paths=[str(code / "savepoint_model.py"), str(code / "src.zip")],
-        mlflow_model=model,
-        signature=signature,
-        input_example=sample,
-        pip_requirements=_requirements(repository),
-    )
+    (folder / "data" / "export.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name("loader.py"), folder / "code" / "savepoint_model.py")
+    (folder / "code" / "src.zip").write_bytes(_packed(repository))
+    (folder / "requirements.txt").write_text("\n".join(_requirements(repository)), encoding="utf-8")
+    environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+    (folder / "python_env.yaml").write_text(yaml.safe_dump(environment, sort_keys=False), encoding="utf-8")
+    if example.is_file():
+        model.signature, inputs = _read_example(example)
+        for name, content in ((INPUTS, inputs), (SERVED, {"inputs": inputs})):  # of Python's JSON, which knows NaN
+            (folder / name).write_text(json.dumps(content), encoding="utf-8")
+        model.saved_input_example_info = {"artifact_path": INPUTS, "type": "ndarray", "serving_input_path": SERVED}
+    mlflow.pyfunc.add_to_model(model, "savepoint_model", data="data", code="code", python_env="python_env.yaml")
+    model.save(str(folder / "MLmodel"))
 
 
+@functools.cache
 def _packed(repository: Path) -> bytes:
     """Return a ZIP file of src/ and pyproject.toml, which names the project's package."""
     packed = io.BytesIO()
@@ -122,15 +127,18 @@ def _packed(repository: Path) -> bytes:
     return packed.getvalue()
 
 
+@functools.cache
 def _requirements(repository: Path) -> list[str]:
     """Return what pyproject.toml depends on, each at the version that is installed here."""
     try:
         table = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
     except FileNotFoundError:
         table = {}
-    found = []
+    found = [f"mlflow=={mlflow.__version__}"]
     for wanted in table.get("project", {}).get("dependencies", ["torch", "numpy", "omegaconf", "hydra-core"]):
         name = re.split(r"[^\w.-]", wanted, maxsplit=1)[0]
+        if name == "mlflow":
+            continue
         try:  # a local version, such as that of torch for one CUDA, is in no public index
             found.append(f"{name}=={importlib.metadata.version(name).partition('+')[0]}")
         except importlib.metadata.PackageNotFoundError:
@@ -138,23 +146,17 @@ def _requirements(repository: Path) -> list[str]:
     return found
 
 
-def _signature(example: Path) -> tuple[ModelSignature | None, Any]:
-    """Return the signature and the example of a model, as MLflow takes them; None for both if there is no file."""
-    if not example.is_file():
-        return None, None
-    with safe_open(example, "numpy") as file:
+def _read_example(path: Path) -> tuple[ModelSignature, Any]:
+    """Return the signature of a model, and the inputs of one call of it as lists: the only one, or several by name."""
+    with safe_open(path, "numpy") as file:
         shapes = json.loads(file.metadata()["shapes"])
         values = {name: file.get_tensor(name) for name in shapes}
 
-    def sort(kind: str) -> dict[str, Any]:
-        return {name.partition("/")[2]: name for name in shapes if name.startswith(kind)}
+    def schema(kind: str) -> Schema:
+        keys = [key for key in shapes if key.startswith(kind)]
+        named = len(keys) > 1
+        return Schema([TensorSpec(values[key].dtype, shapes[key], key[len(kind) :] if named else None) for key in keys])
 
-    def schema(names: dict[str, str]) -> Schema:
-        kinds = {name: numpy.dtype(values[key].dtype) for name, key in names.items()}
-        lone = len(names) == 1
-        return Schema([TensorSpec(kinds[name], shapes[key], None if lone else name) for name, key in names.items()])
-
-    inputs, outputs = sort("inputs/"), sort("outputs/")
-    sample = {name: values[key] for name, key in inputs.items()}
-    lone = next(iter(sample.values())) if len(sample) == 1 else sample
-    return ModelSignature(schema(inputs), schema(outputs)), lone
+    inputs = {key[len("inputs/") :]: value.tolist() for key, value in values.items() if key.startswith("inputs/")}
+    lone = next(iter(inputs.values())) if len(inputs) == 1 else inputs
+    return ModelSignature(schema("inputs/"), schema("outputs/")), lone
