@@ -42,6 +42,7 @@ print(json.dumps({
     "package": sys.modules["savepoint"].__file__,
     "requirements": open(mlflow.pyfunc.get_model_dependencies("models:/" + sys.argv[2])).read().split(),
     "versions": sorted([each.version, each.run_id, each.status] for each in versions),
+    "names": sorted({each.name for each in client.search_logged_models(["1"])}),
     "models": sorted(each.tags["savepoint.checkpoint"] for each in client.search_logged_models(["1"])),
     "shown": [each.tags.get("mlflow.modelVersions") for each in client.search_logged_models(["1"])],
     "outputs of the run": len(client.get_run(versions[0].run_id).outputs.model_outputs),
@@ -63,7 +64,7 @@ def tracked(workshop: Workshop, monkeypatch: pytest.MonkeyPatch, the_nursery: Nu
 def test_a_registered_model_loads_elsewhere_to_the_same_outputs(tracked: Workshop, tmp_path: Path) -> None:
     root = tracked.root
     register = "tracker.register_as=digits"
-    ended = tracked.run("train.py", *SMALL, "trainer.max_epochs=1", register)
+    ended = tracked.run("train.py", *SMALL, "trainer.max_epochs=1", "name='a.b c:d'", register)
     assert ended.status == 0, ended.output
     for _ in range(2):  # the second time there is nothing to do but to finish
         ended = tracked.run("resume.py", "run=latest", "trainer.max_epochs=2", register)
@@ -82,7 +83,7 @@ def test_a_registered_model_loads_elsewhere_to_the_same_outputs(tracked: Worksho
     assert sorted(map(json.loads, found["shown"]), key=str) == [
         [{"name": "digits", "version": each}] for each in (1, 2)
     ]
-    assert found["outputs of the run"] == 2
+    assert found["outputs of the run"] == 2 and found["names"] == ["a_b c_d"]
     assert found["inputs"] == [["float32", None, [-1, 8, 8]]] and found["outputs"] == [["float32", None, [-1, 10]]]
     assert found["rows"] == 3 and f"torch=={torch.__version__.partition('+')[0]}" in found["requirements"]
     model = weights.load_model(run.directory)

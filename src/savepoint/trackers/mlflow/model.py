@@ -20,7 +20,7 @@ import mlflow
 import mlflow.pyfunc
 import yaml
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -37,8 +37,7 @@ INPUTS, SERVED = "input_example.json", "serving_input_example.json"
 def log_model(
     uri: str,
     client: MlflowClient,
-    experiment_id: str,
-    run_id: str,
+    run: Run,
     *,
     checkpoint: Path,
     example: Path,
@@ -49,7 +48,8 @@ def log_model(
 
     uri: the client's. A registration makes it that of all of MLflow in this process, because the registry asks there.
     example: a call of the model, as `savepoint.training` keeps it; may be absent. register_as: a name in MLflow's
-    registry, or None. Raises: UserError if the model is to be registered and its weights are no plain tensors.
+    registry, or None.
+    Raises: UserError if the model is to be registered and its weights are no plain tensors.
     """
     with safe_open(checkpoint / FILES[0], "numpy") as weights:
         elsewhere = (weights.metadata() or {}).get("savepoint.elsewhere")
@@ -57,11 +57,13 @@ def log_model(
         if register_as:
             raise UserError(f"tracker.register_as: no safetensors file can hold {elsewhere} of this model")
         return
+    experiment_id, run_id = run.info.experiment_id, run.info.run_id
     step = int(checkpoint.name.rpartition("_")[2])
     found = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
     model = next((each for each in found if each.tags.get(CHECKPOINT) == checkpoint.name), None)
     if model is None:
-        model = client.create_logged_model(experiment_id, "model", run_id, {CHECKPOINT: checkpoint.name})
+        clean = re.sub(r"[/:.%\"'=]", "_", run.info.run_name or run_id)  # MLflow takes none of these
+        model = client.create_logged_model(experiment_id, clean, run_id, {CHECKPOINT: checkpoint.name})
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
     if str(model.status) != "READY":
         with tempfile.TemporaryDirectory() as folder:

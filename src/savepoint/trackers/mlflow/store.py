@@ -199,8 +199,8 @@ class MlflowRun:
     def put_model(self, checkpoint: Path, *, example: Path, repository: Path, register_as: str | None) -> None:
         from savepoint.trackers.mlflow.model import log_model  # not for every run: the import takes a moment
 
-        where = {"checkpoint": checkpoint, "example": example, "repository": repository}
-        log_model(self._uri, self._client, self.experiment_id, self.id, **where, register_as=register_as)
+        files = {"checkpoint": checkpoint, "example": example, "repository": repository}
+        log_model(self._uri, self._client, self._run, **files, register_as=register_as)
 
     def names(self, folder: str) -> set[str]:
         return {info.path.rsplit("/", 1)[-1] for info in self._artifacts.list_artifacts(folder or None)}
