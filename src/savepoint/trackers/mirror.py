@@ -114,6 +114,10 @@ class Mirror:
                 self._run.put(path, "")
         self._drawn, self._drawn_at = drawable, time.monotonic()
 
+    def close(self) -> None:
+        """Let go of the run in the store."""
+        self._run.close()
+
 
 class SupersededError(Exception):
     """A younger worker serves the run: it has stored everything and has set the status."""

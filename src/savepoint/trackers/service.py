@@ -84,6 +84,9 @@ class Rounds:
     def end(self) -> None:
         """Let go of the run, so that another process can serve it."""
         self._follower.close()
+        if self._mirror:
+            # Whatever a store raises here, all that the run has is stored, and its next process can open it.
+            self._do("let go of the run", self._mirror.close, last=True)
         if self._turn:
             self._turn.release()
 
