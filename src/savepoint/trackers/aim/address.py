@@ -82,7 +82,8 @@ def serve(order: Message, port: str) -> Server:
     """Return the command that serves the page of a local store. Raises: UserError if there is nothing to serve."""
     check(order)
     if absent(order):
-        raise UserError(f"{order['uri']} has no runs yet. Train one with tracker=aim, or check tracker.uri and AIM_REPO.")
+        train = "Train one with tracker=aim, or check tracker.uri and AIM_REPO"
+        raise UserError(f"{order['uri']} has no runs yet. {train}.")
     start = "from aim.cli.cli import cli_entry_point; cli_entry_point()"
     address = ["--repo", order["root"], "--host", "127.0.0.1", "--port", port]
     return Server([sys.executable, "-P", "-c", start, "up", *address], {})

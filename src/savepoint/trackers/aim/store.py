@@ -96,7 +96,7 @@ class AimStore:
 
     def ids(self) -> set[str]:
         """Return Aim's ids of all runs."""
-        self.repo._all_run_hashes.cache_clear()  # for half a second it holds what was there before
+        self.repo._all_run_hashes.cache_clear()  # for half a second Aim returns what was there before
         return set(self.repo.list_all_runs())
 
     def own(self, run: str) -> dict[str, Any]:
@@ -107,14 +107,25 @@ class AimStore:
         found = tree.subtree("meta").subtree("chunks").subtree(run).get(("attrs", OURS), {})
         return dict(found)
 
+    def link(self, own_id: str) -> str:
+        """Return words for a run, and the path of its page if it is in the store."""
+        there = stored_id("run", own_id)
+        return f"run {own_id} (runs/{there})" if there in self.ids() else f"run {own_id}"
+
+    def props(self, run: str) -> Any:
+        """Return a run's name and description, as they are stored now."""
+        if not self.remote:
+            self.repo.structured_db.get_session().expire_all()  # what other processes have changed
+        return self.repo.request_props(run, read_only=False)
+
     def _open(self, run: str, name: str, *, began: float | None = None) -> "AimRun":
         """Open a run for writing, and make it if it is not there. began: its start, in seconds since 1970."""
         if run not in self.ids():
-            # Aim gives a run an id and a start of its own. One that is there already keeps these two.
-            made = self.repo.request_tree("meta", run, read_only=False)
-            start = datetime.fromtimestamp(began, UTC).replace(tzinfo=None if not self.remote else UTC) if began else None
+            # Aim would give the run an id and a start of its own. A run that is there already keeps both.
+            self.repo.request_tree("meta", run, read_only=False)
+            start = None if began is None else datetime.fromtimestamp(began, UTC)
             self.repo.request_props(run, read_only=False, created_at=start)
-            self.ids()
+            self.ids()  # or Aim would remember for half a second that there is no such run
         if not self.remote:
             # A lock of a process that was killed. A living one would hold the lock of the run's directory, or ours.
             self.repo._lock_manager.release_locks(run, force=True)
@@ -136,14 +147,16 @@ class AimStore:
 
 
 class AimRun:
-    """A run in Aim, opened for writing if there is a `run`. `savepoint.trackers.store.StoredRun` documents the methods."""
+    """A run in Aim. `savepoint.trackers.store.StoredRun` documents the methods.
 
-    def __init__(self, store: AimStore, id: str, run: Run | None = None) -> None:
+    run: Aim's object, opened for writing. Without it the run can be read, and described.
+    """
+
+    def __init__(self, store: AimStore, id: str, run: Any = None) -> None:
         self.id, self.path = id, f"runs/{id}"
         self._store, self._run = store, run
         self._folder = store.artifacts / id
         if run is not None:
-            self._ended = run.end_time
             # Closing would set the end to that moment. `set_status` says when the run ended, if it has.
             run._resources.set_run_end_time = lambda: None
             run.set_artifacts_uri(store.artifacts.as_uri())
@@ -194,10 +207,8 @@ class AimRun:
             own = self._store.own(self.id) if self._run is None else self._run.get(OURS)
             last = str(own.get("note", ""))
             outcome = (last, last if note is None else note)
-            there = self._store.ids()
-            hashes = [(parent, stored_id("run", parent)) for parent in own.get("parents", [])]
-            origin = [f"run {parent} (runs/{id})" if id in there else f"run {parent}" for parent, id in hashes]
-            props = self._store.repo.request_props(self.id, read_only=False)
+            origin = [self._store.link(parent) for parent in own.get("parents", [])]
+            props = self._store.props(self.id)
             props.description = description(props.description or "", origin=origin, outcome=outcome, fork=fork)
             if note is not None:
                 self.set_own({"note": note})
@@ -224,8 +235,10 @@ class AimRun:
         else:
             place.unlink(missing_ok=True)
         listed = self._run.meta_run_tree.subtree("artifacts")
-        for name in [name for name in listed.keys() if name == path or name.startswith(f"{path}/")]:
-            del listed[name]
+        names = [*listed.keys()]
+        for name in names:
+            if name == path or name.startswith(f"{path}/"):
+                del listed[name]
 
     def download(self, path: str, to: Path) -> None:
         place, copy = self._folder / path, to / path
@@ -242,4 +255,4 @@ class AimRun:
         """Wait until a server has what was sent, and raise if it does not answer: Aim sends in the background."""
         if self._store.remote:
             self._store.repo._client.get_queue().wait_for_finish()
-            self._store.repo.list_all_runs()
+            self._store.ids()
