@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ OURS = "savepoint"
 # What Aim would do in the background.
 OFF = {"system_tracking_interval": None, "log_system_params": False, "capture_terminal_logs": False}
 PICTURES = (".png", ".jpg", ".jpeg")
+PATIENCE_SECONDS = 15.0  # with a server
 
 
 def connect(order: Message) -> "AimStore":
@@ -222,7 +224,7 @@ class AimRun:
         name = f"{folder}/{file.name}" if folder else file.name
         self._run.log_artifact(str(file), name, block=True)
         if file.suffix.lower() in PICTURES:
-            digits = file.stem.rpartition("_")[2]  # a figure's name ends with its epoch
+            digits = file.stem.rpartition("_")[2]  # a figure's name ends with its step
             picture, step = Image(str(file)), int(digits) if digits.isdecimal() else 0
             self._run._tracker._track(picture, file.stat().st_mtime, folder or file.name, step)
         self._settle()
@@ -252,7 +254,14 @@ class AimRun:
         self._run.close()
 
     def _settle(self) -> None:
-        """Wait until a server has what was sent, and raise if it does not answer: Aim sends in the background."""
+        """Wait until a server has what was sent: Aim sends in the background, and would wait for ever.
+
+        Raises: TimeoutError if the server takes too long.
+        """
         if self._store.remote:
-            self._store.repo._client.get_queue().wait_for_finish()
-            self._store.ids()
+            queue = self._store.repo._client.get_queue()._queue
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while queue.unfinished_tasks:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("timed out")
+                time.sleep(0.01)
