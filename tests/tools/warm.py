@@ -280,7 +280,7 @@ def make_store() -> None:
 def import_aim() -> None:
     """Import Aim where it is installed. It takes a second."""
     if importlib.util.find_spec("aim"):
-        importlib.import_module("savepoint.trackers.aim.store")
+        importlib.import_module("aim")
 
 
 BASE = [*sys.path]  # without this script's directory: it is started with -P

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,6 +183,7 @@ def test_the_runs_of_a_sweep_share_one_that_has_its_table(store: Any, opened: Op
         tracker = begin(opened(f"job{number}", sweep=sweep, shared=True), f"job {number}")
         stores.log(directory(store, f"job{number}"), range(1, 3))
         assert tracker.close(status, 60) is None, "it waits for nothing"
+    closed = time.time() * 1000
     alone = begin(opened("job2", sweep=sweep), "job 2")  # of a process of its own
     assert alone.close("interrupted", 60) is None
     table = store.root / "runs" / "results.csv"
@@ -197,6 +199,8 @@ def test_the_runs_of_a_sweep_share_one_that_has_its_table(store: Any, opened: Op
         "job 2": ("interrupted", "lr", 0),
         "lr": ("failed", None, 0),
     }
+    ends = [kept(store, name).ended for name in ("job 0", "job 1")]
+    assert all(end is not None and end <= closed for end in ends), "when the runs ended, not when that was stored"
     parent = kept(store, "lr")
     assert parent.note == "| job | loss |\n| --- | --- |\n| 0 | a\\|b |" and parent.files == {"results.csv"}
     assert page is not None and parent.id in page.path

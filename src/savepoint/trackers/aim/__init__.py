@@ -18,6 +18,8 @@ __all__ = ["KIND"]
 def _connect(order: Message) -> Store:
     check(order)
     with system.memory.permanent():
+        import aim  # noqa: F401
+
         from savepoint.trackers.aim import store
     return store.connect(order)
 

@@ -1,4 +1,4 @@
-"""Aim's SDK as a store. Only the tracker's process imports this module, because importing aim takes a second."""
+"""Aim's SDK as a store, in the tracker's process alone. It is imported where it is used: it is seldom installed."""
 
 import os
 import shutil
@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from aim import Image, Repo, Run
-from aim.sdk.repo import RepoStatus
 
 from savepoint import system
 from savepoint.errors import UserError
@@ -29,13 +26,15 @@ PATIENCE_SECONDS = 15.0  # with a server
 
 def connect(order: Message) -> "AimStore":
     """Open the store that an order is about. A local one is made if need be, by one process of many."""
+    from aim import Repo
+
     if order["root"] is None:
         return AimStore(Repo.from_path(order["uri"]), order)
     root = Path(order["root"])
     with system.files.locked(Path(order["lock"])):
         if not Path(order["uri"]).exists():
             _create(root)
-    if Repo.check_repo_status(str(root)) == RepoStatus.UPDATE_REQUIRED:
+    if Repo.check_repo_status(str(root)).name == "UPDATE_REQUIRED":
         use = "Move it away, or set tracker.uri or AIM_REPO to another store"
         raise UserError(f"{order['uri']} was not made by Aim 3, or its making was cut short. {use}")
     return AimStore(Repo.from_path(str(root)), order)
@@ -43,6 +42,8 @@ def connect(order: Message) -> "AimStore":
 
 def _create(root: Path) -> None:
     """Create a repository of Aim's, whole or not at all: Aim takes seconds, and cannot mend a half-made one."""
+    from aim import Repo
+
     with tempfile.TemporaryDirectory(dir=root, prefix=".aim-new-") as fresh:
         repo = Repo(fresh, init=True)
         repo.structured_db.engine.dispose()
@@ -53,7 +54,7 @@ def _create(root: Path) -> None:
 class AimStore:
     """A store of Aim's. `savepoint.trackers.store.Store` documents the methods."""
 
-    def __init__(self, repo: Repo, order: Message) -> None:
+    def __init__(self, repo: Any, order: Message) -> None:
         self.repo, self.remote = repo, order["root"] is None
         self.artifacts, self.lock = Path(order["artifacts"]), Path(order["lock"])
         self._experiment = order["experiment"]
@@ -114,12 +115,6 @@ class AimStore:
         there = stored_id("run", own_id)
         return f"run {own_id} (runs/{there})" if there in self.ids() else f"run {own_id}"
 
-    def props(self, run: str) -> Any:
-        """Return a run's name and description, as they are stored now."""
-        if not self.remote:
-            self.repo.structured_db.get_session().expire_all()  # what other processes have changed
-        return self.repo.request_props(run, read_only=False)
-
     def _open(self, run: str, name: str, *, began: float | None = None) -> "AimRun":
         """Open a run for writing, and make it if it is not there. began: its start, in seconds since 1970."""
         if run not in self.ids():
@@ -131,6 +126,8 @@ class AimStore:
         if not self.remote:
             # A lock of a process that was killed. A living one would hold the lock of the run's directory, or ours.
             self.repo._lock_manager.release_locks(run, force=True)
+        from aim import Run
+
         opened = Run(run, repo=self.repo, force_resume=self.remote, **OFF)
         if opened.get(OURS) is None:
             opened.name, opened.experiment = allowed(name), allowed(self._experiment)
@@ -210,7 +207,7 @@ class AimRun:
             last = str(own.get("note", ""))
             outcome = (last, last if note is None else note)
             origin = [self._store.link(parent) for parent in own.get("parents", [])]
-            props = self._store.props(self.id)
+            props = self._store.repo.request_props(self.id, read_only=False)
             props.description = description(props.description or "", origin=origin, outcome=outcome, fork=fork)
             if note is not None:
                 self.set_own({"note": note})
@@ -224,6 +221,8 @@ class AimRun:
         name = f"{folder}/{file.name}" if folder else file.name
         self._run.log_artifact(str(file), name, block=True)
         if file.suffix.lower() in PICTURES:
+            from aim import Image
+
             digits = file.stem.rpartition("_")[2]  # a figure's name ends with its step
             picture, step = Image(str(file)), int(digits) if digits.isdecimal() else 0
             self._run._tracker._track(picture, file.stat().st_mtime, folder or file.name, step)
