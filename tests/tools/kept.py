@@ -12,8 +12,11 @@ import pytest
 from savepoint.config import TrackerSettings
 from tools.stores import query
 
-HAS_AIM = importlib.util.find_spec("aim") is not None
-needs_aim = pytest.mark.skipif(not HAS_AIM, reason="aim is not installed: pip install 'aim>=3.29,<4'")
+
+def need_aim() -> None:
+    """Skip the test where Aim is not installed. Called from fixtures, so that the summary has one line for all."""
+    if importlib.util.find_spec("aim") is None:
+        pytest.skip("aim is not installed: pip install 'aim>=3.29,<4'")
 
 
 @dataclass(frozen=True)

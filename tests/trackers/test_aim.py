@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tools import stores
-from tools.kept import needs_aim
+from tools.kept import need_aim
 from tools.processes import REPOSITORY
 from tools.stores import query, wait_for
 
@@ -49,16 +49,16 @@ def open_run(run_dir: Path, **arguments: object) -> trackers.Tracker:
 
 
 @pytest.mark.parametrize(
-    ("uri", "environment", "place", "serves"),
+    ("uri", "environment", "place", "usual"),
     [
-        (None, None, "here", "make ui"),
-        ("kept", None, "here/kept", "tracker.uri="),
-        ("kept/.aim", None, "here/kept", "tracker.uri="),
-        ("kept", "mine", "there/mine", "tracker.uri="),
+        (None, None, "here", True),
+        ("kept", None, "here/kept", False),
+        ("kept/.aim", None, "here/kept", False),
+        ("kept", "mine", "there/mine", False),
     ],
 )
 def test_runs_are_kept_where_the_environment_or_the_config_says(
-    uri: str | None, environment: str | None, place: str, serves: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str | None, environment: str | None, place: str, usual: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
@@ -66,7 +66,7 @@ def test_runs_are_kept_where_the_environment_or_the_config_says(
     if environment:
         monkeypatch.setenv("AIM_REPO", environment)
     page = trackers.find_page(TrackerSettings(kind="aim", uri=uri), repository=tmp_path / "here")
-    given = () if serves == "make ui" else (f"tracker.uri={tmp_path / place}",)
+    given = () if usual else (f"tracker.uri={tmp_path / place}",)
     assert page == Page(str(tmp_path / place / ".aim"), None, "runs", ("tracker=aim", *given))
     words = " ".join(("python -m savepoint ui tracker=aim", *given))
     assert page.words == f"{words}, then http://127.0.0.1:5000/runs"
@@ -106,6 +106,11 @@ def test_where_aim_is_not_installed_one_line_says_so_and_training_goes_on(
 
 
 @pytest.fixture
+def aim() -> None:
+    need_aim()
+
+
+@pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as the checks before the import can tell."""
     monkeypatch.setattr("savepoint.trackers.aim.address.importlib.util.find_spec", lambda name: name)
@@ -134,8 +139,7 @@ def test_ui_of_an_aim_server_names_it(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.startswith("aim://127.0.0.1:5999 ")
 
 
-@needs_aim
-@pytest.mark.usefixtures("nursery")
+@pytest.mark.usefixtures("aim", "nursery")
 def test_every_name_is_stored_and_a_lock_from_another_machine_is_no_obstacle(run_dir: Path, tmp_path: Path) -> None:
     odd = {"a=b@c": 1.0, "": 2.0, "half\ud800": 3.0, "../up": 4.0, "nan": "nan", "train/loss": "-inf"}
     with (run_dir / "metrics.jsonl").open("w") as file:
@@ -149,8 +153,7 @@ def test_every_name_is_stored_and_a_lock_from_another_machine_is_no_obstacle(run
     assert name == ("first",)
 
 
-@needs_aim
-@pytest.mark.usefixtures("nursery")
+@pytest.mark.usefixtures("aim", "nursery")
 def test_a_repository_that_aim_cannot_read_is_left_alone(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / ".aim").mkdir()
     line = open_run(run_dir).close("finished", 60)
@@ -158,8 +161,7 @@ def test_a_repository_that_aim_cannot_read_is_left_alone(run_dir: Path, tmp_path
     assert [*(tmp_path / ".aim").iterdir()] == []
 
 
-@needs_aim
-@pytest.mark.usefixtures("nursery")
+@pytest.mark.usefixtures("aim", "nursery")
 def test_ui_serves_aims_page_until_ctrl_c(run_dir: Path, tmp_path: Path) -> None:
     assert open_run(run_dir).close("finished", 60) is None
     with socket.create_server(("127.0.0.1", 0)) as free:
