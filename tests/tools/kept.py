@@ -12,11 +12,14 @@ import pytest
 from savepoint.config import TrackerSettings
 from tools.stores import query
 
+# Not `skipif`: after `skip` the summary has one line for all tests of a file.
+_skip = pytest.mark.skip(reason="aim is not installed: pip install 'aim>=3.29,<4'")
+needs_aim = () if importlib.util.find_spec("aim") else (_skip,)
 
-def need_aim() -> None:
-    """Skip the test where Aim is not installed. Called from fixtures, so that the summary has one line for all."""
-    if importlib.util.find_spec("aim") is None:
-        pytest.skip("aim is not installed: pip install 'aim>=3.29,<4'")
+
+def with_aim(test: Any) -> Any:
+    """Run a test only where Aim is installed."""
+    return _skip(test) if needs_aim else test
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,12 @@ class AimStore:
                     points += [(int(columns[0][at]), columns[1][at], round(columns[2][at] * 1000)) for at in columns[0]]
         attrs: dict[str, Any] = run["attrs"]
         own = attrs.pop("savepoint")
-        ended = run["end_time"] and round(run["end_time"] * 1000)
+        ended = run["end_time"] and int(run["end_time"] * 1000)
         parent = names[own["sweep_run"]][1] if "sweep_run" in own else None
         _, name, note = names[id]
         files = _files([self.root / "aimartifacts" / id])
         assert files == {*run.get("artifacts", {})}, "Aim's list of artifacts names those that are there"
-        facts = (name, own["status"], round(began * 1000), ended, _flat(attrs), sorted(points), note or "", parent)
+        facts = (name, own["status"], int(began * 1000), ended, _flat(attrs), sorted(points), note or "", parent)
         return Kept(id, *facts, files)
 
     def write_note(self, id: str, text: str) -> None:

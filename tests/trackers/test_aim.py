@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tools import stores
-from tools.kept import need_aim
+from tools.kept import with_aim
 from tools.processes import REPOSITORY
 from tools.stores import query, wait_for
 
@@ -106,11 +106,6 @@ def test_where_aim_is_not_installed_one_line_says_so_and_training_goes_on(
 
 
 @pytest.fixture
-def aim() -> None:
-    need_aim()
-
-
-@pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as the checks before the import can tell."""
     monkeypatch.setattr("savepoint.trackers.aim.address.importlib.util.find_spec", lambda name: name)
@@ -139,7 +134,8 @@ def test_ui_of_an_aim_server_names_it(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.startswith("aim://127.0.0.1:5999 ")
 
 
-@pytest.mark.usefixtures("aim", "nursery")
+@with_aim
+@pytest.mark.usefixtures("nursery")
 def test_every_name_is_stored_and_a_lock_from_another_machine_is_no_obstacle(run_dir: Path, tmp_path: Path) -> None:
     odd = {"a=b@c": 1.0, "": 2.0, "half\ud800": 3.0, "../up": 4.0, "nan": "nan", "train/loss": "-inf"}
     with (run_dir / "metrics.jsonl").open("w") as file:
@@ -153,7 +149,8 @@ def test_every_name_is_stored_and_a_lock_from_another_machine_is_no_obstacle(run
     assert name == ("first",)
 
 
-@pytest.mark.usefixtures("aim", "nursery")
+@with_aim
+@pytest.mark.usefixtures("nursery")
 def test_a_repository_that_aim_cannot_read_is_left_alone(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / ".aim").mkdir()
     line = open_run(run_dir).close("finished", 60)
@@ -161,7 +158,8 @@ def test_a_repository_that_aim_cannot_read_is_left_alone(run_dir: Path, tmp_path
     assert [*(tmp_path / ".aim").iterdir()] == []
 
 
-@pytest.mark.usefixtures("aim", "nursery")
+@with_aim
+@pytest.mark.usefixtures("nursery")
 def test_ui_serves_aims_page_until_ctrl_c(run_dir: Path, tmp_path: Path) -> None:
     assert open_run(run_dir).close("finished", 60) is None
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from tools import stores
-from tools.kept import AimStore, Kept, MlflowStore, NoStore, need_aim
+from tools.kept import AimStore, Kept, MlflowStore, NoStore, needs_aim
 from tools.stores import ended, wait_for
 from tools.warm import Nursery
 
@@ -37,11 +37,8 @@ def aim_schema(tmp_path_factory: pytest.TempPathFactory, the_nursery: Nursery) -
     return root / ".aim"
 
 
-@pytest.fixture(params=[*KINDS])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    if request.param == "aim":
-        need_aim()
-    request.getfixturevalue("nursery")
+@pytest.fixture(params=["mlflow", pytest.param("aim", marks=needs_aim), "none"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: Nursery) -> Any:
     for name in ("MLFLOW_TRACKING_URI", "AIM_REPO"):
         monkeypatch.delenv(name, raising=False)
     schema = {"mlflow": "schema", "aim": "aim_schema"}.get(request.param)
