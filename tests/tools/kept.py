@@ -12,14 +12,9 @@ import pytest
 from savepoint.config import TrackerSettings
 from tools.stores import query
 
-# Not `skipif`: after `skip` the summary has one line for all tests of a file.
+# Of a fixture's parameter: pytest then has one line in its summary for all tests of a file. `skipif` would give one each.
 _skip = pytest.mark.skip(reason="aim is not installed: pip install 'aim>=3.29,<4'")
 needs_aim = () if importlib.util.find_spec("aim") else (_skip,)
-
-
-def with_aim(test: Any) -> Any:
-    """Run a test only where Aim is installed."""
-    return _skip(test) if needs_aim else test
 
 
 @dataclass(frozen=True)

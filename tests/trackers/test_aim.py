@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tools import stores
-from tools.kept import with_aim
+from tools.kept import needs_aim
 from tools.processes import REPOSITORY
 from tools.stores import query, wait_for
 
@@ -105,6 +105,12 @@ def test_where_aim_is_not_installed_one_line_says_so_and_training_goes_on(
     assert line is not None and line.startswith(f"Aim has not stored 12 of 12 points (cannot connect: {why}).")
 
 
+@pytest.fixture(params=[pytest.param("installed", marks=needs_aim)])
+def aim(request: pytest.FixtureRequest, nursery: object) -> str:
+    """Aim itself, in processes that have imported it."""
+    return str(request.param)
+
+
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as the checks before the import can tell."""
@@ -134,9 +140,9 @@ def test_ui_of_an_aim_server_names_it(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.startswith("aim://127.0.0.1:5999 ")
 
 
-@with_aim
-@pytest.mark.usefixtures("nursery")
-def test_every_name_is_stored_and_a_lock_from_another_machine_is_no_obstacle(run_dir: Path, tmp_path: Path) -> None:
+def test_every_name_is_stored_and_a_lock_from_another_machine_is_no_obstacle(
+    aim: str, run_dir: Path, tmp_path: Path
+) -> None:
     odd = {"a=b@c": 1.0, "": 2.0, "half\ud800": 3.0, "../up": 4.0, "nan": "nan", "train/loss": "-inf"}
     with (run_dir / "metrics.jsonl").open("w") as file:
         file.write(json.dumps({"step": 1, "time": 5.5, **odd}) + "\n")
@@ -149,18 +155,14 @@ def test_every_name_is_stored_and_a_lock_from_another_machine_is_no_obstacle(run
     assert name == ("first",)
 
 
-@with_aim
-@pytest.mark.usefixtures("nursery")
-def test_a_repository_that_aim_cannot_read_is_left_alone(run_dir: Path, tmp_path: Path) -> None:
+def test_a_repository_that_aim_cannot_read_is_left_alone(aim: str, run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / ".aim").mkdir()
     line = open_run(run_dir).close("finished", 60)
     assert line is not None and "was not made by Aim 3, or its making was cut short. Move it away, or" in line
     assert [*(tmp_path / ".aim").iterdir()] == []
 
 
-@with_aim
-@pytest.mark.usefixtures("nursery")
-def test_ui_serves_aims_page_until_ctrl_c(run_dir: Path, tmp_path: Path) -> None:
+def test_ui_serves_aims_page_until_ctrl_c(aim: str, run_dir: Path, tmp_path: Path) -> None:
     assert open_run(run_dir).close("finished", 60) is None
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
