@@ -137,7 +137,8 @@ def test_ui_of_a_store_without_runs_says_what_to_do(tmp_path: Path, capsys: pyte
 
 def test_ui_of_an_aim_server_names_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main(["ui", "tracker=aim", "tracker.uri=aim://127.0.0.1:5999"]) == 0
-    assert capsys.readouterr().out.startswith("aim://127.0.0.1:5999 ")
+    told = "aim://127.0.0.1:5999, whose page `aim up` serves on that machine: /runs\n"
+    assert capsys.readouterr().out == told
 
 
 def test_every_name_is_stored_and_a_lock_from_another_machine_is_no_obstacle(

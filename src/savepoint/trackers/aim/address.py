@@ -68,7 +68,7 @@ def page(order: Message, path: str) -> Page:
     An Aim server takes runs and shows none: its page is served where its repository lies.
     """
     if order["root"] is None:
-        return Page(None, f"{order['uri']} (its page is served by `aim up` on that machine) ", path)
+        return Page(None, f"{order['uri']}, whose page `aim up` serves on that machine: /", path)
     arguments = ("tracker=aim",) if order["usual"] else ("tracker=aim", f"tracker.uri={order['root']}")
     return Page(order["uri"], None, path, arguments)
 

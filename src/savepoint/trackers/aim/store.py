@@ -29,7 +29,10 @@ def connect(order: Message) -> "AimStore":
     from aim import Repo
 
     if order["root"] is None:
-        return AimStore(Repo.from_path(order["uri"]), order)
+        try:
+            return AimStore(Repo.from_path(order["uri"]), order)
+        except RuntimeError as error:  # Aim's words for it name no address
+            raise TimeoutError("timed out") from error
     root = Path(order["root"])
     with system.files.locked(Path(order["lock"])):
         if not Path(order["uri"]).exists():
@@ -63,7 +66,10 @@ class AimStore:
         self._experiment = order["experiment"]  # a sweep's runs may be in several experiments
         own = {"run_id": order["run_id"], "run_dir": order["run_dir"], "status": "running"}
         if order["sweep"]:
-            own |= {"sweep": order["sweep"]["id"], "sweep_run": self._sweep_parent(order["sweep"])}
+            own |= {
+                "sweep": order["sweep"]["id"],
+                "sweep_run": self._sweep_parent(order["sweep"], began=order["since"]),
+            }
         run = self._open(stored_id("run", order["run_id"]), start["name"] or order["run_id"], began=order["since"])
         own |= {"parents": start["parents"]} if start["parents"] else {}
         own["tags"] = {allowed(key.removeprefix("mlflow.")): allowed(text) for key, text in start["tags"].items()}
@@ -122,7 +128,7 @@ class AimStore:
             self.repo.request_tree("meta", run, read_only=False)
             start = None if began is None else datetime.fromtimestamp(began, UTC)
             self.repo.request_props(run, read_only=False, created_at=start)
-            self.ids()  # or Aim would remember for half a second that there is no such run
+            self._await(run)
         if not self.remote:
             # A lock of a process that was killed. A living one would hold the lock of the run's directory, or ours.
             self.repo._lock_manager.release_locks(run, force=True)
@@ -134,12 +140,18 @@ class AimStore:
             opened[OURS] = {"status": "running"}
         return AimRun(self, run, opened)
 
-    def _sweep_parent(self, sweep: Message) -> str:
+    def _await(self, run: str) -> None:
+        """Wait until Aim knows of a new run. A server remembers for half a second that there was none."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while run not in self.ids() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _sweep_parent(self, sweep: Message, *, began: float) -> str:
         """Return Aim's id of the run that stands for a sweep; the sweep's first run makes it."""
         parent = stored_id("sweep", sweep["id"])
         with system.files.locked(self.lock):
             if parent not in self.ids():
-                run = self._open(parent, sweep["name"])
+                run = self._open(parent, sweep["name"], began=began)
                 run.set_own({"sweep": sweep["id"]})
                 run.close()
         return parent
