@@ -164,6 +164,7 @@ def test_a_repository_that_aim_cannot_read_is_left_alone(aim: str, run_dir: Path
 
 
 def test_ui_serves_aims_page_until_ctrl_c(aim: str, run_dir: Path, tmp_path: Path) -> None:
+    stores.log(run_dir, range(1, 4))
     assert open_run(run_dir).close("finished", 60) is None
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -182,7 +183,10 @@ def test_ui_serves_aims_page_until_ctrl_c(aim: str, run_dir: Path, tmp_path: Pat
 
     try:
         wait_for(lambda: b"<title>Aim</title>" in read("/runs"), seconds=60)
-        assert b"first" in read(f"/api/runs/{stored_id('run', ID)}/info")
+        shown = json.loads(read(f"/api/runs/{stored_id('run', ID)}/info?sequence=metric&sequence=images"))
+        assert shown["props"]["name"] == "first"
+        assert {each["name"] for each in shown["traces"]["metric"]} == {"train/loss", "val/loss", "lr", "epoch"}
+        assert [each["name"] for each in shown["traces"]["images"]] == ["loss.png"]
     finally:
         os.killpg(served.pid, signal.SIGINT)
     assert served.wait(60) == 0

@@ -90,7 +90,7 @@ class AimStore:
             run.set_status(status, datetime.now(UTC).timestamp())
             if table is not None:
                 run.put(table, "")
-                run.set_note(as_markdown(table))
+                run.write_description(as_markdown(table))
             run.close()
         return run.path
 
@@ -129,11 +129,11 @@ class AimStore:
             start = None if began is None else datetime.fromtimestamp(began, UTC)
             self.repo.request_props(run, read_only=False, created_at=start)
             self._await(run)
+        from aim import Run
+
         if not self.remote:
             # A lock of a process that was killed. A living one would hold the lock of the run's directory, or ours.
             self.repo._lock_manager.release_locks(run, force=True)
-        from aim import Run
-
         opened = Run(run, repo=self.repo, force_resume=self.remote, **OFF)
         if opened.get(OURS) is None:
             opened.name, opened.experiment = allowed(name), allowed(self._experiment)
@@ -215,15 +215,19 @@ class AimRun:
     def describe(self, note: str | None = None, *, fork: str | None = None) -> None:
         """Change the description: what came of the run, or a link to a run that was forked from it."""
         with system.files.locked(self._store.lock):  # a fork and its parent may do it at once
-            own = self._store.own(self.id) if self._run is None else self._run.get(OURS)
-            last = str(own.get("note", ""))
-            outcome = (last, last if note is None else note)
-            origin = [self._store.link(parent) for parent in own.get("parents", [])]
-            props = self._store.repo.request_props(self.id, read_only=False)
-            props.description = description(props.description or "", origin=origin, outcome=outcome, fork=fork)
-            if note is not None:
-                self.set_own({"note": note})
+            self.write_description(note, fork=fork)
         self._settle()
+
+    def write_description(self, note: str | None = None, *, fork: str | None = None) -> None:
+        """Do what `describe` does. Needs the store's lock."""
+        own = self._store.own(self.id) if self._run is None else self._run.get(OURS)
+        last = str(own.get("note", ""))
+        outcome = (last, last if note is None else note)
+        origin = [self._store.link(parent) for parent in own.get("parents", [])]
+        props = self._store.repo.request_props(self.id, read_only=False)
+        props.description = description(props.description or "", origin=origin, outcome=outcome, fork=fork)
+        if note is not None:
+            self.set_own({"note": note})
 
     def names(self, folder: str) -> set[str]:
         place = self._folder / folder
