@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from tools.processes import REPOSITORY
 from tools.stores import query, wait_for
 
 from savepoint import __main__, trackers
+from savepoint.commands.ui import _settings as choose
 from savepoint.config import TrackerSettings
 from savepoint.errors import ConfigError, UserError
 from savepoint.trackers import Page
@@ -133,6 +135,17 @@ def test_ui_of_a_store_without_runs_says_what_to_do(tmp_path: Path, capsys: pyte
     assert __main__.main(["ui", "tracker=aim", f"tracker.uri={tmp_path}"]) == 2
     told = "has no runs yet. Train one with tracker=aim, or check tracker.uri and AIM_REPO.\n"
     assert capsys.readouterr().err == f"error: {tmp_path / '.aim'} {told}"
+
+
+@pytest.mark.parametrize(("chosen", "serves"), [("aim", "aim"), ("mlflow", "mlflow"), ("none", "mlflow")])
+def test_ui_serves_the_tracker_that_the_config_chooses(chosen: str, serves: str, tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(REPOSITORY / "conf", conf)
+    text = (conf / "config.yaml").read_text()
+    (conf / "config.yaml").write_text(text.replace("  - tracker: mlflow", f"  - tracker: {chosen}"))
+    assert choose(conf, []).kind == serves
+    assert choose(conf, ["tracker=aim", "tracker.uri=x"]) == TrackerSettings(kind="aim", uri="x")
+    assert choose(conf, ["tracker=none"]).kind == "none"
 
 
 def test_ui_of_an_aim_server_names_it(capsys: pytest.CaptureFixture[str]) -> None:
