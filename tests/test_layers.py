@@ -200,6 +200,10 @@ def test_mlflow_stays_in_the_process_of_its_own() -> None:
     assert {wing(name) for name in importers("mlflow")} == {"trackers"}
 
 
+def test_aim_is_imported_by_its_own_kind_alone() -> None:
+    assert importers("aim") == {"trackers.aim", "trackers.aim.store"}
+
+
 def test_the_checkpoint_never_sees_a_model() -> None:
     graph = {name: engine_imports(path) for name, path in modules().items()}
     below = reached(graph, "checkpoint")

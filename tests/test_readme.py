@@ -25,7 +25,17 @@ from savepoint.runs import history
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 # What is no part of a fresh clone, anywhere in the tree and at its top.
 LEFT_OUT = (".*", "__pycache__", "*.egg-info")
-LEFT_OUT_AT_THE_TOP = ("runs", "sweeps", "mlruns", "mlartifacts", "mlflow.db*", "build", "dist")
+LEFT_OUT_AT_THE_TOP = (
+    "runs",
+    "sweeps",
+    "mlruns",
+    "mlartifacts",
+    "mlflow.db*",
+    ".aim*",
+    "aimartifacts",
+    "build",
+    "dist",
+)
 # A run as the README shows it: the commands below mean the one that its first `python train.py` has made.
 SHOWN = re.findall(r"runs/[\d-]+/\d+-([a-z][0-9a-f]{7})", README)[0]
 # Lines of code blocks that the story below does not run, and where they are run instead.

@@ -1,6 +1,7 @@
 """docs/tracking.md is true: its commands run, and put runs where it says."""
 
 import contextlib
+import importlib.util
 import re
 import shutil
 import socket
@@ -15,6 +16,7 @@ from tools.warm import Nursery
 from tools.workshop import Workshop
 
 from savepoint import __main__, runs
+from savepoint.trackers.aim.contents import stored_id
 
 PAGE = REPOSITORY / "docs" / "tracking.md"
 QUICK = ("trainer.threads=1", "data.limit_batches=2")
@@ -24,13 +26,14 @@ QUICK = ("trainer.threads=1", "data.limit_batches=2")
 def place(workshop: Workshop, nursery: Nursery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """The current directory of the page's commands, which is not the repository's root. Stores are gone with the test."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("AIM_REPO", raising=False)
     monkeypatch.setattr(__main__, "REPOSITORY", workshop.root)
     monkeypatch.chdir(tmp_path)
     with workshop.zygote.tracking(nursery):
         yield tmp_path
     for path in workshop.root.glob("mlflow.db*"):
         path.unlink()
-    for folder in ("mlartifacts", "tracked"):
+    for folder in ("mlartifacts", "tracked", ".aim", "aimartifacts"):
         shutil.rmtree(workshop.root / folder, ignore_errors=True)
 
 
@@ -60,28 +63,36 @@ def test_the_commands_of_the_page_run(
     workshop: Workshop, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
+        outputs: list[str] = []
         nobody = f"http://127.0.0.1:{server.getsockname()[1]}"  # where no server listens from here on
     for first, *arguments in pages.read(PAGE).commands:
         share_schema(workshop.root, place)
+        if first == "pip":
+            continue  # some environments have the package, others have not
         if first == "export":
             monkeypatch.setenv(*arguments[0].split("=", 1))
         elif arguments[0] == "train.py":
             meant = [each.replace("http://127.0.0.1:5999", nobody) for each in arguments[1:]]
             ended = workshop.run("train.py", *meant, *QUICK)
             assert ended.status == 0, ended.output
+            outputs.append(ended.output)
         elif arguments[2] != "ui":  # which tests/test_readme.py serves
             assert __main__.main(arguments[2:]) == 0
     said = capsys.readouterr().out
     found = runs.all_runs(workshop.root)
-    first, model, quiet, elsewhere, offline = (run.id for run in found)
+    first, model, quiet, elsewhere, offline, aimed = (run.id for run in found)
     assert stored(workshop.root / "mlflow.db") == [first, model, quiet]
     assert stored(workshop.root / "tracked" / "mlflow.db") == [elsewhere]
     # Tracked runs alone, and the environment's store is the one of the current directory.
     assert stored(place / "mine.db") == [elsewhere, first, model, offline]
     assert f"run {quiet}  left out: Run {quiet} was not tracked." in said
     (shown,) = re.findall(r"^```text\n(.*?)\n```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert found[-1].record["status"] == "finished"
-    assert shown.replace("http://127.0.0.1:5999", nobody) in ended.output
+    assert [run.record["status"] for run in found[-2:]] == ["finished"] * 2
+    assert shown.replace("http://127.0.0.1:5999", nobody) in outputs[-2]
+    if importlib.util.find_spec("aim"):
+        assert found[-1].tracker_id == stored_id("run", aimed) and "Aim" not in outputs[-1], outputs[-1]
+    else:
+        assert "tracker=aim needs a package that is not installed" in outputs[-1]
     check_what_mlflow_shows(workshop.root, found[0])
 
 

@@ -34,7 +34,7 @@ usage: python -m savepoint ls [text|key=value …] [--sweep SWEEP] [--sort KEY] 
                                               a newer engine in a project that was made so
        python -m savepoint test-engine        the engine's own tests
        python -m savepoint demo               train, kill, resume, and compare every bit
-       python -m savepoint ui [--port 5000] [tracker.uri=…]
+       python -m savepoint ui [--port 5000] [tracker=aim] [tracker.uri=…]
                                               the tracker's web page, on this machine only"""
 REPOSITORY = Path(__file__).resolve().parents[2]
 

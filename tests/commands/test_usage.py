@@ -24,7 +24,9 @@ def test_a_command_says_how_it_is_used(verb: str, flag: str, capsys: pytest.Capt
 @pytest.mark.parametrize("arguments", [["--port"], ["--port", "x"], ["latest"], ["--port", "1", "2"]], ids=" ".join)
 def test_a_wrong_argument_of_ui_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main(["ui", *arguments]) == 2
-    assert capsys.readouterr().err == "error: usage: python -m savepoint ui [--port 5000] [tracker.uri=…]\n"
+    assert (
+        capsys.readouterr().err == "error: usage: python -m savepoint ui [--port 5000] [tracker=aim] [tracker.uri=…]\n"
+    )
 
 
 def test_ui_of_a_server_that_runs_is_its_address(

@@ -4,6 +4,7 @@ Run commands:
     processes   run train.py, resume.py and other programs: in a fresh interpreter, or as a fork of a warm process
     zygote      the warm process: it has imported torch once, and forks a child for each command
     stores      a run that logs, and what MLflow's database holds
+    kept        what each kind of tracker has stored, in one form
     warm        warm interpreters, which run a command line of Python as a fork
     workshop    a copy of the repository whose default directories a test may use, with faulty models and odd data in it
 

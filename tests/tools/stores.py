@@ -20,9 +20,9 @@ def wait_for(condition: Callable[[], object], seconds: float = 180) -> None:
         time.sleep(0.02)
 
 
-def query(repository: Path, text: str, *values: object) -> list[tuple]:
-    with contextlib.closing(sqlite3.connect(repository / "mlflow.db", timeout=20)) as database, database:
-        return database.execute(text, values).fetchall()
+def query(repository: Path, text: str, *values: object, database: str = "mlflow.db") -> list[tuple]:
+    with contextlib.closing(sqlite3.connect(repository / database, timeout=20)) as opened, opened:
+        return opened.execute(text, values).fetchall()
 
 
 def log(directory: Path, steps: range) -> None:

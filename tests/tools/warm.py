@@ -1,6 +1,6 @@
 """Warm interpreters: fork a process that has imported what is slow to import, in place of starting Python each time.
 
-torch takes two seconds to import, and MLflow four. A test that asks for one of the fixtures `warm` and `nursery`, or
+torch takes two seconds to import, MLflow four, and Aim one. A test that asks for one of the fixtures `warm` and `nursery`, or
 for a `Warm` of its own, says so with its name; all others start Python as a person does. A child is run by a command
 line, with modules, arguments, environment and standard files of its own, and has everything of a new process except
 that what the warm one has imported is there already.
@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -39,7 +40,7 @@ Popen = subprocess.Popen  # the real one, whatever stands in for it
 
 # What a run imports, and nothing of the engine's: a child takes that from the place that its command line names.
 LIBRARIES = ("torch._dynamo", "hydra._internal.hydra", "hydra.core.plugins", "torch.utils.data", "rich.progress")
-TRACKING = ("savepoint.trackers.plot", "savepoint.trackers.worker", "tools.warm:make_store")
+TRACKING = ("savepoint.trackers.plot", "savepoint.trackers.worker", "tools.warm:make_store", "tools.warm:import_aim")
 
 
 class Warm:
@@ -91,7 +92,7 @@ class Warm:
 
 
 class Nursery(Warm):
-    """Forks the processes that talk to MLflow."""
+    """Forks the processes that talk to a tracker's store."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, *TRACKING)
@@ -278,6 +279,12 @@ def make_store() -> None:
         database = Path(folder, "mlflow.db")
         order = {"database": str(database), "lock": f"{database}.lock", "artifacts": folder, "experiment": ""}
         store.connect(order | {"uri": f"sqlite:///{database}"})
+
+
+def import_aim() -> None:
+    """Import Aim where it is installed. It takes a second."""
+    if importlib.util.find_spec("aim"):
+        importlib.import_module("aim")
 
 
 BASE = [*sys.path]  # without this script's directory: it is started with -P

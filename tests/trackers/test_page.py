@@ -22,14 +22,15 @@ def no_store_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_local_store_is_served_and_its_experiment_opened_for_training(tmp_path: Path) -> None:
     """tests/test_readme.py does it with a database that MLflow has made."""
     store = f"sqlite:///{(tmp_path / 'kept.db').as_posix()}"
-    assert trackers.find_page(LOCAL, repository=tmp_path) == Page(store, None, "")
+    given = (f"tracker.uri={store}",)
+    assert trackers.find_page(LOCAL, repository=tmp_path) == Page(store, None, "", given)
     assert list(tmp_path.iterdir()) == [], "asking makes no database"
     with contextlib.closing(sqlite3.connect(tmp_path / "kept.db")) as database:
         database.execute("CREATE TABLE experiments (experiment_id INTEGER, name TEXT)")
         database.execute("INSERT INTO experiments VALUES (0, 'Default'), (7, 'mine')")
         database.commit()
     path = "#/experiments/7/runs?workflowType=machine_learning"
-    assert trackers.find_page(LOCAL, repository=tmp_path) == Page(store, None, path)
+    assert trackers.find_page(LOCAL, repository=tmp_path) == Page(store, None, path, given)
 
 
 def test_a_server_is_named_without_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

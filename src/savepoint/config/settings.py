@@ -103,7 +103,7 @@ class AmpSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerSettings:
-    kind: str = setting(check=one_of("mlflow", "none"))
+    kind: str = setting(check=one_of("mlflow", "aim", "none"))
     experiment: str = setting("savepoint", not_empty)
     uri: str | None = setting(None, not_empty)
     register_as: str | None = setting(None, _registrable)

@@ -207,7 +207,7 @@ class _Application:
         for line in unstored:
             print(line, file=sys.stderr)
         if page is not None:
-            print(f"to look at it: {page.words(self.repository)}")
+            print(f"to look at it: {page.words}")
 
 
 def _interrupted(invocation: Invocation, error: BaseException) -> KeyboardInterrupt:

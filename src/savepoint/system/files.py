@@ -219,3 +219,16 @@ class Lock:
     def release(self) -> None:
         """Free the lock and close its file."""
         self._file.close()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock on a file, which is made if need be, for as long as the block runs. Waits for it without limit."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = Lock(path)
+    while not lock.acquire():
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -25,7 +25,9 @@ _SHARED = (
 _OWN = ("README.md", "CHANGELOG.md", "LICENSE", "tests/project/")
 ORIGINALS = "tests/engine"
 # What git ignores, for a template that is no clone: folders at its root, and anywhere.
-_IGNORED_ROOTS = {".git", ".venv", "runs", "sweeps", "mlartifacts", "mlruns", "build", "dist", "exports"}
+_IGNORED_ROOTS = {".git", ".venv", "runs", "sweeps", "build", "dist", "exports"} | {
+    *("mlartifacts", "mlruns", ".aim", "aimartifacts")
+}
 _IGNORED = {"__pycache__", "node_modules", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 
 

@@ -33,7 +33,7 @@ def rename_text(path: str, text: str, answers: Answers) -> str:
         if answers.examples == "none":
             for group in ("model", "data", "task"):
                 text = _option(text, group, "???")
-    if path == "conf/tracker/mlflow.yaml":
+    if path in ("conf/tracker/mlflow.yaml", "conf/tracker/aim.yaml"):
         text = re.sub(r"^experiment: savepoint\b", lambda _: f"experiment: {_yaml(answers.name)}", text, flags=re.M)
     if path == "tests/project/test_yours.py" and answers.examples != "all":
         text = re.sub(r'^(EXPERIMENTS.* = )\[".*"\]', r"\1[]", text, flags=re.M)

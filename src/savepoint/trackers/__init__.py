@@ -19,6 +19,7 @@ Rooms, in reading order:
     store      what a store has to do
     kinds      what is known of each kind of tracker
     mlflow     MLflow
+    aim        Aim
 """
 
 from collections.abc import Callable, Sequence
@@ -28,18 +29,20 @@ from savepoint.config import TrackerSettings, compose, read_settings
 from savepoint.errors import ConfigError
 from savepoint.trackers import mirrored, questions
 from savepoint.trackers.none import NoTracker
-from savepoint.trackers.protocol import Dataset, Found, Page, Sweep, Tracker
+from savepoint.trackers.protocol import Dataset, Found, Page, Server, Sweep, Tracker
 
 __all__ = [
     "Dataset",
     "Found",
     "NoTracker",
     "Page",
+    "Server",
     "Sweep",
     "Tracker",
     "fetch_run",
     "find_page",
     "find_run",
+    "find_server",
     "finish_sweep",
     "local_settings",
     "open",
@@ -155,3 +158,11 @@ def find_page(settings: TrackerSettings, *, repository: Path) -> Page:
     if settings.kind == "none":
         raise ConfigError("tracker=none has no web page. Choose a tracker in conf/config.yaml.")
     return questions.find_page(settings, repository=repository)
+
+
+def find_server(settings: TrackerSettings, *, repository: Path, port: str) -> Server:
+    """Return the server of a page whose `Page.store` is not None: the command that runs it on this machine.
+
+    Raises: ConfigError if the store's address cannot be used; UserError if the server cannot work.
+    """
+    return questions.find_server(settings, repository=repository, port=port)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from savepoint.config import TrackerSettings
 from savepoint.trackers.process import Message
-from savepoint.trackers.protocol import Page
+from savepoint.trackers.protocol import Page, Server
 from savepoint.trackers.store import Store
 
 
@@ -20,6 +20,7 @@ class Kind:
     people; the rest is the kind's own. Raises ConfigError if the store cannot be used, and asks no server.
     absent: whether the store, so located, is a local one that no run has created yet.
     page: the store, and the path of a run or sweep → its page. front: the store → the page that lists the runs.
+    serve: a local store, a port → the server of its page, for this machine only. Raises UserError if it cannot work.
     connect: the store → the store, opened; called in the tracker's process. Raises UserError if waiting is pointless.
     """
 
@@ -29,6 +30,7 @@ class Kind:
     absent: Callable[[Message], bool]
     page: Callable[[Message, str], Page]
     front: Callable[[Message], Page]
+    serve: Callable[[Message, str], Server]
     connect: Callable[[Message], Store]
 
 

@@ -133,6 +133,10 @@ class Mirror:
                 self._run.put(path, "")
         self._drawn, self._drawn_at = drawable, time.monotonic()
 
+    def close(self) -> None:
+        """Let go of the run in the store."""
+        self._run.close()
+
 
 @functools.cache
 def _environment() -> str:

@@ -97,7 +97,7 @@ class Worker:
         raise TimeoutError(f"not done within {timeout_seconds:g} s")
 
     def end(self) -> None:
-        """Kill the process, and remove its log if it is empty. A kill harms nothing that MLflow has stored."""
+        """Kill the process, and remove its log if it is empty. A kill harms nothing that is stored."""
         self._process.kill()
         self._process.wait()
         self._stdin.close()

@@ -32,19 +32,30 @@ class Page:
     """A tracker's web page. store: what a server has to be started for, or None where `server` is one that runs.
 
     path: what follows the server's address to open this project's runs, or one of them. Empty before the first run.
+    arguments: what `python -m savepoint ui` has to be given to serve the store. Nothing for the usual one.
     """
 
     store: str | None
     server: str | None
     path: str
+    arguments: tuple[str, ...] = ()
 
-    def words(self, repository: Path) -> str:
-        """Say how to get there: the address, and before it the command that serves a store without a server."""
+    @property
+    def words(self) -> str:
+        """How to get there: the address, and before it the command that serves a store without a server."""
         if self.server is not None:
             return f"{self.server}{self.path}"
-        usual = self.store == f"sqlite:///{(repository / 'mlflow.db').absolute().as_posix()}"
-        command = "make ui (or python -m savepoint ui)" if usual else f"python -m savepoint ui tracker.uri={self.store}"
+        given = " ".join(self.arguments)
+        command = f"python -m savepoint ui {given}" if given else "make ui (or python -m savepoint ui)"
         return f"{command}, then http://127.0.0.1:5000/{self.path}"
+
+
+@dataclass(frozen=True)
+class Server:
+    """The server of a tracker's web page: the command that runs it until Ctrl-C, and variables of its environment."""
+
+    command: list[str]
+    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True)

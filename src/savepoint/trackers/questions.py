@@ -8,7 +8,7 @@ from savepoint.config import TrackerSettings
 from savepoint.errors import UserError
 from savepoint.trackers import kinds
 from savepoint.trackers.process import LOG, Message, Worker
-from savepoint.trackers.protocol import Found, Page, Sweep
+from savepoint.trackers.protocol import Found, Page, Server, Sweep
 
 
 def finish_sweep(
@@ -69,6 +69,12 @@ def find_page(settings: TrackerSettings, *, repository: Path) -> Page:
     """Do what `trackers.find_page` promises."""
     kind = kinds.load(settings.kind)
     return kind.front(kind.locate(settings, repository, repository))
+
+
+def find_server(settings: TrackerSettings, *, repository: Path, port: str) -> Server:
+    """Do what `trackers.find_server` promises."""
+    kind = kinds.load(settings.kind)
+    return kind.serve(kind.locate(settings, repository, repository), port)
 
 
 def _ask(kind: kinds.Kind, order: Message, timeout_seconds: float, title: str) -> Message:

@@ -86,6 +86,9 @@ class Rounds:
         """Let go of the run, so that another process can serve it."""
         for follower in self._followers:
             follower.close()
+        if self._mirror:
+            # Whatever a store raises here, all that the run has is stored, and its next process can open it.
+            self._do("let go of the run", self._mirror.close, last=True)
         if self._turn:
             self._turn.release()
 

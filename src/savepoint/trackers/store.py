@@ -51,6 +51,9 @@ class StoredRun(Protocol):
     def download(self, path: str, to: Path) -> None:
         """Copy a file or a folder of the run's artifacts to the same path below `to`."""
 
+    def close(self) -> None:
+        """Let go of the run, so that another process can open it. No other method is called after this one."""
+
 
 class Store(Protocol):
     """A place where a tracker keeps runs."""

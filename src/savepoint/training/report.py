@@ -84,7 +84,7 @@ def conclude(job: runs.Job, train_state: TrainState, saves: Saves) -> None:
     if further is not None:
         log.info("to go on: %s%s", job.resume_command, further)
     if (page := job.tracker.page()) is not None:
-        log.info("to look at it: %s", page.words(job.repository))
+        log.info("to look at it: %s", page.words)
 
 
 def summary(job: runs.Job, train_state: TrainState, saves: Saves) -> str:

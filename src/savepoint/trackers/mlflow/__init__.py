@@ -13,7 +13,7 @@ from pathlib import Path
 
 from savepoint import system
 from savepoint.trackers.kinds import Kind
-from savepoint.trackers.mlflow.address import absent, front, locate, page
+from savepoint.trackers.mlflow.address import absent, front, locate, page, serve
 from savepoint.trackers.process import Message
 from savepoint.trackers.store import Store
 
@@ -44,5 +44,6 @@ KIND = Kind(
     absent=absent,
     page=page,
     front=front,
+    serve=serve,
     connect=_connect,
 )

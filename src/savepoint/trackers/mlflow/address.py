@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import sqlite3
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -11,7 +12,7 @@ from urllib.request import url2pathname
 from savepoint.config import TrackerSettings
 from savepoint.errors import ConfigError
 from savepoint.trackers.process import Message
-from savepoint.trackers.protocol import Page
+from savepoint.trackers.protocol import Page, Server
 
 
 def locate(settings: TrackerSettings, repository: Path, lock_dir: Path) -> Message:
@@ -48,11 +49,12 @@ def locate(settings: TrackerSettings, repository: Path, lock_dir: Path) -> Messa
             "directory": str(place),
             "artifacts": None,
             "lock": str(place.parent / ".mlflow.lock"),
+            "usual": False,
         }
     if parts.scheme != "sqlite":
         lock = lock_dir.absolute() / ".mlflow.lock"
         none = dict.fromkeys(("database", "directory", "artifacts"))
-        return {"uri": uri, "experiment": settings.experiment, "lock": str(lock), **none}
+        return {"uri": uri, "experiment": settings.experiment, "lock": str(lock), "usual": False, **none}
     path = uri.removeprefix("sqlite:///")
     if path in ("", ":memory:", uri):
         raise ConfigError(f"{name}: a database in memory is gone with its process. Use sqlite:///<path>.db.")
@@ -64,6 +66,7 @@ def locate(settings: TrackerSettings, repository: Path, lock_dir: Path) -> Messa
         "directory": None,
         "artifacts": database.with_name("mlartifacts").as_uri(),
         "lock": str(database.parent / ".mlflow.lock"),
+        "usual": database == repository.absolute() / "mlflow.db",
     }
 
 
@@ -76,7 +79,7 @@ def absent(order: Message) -> bool:
 def page(order: Message, path: str) -> Page:
     """Return the page of a run or of several, given the path that follows the server's address."""
     if order["database"] or order["directory"]:
-        return Page(order["uri"], None, path)
+        return Page(order["uri"], None, path, () if order["usual"] else (f"tracker.uri={order['uri']}",))
     shown = re.sub(r"://[^/@\s]+@", "://", order["uri"])  # without a password from the environment
     return Page(None, shown.rstrip("/") + "/", path)
 
@@ -93,3 +96,11 @@ def front(order: Message) -> Page:
             found = database.execute(query, (order["experiment"],)).fetchone()
     # Without the second part MLflow opens a view for language models, in which runs are filed under "Evaluations".
     return page(order, f"#/experiments/{found[0]}/runs?workflowType=machine_learning" if found else "")
+
+
+def serve(order: Message, port: str) -> Server:
+    """Return the command that serves the page of a local store."""
+    address = ["--host", "127.0.0.1", "--port", port, "--workers", "2"]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", order["uri"], *address]
+    # MLflow's job workers would keep running after their server has ended.
+    return Server(command, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"})

@@ -1,9 +1,6 @@
 """Open MLflow's store: a database with its schema, an experiment, and the words for a store that cannot work."""
 
-import contextlib
 import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -15,19 +12,6 @@ from savepoint.errors import UserError
 from savepoint.trackers.process import Message
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes. Waits without limit: the worker has a deadline of its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = system.files.Lock(path)
-    while not lock.acquire():
-        time.sleep(0.05)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def connect(order: Message) -> MlflowClient:
     """Return a client whose store has answered. A local database is created if need be, by one process of many.
 
@@ -36,7 +20,7 @@ def connect(order: Message) -> MlflowClient:
     if order["database"]:
         database = Path(order["database"])
         if _is_absent(database):
-            with locked(Path(order["lock"])):
+            with system.files.locked(Path(order["lock"])):
                 if _is_absent(database):
                     _create(database, artifacts=order["artifacts"])
     try:

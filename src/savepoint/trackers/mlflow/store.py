@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from savepoint import system
 from savepoint.trackers.artifacts import as_markdown
 from savepoint.trackers.mlflow import client as clients
 from savepoint.trackers.points import Point
@@ -45,7 +46,7 @@ class MlflowStore:
 
     def open_run(self, order: Message, start: Message) -> "MlflowRun":
         client = self._client
-        with clients.locked(self._lock):
+        with system.files.locked(self._lock):
             # A sweep's runs may be in several experiments.
             experiment_id = clients.experiment(client, order["experiment"], artifacts=self._artifacts)
             if order["sweep"]:
@@ -213,6 +214,9 @@ class MlflowRun:
 
     def download(self, path: str, to: Path) -> None:
         self._artifacts.download_artifacts(path, str(to))  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Do nothing: MLflow holds nothing open for a run."""
 
     @functools.cached_property
     def _artifacts(self) -> ArtifactRepository:

@@ -1,0 +1,94 @@
+"""A run's names, params and description in the form in which Aim keeps them. Aim is not imported."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+OPTION = "option"  # of a group: `model.option` is cnn after model=cnn
+
+
+def stored_id(kind: str, own_id: str) -> str:
+    """Return Aim's id of a run or a sweep. It follows from the own id, so two processes cannot make the run twice.
+
+    >>> stored_id("run", "ab12cd34")
+    'd7c1525e8b3fae293390411c'
+    """
+    return hashlib.sha256(f"savepoint {kind} {own_id}".encode()).hexdigest()[:24]  # as long as Aim's own ids
+
+
+def allowed(key: str) -> str:
+    """Return a name that Aim takes: any text but the empty one, which it cannot read back, and halves of a character.
+
+    >>> allowed("model.kernel@3x3=same"), allowed(""), allowed("a\\ud800")
+    ('model.kernel@3x3=same', '_', 'a?')
+    """
+    return key.encode("utf-8", "replace").decode() or "_"
+
+
+def nested(flat: Mapping[str, str]) -> dict[str, Any]:
+    """Return params as a tree, so that Aim can search for `run.optimizer.lr > 0.01`. Texts of numbers become numbers.
+
+    A name that has others below it, the option of a group, goes below itself.
+
+    >>> nested({"model": "cnn", "model.hidden": "[8]", "seed": "1", "optimizer.lr": "0.1"})
+    {'model': {'option': 'cnn', 'hidden': '[8]'}, 'optimizer': {'lr': 0.1}, 'seed': 1}
+    """
+    tree: dict[str, Any] = {}
+    for key in sorted(flat):
+        *folders, name = (allowed(part) for part in key.split("."))
+        place = tree
+        for folder in folders:
+            if not isinstance(place.get(folder), dict):
+                place[folder] = {OPTION: place[folder]} if folder in place else {}
+            place = place[folder]
+        place[name] = _value(flat[key])
+    return tree
+
+
+def _value(text: str) -> int | float | str:
+    try:
+        value = json.loads(text, parse_constant=str)
+    except ValueError:
+        return allowed(text) if text else ""
+    number = type(value) is float or (type(value) is int and abs(value) < 2**63)  # Aim's integers have 64 bits
+    return value if number else allowed(text)
+
+
+def merged(kept: Any, fresh: Any) -> Any:
+    """Return a tree with what is only in `fresh` added to `kept`: a resumed run shows how it began.
+
+    >>> merged({"lr": 0.1, "a": {"b": 1}}, {"lr": 0.2, "a": {"c": 2}})
+    {'lr': 0.1, 'a': {'b': 1, 'c': 2}}
+    """
+    if not isinstance(kept, dict) or not isinstance(fresh, dict):
+        return kept
+    return {**kept, **{key: merged(kept[key], value) if key in kept else value for key, value in fresh.items()}}
+
+
+def description(shown: str, *, origin: Sequence[str], outcome: tuple[str, str], fork: str | None = None) -> str:
+    """Return a run's description after a change, unless a person has written one: that one is kept.
+
+    shown: the description as it is. origin: links to the runs that this one was forked from. outcome: what came of the
+    run, as it was written last and as it is now. fork: a link to a run that was forked from this one, to be added.
+
+    >>> first = description("", origin=["run a"], outcome=("", "Best 1."))
+    >>> first
+    'Started from run a.\\n\\nBest 1.'
+    >>> second = description(first, origin=["run a"], outcome=("Best 1.", "Best 1."), fork="run c")
+    >>> description(second, origin=["run a"], outcome=("Best 1.", "Best 2."))
+    'Started from run a.\\n\\nBest 2.\\n\\nForked as run c.'
+    >>> description("Mine.", origin=["run a"], outcome=("Best 1.", "Best 2."), fork="run c")
+    'Mine.'
+    """
+    before, after = outcome
+    start = f"Started from {', '.join(origin)}." if origin else ""
+    forks = [part for part in shown.split("\n\n") if part.startswith("Forked as ")]
+    if shown not in ("", _joined(start, before, *forks)):
+        return shown
+    added = f"Forked as {fork}." if fork else ""
+    return _joined(start, after, *forks, "" if added in forks else added)
+
+
+def _joined(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
