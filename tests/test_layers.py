@@ -191,6 +191,7 @@ def test_hydra_stays_where_configs_are_composed() -> None:
         "launch.completion",
         "launch.jobs",
         "launch.start",
+        "launch.sweep",
         "testing",
     }
     assert importers("hydra") | importers("omegaconf") == composing

@@ -43,7 +43,8 @@ def test_default_run_learns_digits_and_leaves_what_the_design_says(workshop: Wor
     made = only_run(workshop)
     assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d/\d{6}-" + made.id, str(made.directory.relative_to(workshop.root)))
     there = {path.name for path in made.directory.iterdir()}
-    assert there == {"config.yaml", "run.json", "metrics.jsonl", "train.log", "checkpoints", ".hydra", ".lock"}
+    files = {"config.yaml", "run.json", "metrics.jsonl", "train.log", "example.safetensors"}
+    assert there == files | {"checkpoints", ".hydra", ".lock"}
     choices, (first,) = made.record["choices"], made.record["commands"]
     assert {"model": "mlp", "optimizer": "adamw", "tracker": "none"}.items() <= choices.items()
     assert first["command"] == "train.py tracker=none trainer.threads=1"

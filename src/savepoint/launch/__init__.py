@@ -5,6 +5,8 @@ Importing this package imports neither torch nor MLflow, so `--help` and a typo 
 Rooms, in reading order:
     script       run a script's work: exit codes, and errors in plain words
     application  train.py as a Hydra application: a single run, or a sweep of jobs
+    sweep        begin a sweep and end it, whichever processes run its jobs
+    gpus         a GPU for each of several processes that train jobs
     jobs         the jobs of a sweep: which there will be, which a resume leaves alone
     start        start a new run: its config, its directory, its tracker
     requeue      open a new run, or with resume=auto the one of that name that was begun before
@@ -21,11 +23,13 @@ from savepoint.launch.request import Request, run_resume
 from savepoint.launch.requeue import open_run
 from savepoint.launch.script import leave, load_script
 from savepoint.launch.start import Invocation, compose, importing_torch
+from savepoint.launch.sweep import SweepStart
 
 __all__ = [
     "Invocation",
     "Reopened",
     "Request",
+    "SweepStart",
     "compose",
     "importing_torch",
     "leave",

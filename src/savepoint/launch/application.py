@@ -4,7 +4,9 @@ Hydra makes directories before it calls anybody, prints errors its own way, and 
 This module works around each of these.
 """
 
+import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,9 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from savepoint import commands, runs, system, trackers, trust
-from savepoint.config import help_text, quote_paths, quote_raw
+from savepoint.config import TrackerSettings, help_text, quote_paths, quote_raw
 from savepoint.errors import UserError
-from savepoint.launch import jobs
+from savepoint.launch import gpus, jobs
+from savepoint.launch import sweep as sweeps
 from savepoint.launch.script import run_script
 from savepoint.launch.start import Invocation
 
@@ -83,23 +86,25 @@ def resume_sweep(train: Train, repository: Path, sweep: Path, changes: list[str]
 class _Application:
     """One process of train.py, and what is known of it so far.
 
-    start_id: names the directory of the run, or of the sweep. invocations: one for each job that began.
-    failure: why the only run of this process failed. resumed: whether the sweep was begun by an earlier process.
-    retry: whether its failed jobs are to be trained again.
+    start_id: names the directory of the run, or of the sweep. process: the id of the process that was started by hand;
+    a launcher may run jobs in others. invocations: one for each job that began in this process.
+    failure: why the only run of this process failed. typed: the overrides of the command line.
+    resumed: whether the sweep was begun by an earlier process. retry: whether its failed jobs are to be trained again.
     """
 
     train: Train
     repository: Path
     start_id: str = field(default_factory=runs.new_id)
+    process: int = field(default_factory=os.getpid)
     invocations: list[Invocation] = field(default_factory=list)
     failure: BaseException | None = None
+    typed: list[str] = field(default_factory=_overrides)
     resumed: bool = False
     retry: bool = False
 
     def run(self) -> None:
         """Let Hydra compose the config and call `_job` for each run. Raises: whatever ended the run or the sweep."""
-        OmegaConf.register_new_resolver("repository", lambda: str(self.repository), use_cache=True, replace=True)
-        OmegaConf.register_new_resolver("start_id", lambda: self.start_id, use_cache=True, replace=True)
+        self._register_resolvers()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, and does not print them its own way
         main = hydra.main(version_base="1.3", config_path=str(self.repository / "conf"), config_name="config")
         try:
@@ -111,10 +116,24 @@ class _Application:
                 raise
             message = f"{error.filename}: the run's directory cannot be made: {error.strerror}."
             raise UserError(message) from error
+        except Exception as error:
+            if (missing := re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error))) is not None:
+                raise UserError(f"A package is missing: pip install {missing[1].replace('_', '-')}") from error
+            if sweeps.SweepStart.directory is None or self.invocations or isinstance(error, UserError):
+                raise
+            words = " ".join(str(error).partition("Detailed tracebacks")[0].split())
+            raise UserError(f"A process that trained jobs has failed: {words}") from error
         finally:
-            self._finish_sweep()
+            self._end_sweep()
         if self.failure:
             raise self.failure
+        if sweeps.SweepStart.directory and (number := system.signals.asked()) is not None:
+            raise system.signals.Interrupted(number, "Stopped. What the jobs had trained is saved.")
+
+    def _register_resolvers(self) -> None:
+        """Define what conf/ may use in interpolations."""
+        OmegaConf.register_new_resolver("repository", lambda: str(self.repository), use_cache=True, replace=True)
+        OmegaConf.register_new_resolver("start_id", lambda: self.start_id, use_cache=True, replace=True)
 
     @property
     def sweep(self) -> trackers.Sweep | None:
@@ -123,6 +142,40 @@ class _Application:
 
     def _job(self, config: DictConfig) -> float | None:
         """Train the run that Hydra composed. Returns: what `train` returns; None for a single run that failed."""
+        return self._train(config) if os.getpid() == self.process else self._job_elsewhere(config)
+
+    def _job_elsewhere(self, config: DictConfig) -> float | None:
+        """Train one job of a sweep in a process that a launcher started, in silence but for its beginning and its end.
+
+        Returns: what `train` returns; None if the job was interrupted or, since the sweep was, not begun.
+        Raises: UserError for any other error, since the original may not fit through a pipe.
+        """
+        system.signals.note()
+        if system.signals.asked() is not None:
+            return None
+        self._register_resolvers()
+        directory = Path(HydraConfig.get().runtime.output_dir)
+        name = directory.name
+        if self.resumed and (settled := jobs.settled(directory, retry=self.retry)) is not None:
+            print(f"job {name}: {settled}", flush=True)
+            return runs.score(directory)
+        if OmegaConf.select(config, "trainer.device") == "auto":
+            gpus.claim(directory.parent, HydraConfig.get().job.num)
+        try:
+            with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+                score = self._train(config)
+        except KeyboardInterrupt:
+            print(f"job {name}: interrupted", flush=True)
+            return None
+        except Exception as error:
+            raise UserError(f"job {name}: {error}") from None
+        best = "" if score is None else f", best {score:.6g}"
+        print(f"job {name}: finished{best}  {' '.join(trust.redact_arguments(list(HydraConfig.get().overrides.task)))}",
+              flush=True)  # fmt: skip
+        return score
+
+    def _train(self, config: DictConfig) -> float | None:
+        """Train the run that Hydra composed, in this process."""
         invocation = self._invocation(config)
         directory = invocation.directory
         if invocation.sweep:
@@ -154,11 +207,10 @@ class _Application:
         choices = {group: str(option) for group, option in own.runtime.choices.items() if "/" not in group and option}
         sweep = runs.sweep_of(Path(own.sweep.dir)) if multirun else None
         if sweep:
-            words = runs.title(config.get("name"), trust.redact_arguments(_overrides()), choices)
+            words = runs.title(config.get("name"), trust.redact_arguments(self.typed), choices)
             sweep = replace(sweep, name=words or sweep.name)
         if sweep and not self.invocations:
-            runs.redact_sweep_record(sweep.dir)
-            runs.record_sweep(sweep.dir, command=trust.redact_arguments(_overrides()), jobs=jobs.planned(_overrides()))
+            sweeps.begin(sweep.dir, sweeper=own.sweeper, typed=self.typed)
         invocation = Invocation(
             config,
             directory=Path(own.runtime.output_dir),
@@ -167,47 +219,31 @@ class _Application:
             repository=self.repository,
             sweep=sweep,
             again=self.resumed,
+            shared=os.getpid() == self.process,
             choices=choices,
         )
         self.invocations.append(invocation)
         return invocation
 
-    def _finish_sweep(self) -> None:
-        """Print the sweep's table of results, best first, and send it to the tracker.
-
-        Hydra has a callback for the end of a sweep, and skips it when a job has failed.
-        """
-        if not self.invocations:
-            for unstarted in (self.repository / "sweeps").glob(f"*/*-{self.start_id}"):
-                runs.remove_unstarted_sweep(unstarted)
-        if self.sweep is None:
+    def _end_sweep(self) -> None:
+        """Print and send what came of the sweep. One that was refused before its first job leaves nothing."""
+        directory = sweeps.SweepStart.directory or (self.sweep.dir if self.sweep else None)
+        if directory is None:
             return
-        table, text = runs.write_sweep_table(self.sweep.dir)
-        print(f"\n{text}\n\nsweep {table.parent}")
-        found = [result.status for result in runs.results(self.sweep.dir)]
-        if left := len(found) - found.count("finished"):
-            failed = " retry=failed" if left == found.count("failed") + found.count("refused") else ""
-            print(
-                f"{left} of {len(found)} jobs have not finished. To go on: python resume.py run={self.sweep.id}{failed}"
-            )
-        tracker = next((each.tracker for each in self.invocations if each.tracker), None)
-        if tracker is None:
-            return  # every job was refused
-        status = runs.sweep_status(self.sweep.dir)
-        # After Ctrl-C people wait less, and after a second one hardly at all.
-        seconds = 1.0 if system.signals.pressed() else 60.0 if system.signals.asked() is None else 15.0
-        unstored, page = trackers.finish_sweep(
-            tracker,
-            repository=self.repository,
-            sweep=self.sweep,
-            table=table,
-            status=status,
-            timeout_seconds=seconds,
-        )
-        for line in unstored:
-            print(line, file=sys.stderr)
-        if page is not None:
-            print(f"to look at it: {page.words}")
+        if self.resumed or any(runs.is_refused(path) or (path / runs.RECORD).exists() for path in directory.glob("*")):
+            tracker = next((each.tracker for each in self.invocations if each.tracker), None)
+            sweeps.end(directory, self.repository, tracker or self._tracker_of_a_job(directory))
+        else:
+            runs.remove_unstarted_sweep(directory)
+
+    def _tracker_of_a_job(self, directory: Path) -> TrackerSettings | None:
+        """Return the settings of the tracker, where other processes trained the jobs; None if none was trained."""
+        for run in runs.runs_in(map(str, directory.iterdir())):
+            kept = runs.read_config(run.directory).get("tracker")
+            kind = kept.get("kind") if isinstance(kept, dict) else None
+            typed = [each for each in self.typed if each.startswith("tracker.")]
+            return trackers.local_settings(kind, self.repository / "conf", typed)
+        return None
 
 
 def _interrupted(invocation: Invocation, error: BaseException) -> KeyboardInterrupt:

@@ -3,24 +3,24 @@
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
 from savepoint import runs, trust
 
 RETRY = "retry=failed"
 
 
-def planned(typed: list[str]) -> list[list[str]]:
-    """Return the overrides of each job of the sweep under way, without secrets.
+def planned(sweeper: DictConfig, typed: list[str]) -> list[list[str]]:
+    """Return the overrides of each job of a sweep, without secrets.
 
-    typed: the overrides of the command line. Returns: [] if the sweeper chooses the jobs one after the other.
+    sweeper: Hydra's settings of what chooses the jobs. typed: the overrides of the command line.
+    Returns: [] if the sweeper chooses the jobs one after the other.
     """
-    sweeper = HydraConfig.get().sweeper
     if not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
         return []
     kept = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    kept += [each for each in typed if not each.lstrip("+~").startswith("hydra.")]
+    kept += [each for each in typed if not each.lstrip("+~").startswith(("hydra.", "hydra/"))]
     (found,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(kept), None)
     return [trust.redact_arguments(job) for job in found]
 

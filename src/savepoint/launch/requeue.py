@@ -67,6 +67,6 @@ def _again(earlier: runs.Run, invocation: Invocation, config: dict[str, Any], se
     request = Request(earlier.id, [], [], force=invocation.resume == "force")
     upload = settings.checkpoint.upload
     about = earlier, None, config, request, settings.tracker, invocation.repository, upload
-    reopened = Reopened(*about, requeued=True, shared=invocation.again)
+    reopened = Reopened(*about, requeued=True, shared=invocation.again and invocation.shared)
     with held(reopened) as tracker:
         yield reopened.continued(tracker)

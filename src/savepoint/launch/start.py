@@ -25,6 +25,7 @@ class Invocation:
     id: the run's own. overrides: as typed, without secrets. tracker: where the run is tracked, known once it is open.
     resume: `auto` to continue the run of the same name if there is one; `force` for the same without regard to a lock.
     again: whether the directory may hold the run, begun by an earlier process of the sweep, to be continued.
+    shared: whether the process that trains it is the sweep's, so that all jobs can share what it starts.
     forked_from: the run and the checkpoint that a fork begins from, as run.json has them. choices: the option chosen in
     each group of conf/, if that is known.
     """
@@ -38,6 +39,7 @@ class Invocation:
     tracker: TrackerSettings | None = None
     resume: str | None = None
     again: bool = False
+    shared: bool = True
     forked_from: dict[str, str] | None = None
     choices: Mapping[str, str] | None = None
 
@@ -125,7 +127,7 @@ def _tracked(invocation: Invocation, run: runs.Run, settings: Settings) -> Itera
         run_id=run.id,
         repository=invocation.repository,
         sweep=invocation.sweep,
-        shared=True,
+        shared=invocation.shared,
         upload=settings.checkpoint.upload,
         warn=log.warning,
         inform=log.info,

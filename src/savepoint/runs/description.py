@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,9 @@ def title(name: str | None, overrides: Sequence[str], choices: Mapping[str, str]
     'cnn optimizer=adam lr=0.01'
     """
     typed = [each.partition("=") for each in overrides]
-    told = [(key.lstrip("+~"), value) for key, _, value in typed if key.lstrip("+~").split(".")[0] not in _ASIDE]
+    told = [
+        (key.lstrip("+~"), value) for key, _, value in typed if re.split(r"[./]", key.lstrip("+~"))[0] not in _ASIDE
+    ]
     ends = [key.rpartition(".")[2] for key, _ in told]
     words = []
     for key, value in told:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
@@ -140,6 +140,28 @@ def watch() -> Iterator[Stop]:
     finally:
         for number in numbers:
             signal.signal(number, before[number])
+
+
+def note(pass_on: Callable[[int], None] | None = None) -> None:
+    """Take SIGINT, SIGTERM and SIGUSR1 from here on as requests to stop, which `asked` reports.
+
+    pass_on: called with the number of the first signal. A second one then acts as it would have before. Without it,
+    each signal is noted: that is for a process whose parent decides when to end it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, *_USR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        _ASKED.append(number)
+        if pass_on is not None:
+            for each in numbers:
+                signal.signal(each, before[each])
+            pass_on(number)
+
+    for number in numbers:
+        signal.signal(number, handle)
 
 
 @contextlib.contextmanager
