@@ -18,6 +18,7 @@ from tools.workshop import Workshop
 
 from savepoint import runs
 from savepoint.commands import diff
+from savepoint.runs import sweep as sweeps
 
 SEED = int(os.environ.get("SAVEPOINT_TEST_SEED", "0"))
 SMALL = ("tracker=none", "trainer.threads=1", "model.hidden=[8]", "data.limit_batches=3", "data.batch_size=32")
@@ -161,3 +162,37 @@ def test_a_record_that_is_damaged_is_named(workshop: Workshop, tmp_path: Path) -
         (tmp_path / "sweep.json").write_text(text)
         ended = workshop.run("resume.py", f"run={tmp_path}")
         assert ended.status == 2 and f"{tmp_path / 'sweep.json'} cannot be read: " in ended.output, ended.output
+
+
+def test_jobs_are_added_to_a_sweep_and_resumed_with_it(workshop: Workshop, whole: tuple[Path, int]) -> None:
+    directory = begin(workshop, 2, "kill")
+    more = "+jobs=seed=3,1 optimizer.lr=0.01 data.dataset.augment=false"
+    ended = workshop.run("resume.py", "run=latest-sweep", more, strike=Strike(whole[1] + 4, "kill"))
+    assert ended.status == -signal.SIGKILL, ended.output
+    assert {result.number for result in runs.results(directory)} == {"0", "1", "2", "3", "1-0", "1-1"}
+    ended = workshop.run("resume.py", "run=latest-sweep", "+jobs=model.hidden=[4] seed=1 optimizer.lr=0.01")
+    assert ended.status == 0 and ended.output.count("finished before") == 4, ended.output
+    rows = {row["job"]: row for row in table(directory)}
+    assert [row for job, row in sorted(rows.items()) if job in "0123"] and len(rows) == 7
+    assert {row["status"] for row in rows.values()} == {"finished"}
+    assert [rows[job]["seed"] for job in ("1-0", "1-1", "2-0")] == ["3", "1", "1"]
+    assert [rows[job]["data.dataset.augment"].lower() for job in ("3", "1-0")] == ["true", "false"]
+    for number in range(4):
+        assert diff.diff_runs(*(runs.read(sweep / str(number)) for sweep in (whole[0], directory))) == []
+    added = json.loads((directory / "sweep.json").read_bytes())["added"]
+    assert [len(batch["jobs"]) for batch in added] == [2, 1]
+    order = [path.name for path in sorted((path for path in directory.iterdir() if path.is_dir()), key=sweeps._order)]
+    assert order == ["0", "1", "2", "3", "1-0", "1-1", "2-0"]
+
+
+def test_jobs_that_cannot_be_composed_are_not_added(workshop: Workshop) -> None:
+    directory = workshop.root / "sweeps" / "today" / "000000-sweep002"
+    ended = workshop.run("train.py", "-m", *SMALL, "trainer.max_epochs=1", "seed=1,2", f"hydra.sweep.dir={directory}")
+    assert ended.status == 0, ended.output
+    before = (directory / "sweep.json").read_bytes()
+    for more, words in (("sed=3", "sed"), ("seed='", "quotation"), ("seed", "seed")):
+        ended = workshop.run("resume.py", "run=sweep002", f"+jobs={more}")
+        assert ended.status == 2 and words in ended.output.splitlines()[-1] and "Traceback" not in ended.output, (
+            ended.output
+        )
+        assert (directory / "sweep.json").read_bytes() == before

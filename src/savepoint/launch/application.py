@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from savepoint import commands, runs, system, trackers, trust
-from savepoint.config import TrackerSettings, help_text, quote_paths, quote_raw
+from savepoint.config import TrackerSettings, explain, help_text, quote_paths, quote_raw
 from savepoint.errors import UserError
 from savepoint.launch import gpus, jobs
 from savepoint.launch import sweep as sweeps
@@ -60,22 +60,40 @@ def _overrides() -> list[str]:
 
 
 def resume_sweep(train: Train, repository: Path, sweep: Path, changes: list[str]) -> None:
-    """Finish a sweep: continue the jobs that were interrupted, and start those that did not begin.
+    """Finish a sweep: continue the jobs that were interrupted, start those that did not begin, and add more.
 
-    changes: `retry=failed`, and overrides of the tracker.
+    changes: `retry=failed`, `+jobs=<overrides>` for more jobs, and overrides of the tracker.
     Raises: UserError for other changes, and if jobs have not finished at the end.
     """
-    others = [each for each in changes if each != jobs.RETRY and not each.startswith("tracker")]
-    if others:
+    tracker = [each for each in changes if each.startswith("tracker")]
+    more = [each for each in changes if each.startswith(jobs.MORE)]
+    if others := [each for each in changes if each not in (*tracker, *more, jobs.RETRY)]:
         raise UserError(
-            f"{others[0]}: a sweep is resumed with its own overrides. Beside them it takes {jobs.RETRY} and tracker=…. "
-            "To change one of its jobs, resume that by its own id."
+            f"{others[0]}: a sweep is resumed with its own overrides. Beside them it takes {jobs.RETRY}, "
+            f"{jobs.MORE}'key=value,…' and tracker=…. To change one of its jobs, resume that by its own id."
         )
-    tracker = [each for each in changes if each != jobs.RETRY]
-    apart = ("hydra.sweep.dir", *(each.partition("=")[0] for each in tracker))
-    kept = [each for each in runs.read_sweep(sweep)["command"] if each.partition("=")[0] not in apart]
-    sys.argv = ["train.py", "-m", *quote_paths([*kept, *tracker, f"hydra.sweep.dir={sweep}"], ("hydra.sweep.dir",))]
-    _Application(train, repository, resumed=True, retry=jobs.RETRY in changes).run()
+    record = runs.read_sweep(sweep)
+    commands_ = [record["command"], *(each["command"] for each in record.get("added", []))]
+    commands_ += [jobs.changed(record["command"], each.removeprefix(jobs.MORE)) for each in more]
+    failure: Exception | None = None
+    for batch, command in enumerate(commands_):
+        kept = [*jobs.changed(command, tracker), f"hydra.sweep.dir={sweep}"]
+        if prefix := runs.batch_prefix(batch):
+            kept.append(f"hydra.sweep.subdir={prefix}${{hydra.job.num}}")
+        sys.argv = ["train.py", "-m", *quote_paths(kept, ("hydra.sweep.dir",))]
+        one = _Application(train, repository, resumed=True, retry=jobs.RETRY in changes, batch=batch)
+        one.last = batch == len(commands_) - 1
+        try:
+            one.run()
+        except KeyboardInterrupt:
+            if not one.last:
+                sweeps.end(sweep, repository, one.tracker(sweep))
+            raise
+        except Exception as error:  # of a job, or of overrides that Hydra refuses: the other batches go on
+            words = explain(error, one.typed, repository / "conf")
+            failure = error if words is None else UserError(words)
+    if failure is not None:
+        raise failure
     for run in jobs.unheard(sweep):
         commands.sync_runs(repository, [str(run.directory), *tracker])
     if runs.sweep_status(sweep) != "finished":
@@ -90,6 +108,7 @@ class _Application:
     a launcher may run jobs in others. invocations: one for each job that began in this process.
     failure: why the only run of this process failed. typed: the overrides of the command line.
     resumed: whether the sweep was begun by an earlier process. retry: whether its failed jobs are to be trained again.
+    batch: which of its batches of jobs this is. last: whether the sweep ends with it.
     """
 
     train: Train
@@ -101,6 +120,8 @@ class _Application:
     typed: list[str] = field(default_factory=_overrides)
     resumed: bool = False
     retry: bool = False
+    batch: int = 0
+    last: bool = True
 
     def run(self) -> None:
         """Let Hydra compose the config and call `_job` for each run. Raises: whatever ended the run or the sweep."""
@@ -119,7 +140,7 @@ class _Application:
         except Exception as error:
             if (missing := re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error))) is not None:
                 raise UserError(f"A package is missing: pip install {missing[1].replace('_', '-')}") from error
-            if sweeps.SweepStart.directory is None or self.invocations or isinstance(error, UserError):
+            if not type(error).__module__.startswith("joblib."):
                 raise
             words = " ".join(str(error).partition("Detailed tracebacks")[0].split())
             raise UserError(f"A process that trained jobs has failed: {words}") from error
@@ -210,7 +231,7 @@ class _Application:
             words = runs.title(config.get("name"), trust.redact_arguments(self.typed), choices)
             sweep = replace(sweep, name=words or sweep.name)
         if sweep and not self.invocations:
-            sweeps.begin(sweep.dir, sweeper=own.sweeper, typed=self.typed)
+            sweeps.begin(sweep.dir, sweeper=own.sweeper, typed=self.typed, batch=self.batch)
         invocation = Invocation(
             config,
             directory=Path(own.runtime.output_dir),
@@ -228,16 +249,18 @@ class _Application:
     def _end_sweep(self) -> None:
         """Print and send what came of the sweep. One that was refused before its first job leaves nothing."""
         directory = sweeps.SweepStart.directory or (self.sweep.dir if self.sweep else None)
-        if directory is None:
+        if directory is None or not self.last:
             return
         if self.resumed or any(runs.is_refused(path) or (path / runs.RECORD).exists() for path in directory.glob("*")):
-            tracker = next((each.tracker for each in self.invocations if each.tracker), None)
-            sweeps.end(directory, self.repository, tracker or self._tracker_of_a_job(directory))
+            sweeps.end(directory, self.repository, self.tracker(directory))
         else:
             runs.remove_unstarted_sweep(directory)
 
-    def _tracker_of_a_job(self, directory: Path) -> TrackerSettings | None:
-        """Return the settings of the tracker, where other processes trained the jobs; None if none was trained."""
+    def tracker(self, directory: Path) -> TrackerSettings | None:
+        """Return the settings of the tracker of a sweep's jobs, whoever trained them; None if none was trained."""
+        for invocation in self.invocations:
+            if invocation.tracker is not None:
+                return invocation.tracker
         for run in runs.runs_in(map(str, directory.iterdir())):
             kept = runs.read_config(run.directory).get("tracker")
             kind = kept.get("kind") if isinstance(kept, dict) else None

@@ -38,6 +38,6 @@ def _visible() -> list[str]:
     if chosen is not None:
         return [each.strip() for each in chosen.split(",") if each.strip()]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
-        return [str(index) for index, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20, check=True)
+        return [str(index) for index, line in enumerate(done.stdout.splitlines()) if line.startswith(b"GPU ")]
     return []

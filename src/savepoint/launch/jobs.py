@@ -1,5 +1,6 @@
 """The jobs of a sweep: which ones there will be, and which of them a resume leaves alone."""
 
+import shlex
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -7,8 +8,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from savepoint import runs, trust
+from savepoint.errors import UserError
 
 RETRY = "retry=failed"
+MORE = "+jobs="
 
 
 def planned(sweeper: DictConfig, typed: list[str]) -> list[list[str]]:
@@ -23,6 +26,24 @@ def planned(sweeper: DictConfig, typed: list[str]) -> list[list[str]]:
     kept += [each for each in typed if not each.lstrip("+~").startswith(("hydra.", "hydra/"))]
     (found,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(kept), None)
     return [trust.redact_arguments(job) for job in found]
+
+
+def changed(command: list[str], changes: str | list[str]) -> list[str]:
+    """Return a sweep's overrides with others in place of those of the same keys.
+
+    changes: overrides, or text with several as a shell takes them. Raises: UserError for text that is none.
+
+    >>> changed(["seed=1,2", "model=cnn"], "seed=3 optimizer.lr=0.1")
+    ['model=cnn', 'seed=3', 'optimizer.lr=0.1']
+    """
+    try:
+        new = shlex.split(changes) if isinstance(changes, str) else changes
+    except ValueError as error:
+        raise UserError(f"{MORE}{changes}: {error}.") from None
+    if wrong := [each for each in new if "=" not in each]:
+        raise UserError(f"{MORE}{changes}: {wrong[0]} is no override. Write key=value,… and blanks between several.")
+    keys = {each.partition("=")[0].lstrip("+") for each in new}
+    return [*(each for each in command if each.partition("=")[0].lstrip("+") not in keys), *new]
 
 
 def settled(job: Path, *, retry: bool) -> str | None:

@@ -12,7 +12,7 @@ from savepoint.launch.script import load_script, run_script
 
 USAGE = "usage: python resume.py run=<id|prefix|directory|latest>[@best|@<step>] [key=value …] [--same-code] [--force]"
 OPTIONS = """
-       python resume.py run=<sweep|latest-sweep> [retry=failed]
+       python resume.py run=<sweep|latest-sweep> [retry=failed] [+jobs='key=value,…']
   --same-code  refuse to go on if the commit or the uncommitted changes are others than the checkpoint's
   --force      go on without the run's lock, where the disk has none or a lost machine seems to hold it"""
 FLAGS = ("--same-code", "--force")

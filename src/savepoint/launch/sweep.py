@@ -42,14 +42,14 @@ def _pass_on(number: int) -> None:
             child.send_signal(number)
 
 
-def begin(directory: Path, *, sweeper: DictConfig, typed: list[str]) -> None:
-    """Record a sweep before its first job, unless it is recorded.
+def begin(directory: Path, *, sweeper: DictConfig, typed: list[str], batch: int) -> None:
+    """Record a batch of a sweep's jobs before the first one, unless it is recorded.
 
-    sweeper: Hydra's settings of what chooses the jobs. typed: the overrides of the command line.
+    sweeper: Hydra's settings of what chooses the jobs. typed: the overrides of the command line. batch: its number.
     """
     runs.redact_sweep_record(directory)
     planned = jobs.planned(sweeper, typed)
-    runs.record_sweep(directory, command=trust.redact_arguments(typed), jobs=planned)
+    runs.record_sweep(directory, command=trust.redact_arguments(typed), jobs=planned, batch=batch)
 
 
 def end(directory: Path, repository: Path, tracker: TrackerSettings | None) -> None:

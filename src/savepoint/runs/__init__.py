@@ -47,6 +47,7 @@ from savepoint.runs.provenance import (
     uncommitted_changes,
 )
 from savepoint.runs.sweep import (
+    batch_prefix,
     find_sweep,
     forget_refusal,
     is_refused,
@@ -83,6 +84,7 @@ __all__ = [
     "RunView",
     "all_runs",
     "append_usage",
+    "batch_prefix",
     "code_differences",
     "create",
     "cut_history",

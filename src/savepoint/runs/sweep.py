@@ -63,25 +63,34 @@ def remove_unstarted_sweep(sweep: Path) -> None:
     runs.remove_empty(sweep)
 
 
-def record_sweep(sweep: Path, *, command: list[str], jobs: list[list[str]]) -> None:
-    """Write sweep.json, unless it is there: how the sweep was started, and the overrides of each of its jobs.
+def record_sweep(sweep: Path, *, command: list[str], jobs: list[list[str]], batch: int = 0) -> None:
+    """Write into sweep.json, unless it is there, how a batch of jobs was started, and the overrides of each.
 
     command: the arguments of train.py, without secrets. jobs: [] if a sweeper chooses them one after the other.
+    batch: 0 for the jobs that the sweep began with, then 1, 2, … for those that were added.
     """
-    if not (sweep / RECORD).exists():
-        kept = [each for each in command if not each.startswith("hydra.sweep.dir=")]  # it may be moved
-        record = {"started": provenance.now(), "command": kept, "jobs": jobs}
-        system.files.replace(sweep / RECORD, json.dumps(record, indent=1).encode() + b"\n")
+    kept = [each for each in command if not each.startswith("hydra.sweep.")]  # it may be moved
+    if batch == 0 and not (sweep / RECORD).exists():
+        record: dict[str, Any] = {"started": provenance.now(), "command": kept, "jobs": jobs}
+    elif batch > 0 and len((record := read_sweep(sweep)).setdefault("added", [])) < batch:
+        record["added"].append({"command": kept, "jobs": jobs})
+    else:
+        return
+    system.files.replace(sweep / RECORD, json.dumps(record, indent=1).encode() + b"\n")
 
 
 def read_sweep(sweep: Path) -> dict[str, Any]:
-    """Read sweep.json: `started`, `command` and `jobs`. Raises: UserError if it cannot be read."""
+    """Read sweep.json: `started`, `command` and `jobs`, and in `added` those of each batch that was added.
+
+    Raises: UserError if it cannot be read.
+    """
     try:
         record = json.loads((sweep / RECORD).read_bytes())
-        lists = [record["command"], *record["jobs"]]
+        batches = [record, *record.get("added", [])]
+        lists = [each for batch in batches for each in (batch["command"], *batch["jobs"])]
         if not all(isinstance(each, list) and all(isinstance(text, str) for text in each) for each in lists):
             raise ValueError("it holds something else than overrides")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{sweep / RECORD} cannot be read: {error}.") from error
     return dict(record)
 
@@ -137,14 +146,22 @@ def results(sweep: Path) -> list[Result]:
             found.append(_result(path))
     there = [result.overrides for result in found]
     if (sweep / RECORD).exists():
-        for number, overrides in enumerate(read_sweep(sweep)["jobs"]):
-            if _pairs(overrides) not in there:
-                found.append(Result(str(number), "not begun", _pairs(overrides)))
+        record = read_sweep(sweep)
+        for batch, each in enumerate([record, *record.get("added", [])]):
+            for number, overrides in enumerate(each["jobs"]):
+                if _pairs(overrides) not in there:
+                    found.append(Result(f"{batch_prefix(batch)}{number}", "not begun", _pairs(overrides)))
     return sorted(found, key=Result.rank)
 
 
-def _order(job: Path) -> tuple[int, str]:
-    return int(job.name) if job.name.isdecimal() else 0, job.name
+def batch_prefix(batch: int) -> str:
+    """Return how the names of a batch's jobs begin: 0, 1, … are those of the first, 1-0, 1-1, … those of the next."""
+    return f"{batch}-" if batch else ""
+
+
+def _order(job: Path) -> tuple[int, int, str]:
+    batch, _, number = job.name.rpartition("-")
+    return int(batch) if batch.isdecimal() else 0, int(number) if number.isdecimal() else 0, job.name
 
 
 def _result(path: Path) -> Result:
