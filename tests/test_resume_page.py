@@ -29,7 +29,7 @@ def test_the_commands_of_the_page_run(workshop: Workshop) -> None:
     shown = re.findall(r"^```text\nfork of \S+\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     assert shown and shown[0] in outputs[2]
     sweeps = [run for run in runs.all_runs(workshop.root) if run.record["sweep"]]
-    assert len(sweeps) == 4 and any(output.count("finished before") == 4 for output in outputs)
+    assert len(sweeps) == 8 and any(output.count("finished before") == 4 for output in outputs)
     others = [run for run in runs.all_runs(workshop.root) if not run.record["sweep"]]
     assert [bool(run.record["parents"]) for run in others] == [False, True, False, True]
 

@@ -71,6 +71,7 @@ def test_a_sweep_of_several_at_once_stops_on_ctrl_c_and_is_resumed_to_the_same_t
         assert diff.diff_runs(*(runs.read(each / str(number)) for each in (whole, directory))) == []
 
 
+@pytest.mark.long
 def test_the_commands_of_the_page_run(workshop: Workshop) -> None:
     ends = []
     for _, script, *arguments in pages.read(REPOSITORY / "docs" / "sweeps.md").commands:

@@ -1,9 +1,9 @@
 """One run's copy in a store. Every method can be called again after it raised, and then goes on from there."""
 
 import functools
-import importlib.metadata
 import itertools
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -141,7 +141,9 @@ class Mirror:
 @functools.cache
 def _environment() -> str:
     """List what is installed here, as `pip freeze` does: one environment serves this process and the training."""
-    found = {f"{each.name}=={each.version}" for each in importlib.metadata.distributions()}
+    # The folders' names say all. Reading the metadata in them takes a third of a second.
+    folders = (path.stem for entry in sys.path for path in Path(entry).glob("*.dist-info"))
+    found = {"==".join(folder.split("-", 1)) for folder in folders}
     lines = [f"# Python {platform.python_version()}, {platform.platform()}", *sorted(found, key=str.lower)]
     return "\n".join(lines) + "\n"
 
