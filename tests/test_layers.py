@@ -190,6 +190,7 @@ def test_hydra_stays_where_configs_are_composed() -> None:
         "launch.application",
         "launch.completion",
         "launch.jobs",
+        "launch.search",
         "launch.start",
         "launch.sweep",
         "testing",

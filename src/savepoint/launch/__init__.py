@@ -6,6 +6,8 @@ Rooms, in reading order:
     script       run a script's work: exit codes, and errors in plain words
     application  train.py as a Hydra application: a single run, or a sweep of jobs
     sweep        begin a sweep and end it, whichever processes run its jobs
+    search       let Optuna choose the values of a sweep's jobs
+    finish       finish a sweep that was interrupted, and add jobs to it
     gpus         a GPU for each of several processes that train jobs
     jobs         the jobs of a sweep: which there will be, which a resume leaves alone
     start        start a new run: its config, its directory, its tracker

@@ -17,10 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from savepoint import commands, runs, system, trackers, trust
-from savepoint.config import TrackerSettings, explain, help_text, quote_paths, quote_raw
+from savepoint import runs, system, trackers, trust
+from savepoint.config import TrackerSettings, help_text, quote_paths, quote_raw
 from savepoint.errors import UserError
-from savepoint.launch import gpus, jobs
+from savepoint.launch import gpus, jobs, search
 from savepoint.launch import sweep as sweeps
 from savepoint.launch.script import run_script
 from savepoint.launch.start import Invocation
@@ -46,7 +46,7 @@ def run_train(train: Train, repository: Path) -> int:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(help_text(_overrides(), conf))
         else:
-            _Application(train, repository).run()
+            Application(train, repository).run()
 
     return run_script(work, overrides=_overrides, conf_dir=conf)
 
@@ -59,49 +59,8 @@ def _overrides() -> list[str]:
     ]
 
 
-def resume_sweep(train: Train, repository: Path, sweep: Path, changes: list[str]) -> None:
-    """Finish a sweep: continue the jobs that were interrupted, start those that did not begin, and add more.
-
-    changes: `retry=failed`, `+jobs=<overrides>` for more jobs, and overrides of the tracker.
-    Raises: UserError for other changes, and if jobs have not finished at the end.
-    """
-    tracker = [each for each in changes if each.startswith("tracker")]
-    more = [each for each in changes if each.startswith(jobs.MORE)]
-    if others := [each for each in changes if each not in (*tracker, *more, jobs.RETRY)]:
-        raise UserError(
-            f"{others[0]}: a sweep is resumed with its own overrides. Beside them it takes {jobs.RETRY}, "
-            f"{jobs.MORE}'key=value,…' and tracker=…. To change one of its jobs, resume that by its own id."
-        )
-    record = runs.read_sweep(sweep)
-    commands_ = [record["command"], *(each["command"] for each in record.get("added", []))]
-    commands_ += [jobs.changed(record["command"], each.removeprefix(jobs.MORE)) for each in more]
-    failure: Exception | None = None
-    for batch, command in enumerate(commands_):
-        kept = [*jobs.changed(command, tracker), f"hydra.sweep.dir={sweep}"]
-        if prefix := runs.batch_prefix(batch):
-            kept.append(f"hydra.sweep.subdir={prefix}${{hydra.job.num}}")
-        sys.argv = ["train.py", "-m", *quote_paths(kept, ("hydra.sweep.dir",))]
-        one = _Application(train, repository, resumed=True, retry=jobs.RETRY in changes, batch=batch)
-        one.last = batch == len(commands_) - 1
-        try:
-            one.run()
-        except KeyboardInterrupt:
-            if not one.last:
-                sweeps.end(sweep, repository, one.tracker(sweep))
-            raise
-        except Exception as error:  # of a job, or of overrides that Hydra refuses: the other batches go on
-            words = explain(error, one.typed, repository / "conf")
-            failure = error if words is None else UserError(words)
-    if failure is not None:
-        raise failure
-    for run in jobs.unheard(sweep):
-        commands.sync_runs(repository, [str(run.directory), *tracker])
-    if runs.sweep_status(sweep) != "finished":
-        raise UserError(f"Sweep {runs.sweep_of(sweep).id} has jobs that have not finished.")
-
-
 @dataclass
-class _Application:
+class Application:
     """One process of train.py, and what is known of it so far.
 
     start_id: names the directory of the run, or of the sweep. process: the id of the process that was started by hand;
@@ -126,6 +85,7 @@ class _Application:
     def run(self) -> None:
         """Let Hydra compose the config and call `_job` for each run. Raises: whatever ended the run or the sweep."""
         self._register_resolvers()
+        search.register()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, and does not print them its own way
         main = hydra.main(version_base="1.3", config_path=str(self.repository / "conf"), config_name="config")
         try:

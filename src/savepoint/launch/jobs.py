@@ -18,10 +18,10 @@ def planned(sweeper: DictConfig, typed: list[str]) -> list[list[str]]:
     """Return the overrides of each job of a sweep, without secrets.
 
     sweeper: Hydra's settings of what chooses the jobs. typed: the overrides of the command line.
-    Returns: [] if the sweeper chooses the jobs one after the other.
+    Returns: an empty list in place of each job's overrides if they are chosen later; [] if nobody knows how many.
     """
     if not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
-        return []
+        return [[] for _ in range(sweeper.get("n_trials") or 0)]
     kept = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     kept += [each for each in typed if not each.lstrip("+~").startswith(("hydra.", "hydra/"))]
     (found,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(kept), None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from savepoint import runs
 from savepoint.errors import UserError
-from savepoint.launch.application import resume_sweep
+from savepoint.launch.finish import resume_sweep
 from savepoint.launch.script import load_script, run_script
 
 USAGE = "usage: python resume.py run=<id|prefix|directory|latest>[@best|@<step>] [key=value …] [--same-code] [--force]"
@@ -40,22 +40,24 @@ def run_resume(resume: Callable[[Request], None], repository: Path, *, descripti
     Returns: the exit code.
     """
 
+    arguments = sys.argv[1:]  # Hydra reads those of a sweep from sys.argv
+
     def work() -> None:
-        if {"-h", "--help"} & set(sys.argv[1:]):
+        if {"-h", "--help"} & set(arguments):
             print(f"{description}\n{USAGE}{OPTIONS}")
-        elif {"-sc", "--shell-completion"} & set(sys.argv[1:]):
+        elif {"-sc", "--shell-completion"} & set(arguments):
             from savepoint.launch.completion import complete  # with Hydra, which a resume need not wait for
 
             complete(repository, FLAGS)
         else:
-            request = _read(sys.argv[1:])
+            request = _read(arguments)
             if (sweep := runs.find_sweep(request.query, repository)) is None:
                 resume(request)
             else:
                 changes = [*request.overrides, *request.tracker]
                 resume_sweep(load_script("train", repository).train, repository, sweep, changes)
 
-    return run_script(work, overrides=lambda: _read(sys.argv[1:]).overrides, conf_dir=repository / "conf")
+    return run_script(work, overrides=lambda: _read(arguments).overrides, conf_dir=repository / "conf")
 
 
 def _read(arguments: list[str]) -> Request:

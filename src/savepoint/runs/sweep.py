@@ -66,7 +66,7 @@ def remove_unstarted_sweep(sweep: Path) -> None:
 def record_sweep(sweep: Path, *, command: list[str], jobs: list[list[str]], batch: int = 0) -> None:
     """Write into sweep.json, unless it is there, how a batch of jobs was started, and the overrides of each.
 
-    command: the arguments of train.py, without secrets. jobs: [] if a sweeper chooses them one after the other.
+    command: the arguments of train.py, without secrets. jobs: an empty list for a job whose overrides are chosen later.
     batch: 0 for the jobs that the sweep began with, then 1, 2, … for those that were added.
     """
     kept = [each for each in command if not each.startswith("hydra.sweep.")]  # it may be moved
@@ -144,13 +144,14 @@ def results(sweep: Path) -> list[Result]:
             found.append(Result(path.name, "refused", _pairs(overrides)))
         elif (path / runs.RECORD).exists():
             found.append(_result(path))
-    there = [result.overrides for result in found]
+    there, names = [result.overrides for result in found], {result.number for result in found}
     if (sweep / RECORD).exists():
         record = read_sweep(sweep)
         for batch, each in enumerate([record, *record.get("added", [])]):
             for number, overrides in enumerate(each["jobs"]):
-                if _pairs(overrides) not in there:
-                    found.append(Result(f"{batch_prefix(batch)}{number}", "not begun", _pairs(overrides)))
+                name = f"{batch_prefix(batch)}{number}"
+                if _pairs(overrides) not in there if overrides else name not in names:
+                    found.append(Result(name, "not begun", _pairs(overrides)))
     return sorted(found, key=Result.rank)
 
 
