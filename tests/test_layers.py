@@ -185,8 +185,11 @@ def test_no_engine_module_imports_project() -> None:
 
 def test_hydra_stays_where_configs_are_composed() -> None:
     composing = {
+        "config.changes",
         "config.composition",
+        "config.explanation",
         "config.overrides",
+        "config.quoting",
         "launch.application",
         "launch.completion",
         "launch.jobs",
@@ -210,7 +213,8 @@ def test_the_checkpoint_never_sees_a_model() -> None:
     graph = {name: engine_imports(path) for name, path in modules().items()}
     below = reached(graph, "checkpoint")
     outside = {each for name in below for each in imports(modules()[name])}
-    allowed = {f"config.{room}" for room in ("composition", "overrides")}  # what trust's settings lie beside
+    # What trust's settings lie beside.
+    allowed = {f"config.{room}" for room in ("changes", "composition", "explanation", "overrides", "quoting")}
     hydra = {name for name in below for each in imports(modules()[name]) if each.startswith(("hydra", "omegaconf"))}
     assert hydra <= allowed
     assert not [each for each in outside if re.match(r"torch\.(nn|optim)\b|mlflow", each)]

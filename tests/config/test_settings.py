@@ -10,8 +10,7 @@ import sys
 import pytest
 from tools.processes import REPOSITORY
 
-from savepoint.config import settings
-from savepoint.config.settings import Settings, read_settings
+from savepoint.config import Settings, read_settings, reading, settings
 
 GOOD: dict[str, object] = {
     "seed": 1,
@@ -176,10 +175,12 @@ def test_all_faults_of_all_groups_are_reported_together() -> None:
 
 
 def test_the_example_in_the_docstring_runs() -> None:
-    assert doctest.testmod(settings).failed == 0
+    assert doctest.testmod(settings).failed + doctest.testmod(reading).failed == 0
 
 
 def test_reading_settings_imports_neither_torch_nor_hydra() -> None:
-    code = "import sys, savepoint.config.settings; sys.exit(any(m in sys.modules for m in ('torch', 'hydra', 'omegaconf')))"
+    code = (
+        "import sys, savepoint.config.reading; sys.exit(any(m in sys.modules for m in ('torch', 'hydra', 'omegaconf')))"
+    )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

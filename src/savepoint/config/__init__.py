@@ -4,18 +4,25 @@ Importing this package imports neither torch nor Hydra.
 
 Rooms, in reading order:
     annotations  compare a value with a type annotation, in words
-    settings     the closed groups as frozen dataclasses: keys, types and ranges
+    settings     the closed groups as frozen dataclasses: keys, types, ranges and defaults
+    reading      read the closed groups of a config into these, and report all faults together
     patterns     choose and rename names by patterns
     difference   compare two plain configs key by key, flatten one
     composition  compose conf/ with Hydra; the text of --help
-    overrides    overrides as people type them: quoting, errors in plain words, changes to a stored config
+    quoting      quote raw text and paths on the command line
+    overrides    read an override as a person types it, and find what it names
+    explanation  explain Hydra's errors in plain words
+    changes      apply overrides to a stored config
 """
 
 from savepoint.config.annotations import hints, misfit
+from savepoint.config.changes import apply_overrides
 from savepoint.config.composition import compose, help_text, resolve, summary
 from savepoint.config.difference import Difference, differences, flatten
-from savepoint.config.overrides import apply_overrides, explain, quote_paths, quote_raw
+from savepoint.config.explanation import explain
 from savepoint.config.patterns import match, rename
+from savepoint.config.quoting import quote_paths, quote_raw
+from savepoint.config.reading import closest, read_settings
 from savepoint.config.settings import (
     AmpSettings,
     CheckpointSettings,
@@ -26,8 +33,6 @@ from savepoint.config.settings import (
     TrackerSettings,
     TrainerSettings,
     by_name,
-    closest,
-    read_settings,
 )
 
 __all__ = [

@@ -1,8 +1,8 @@
 """Compare a value of a config with a type annotation, and say in words what was expected.
 
-Strict, because no value is converted: text is no number, true is no whole number. A whole number is accepted where a
-float is annotated and stays a whole number. A list is accepted where a tuple is annotated, because YAML has no tuples.
-Standard library only: `train.py` checks settings before it pays for importing torch.
+The comparison is strict, because no value is converted: text is no number, true is no whole number. A whole number is
+accepted where a float is annotated, and stays a whole number. A list is accepted where a tuple is annotated, because
+YAML has no tuples. This uses the standard library only: `train.py` checks settings before it pays for importing torch.
 """
 
 import collections.abc
@@ -53,7 +53,7 @@ def kind(value: object) -> str:
 
 
 def describe(annotation: typing.Any) -> str:
-    """Return the words for an annotation, without the classes that no config can express by a plain value.
+    """Return the words for an annotation. Members of a union that no plain value can express are left out.
 
     >>> describe(float | None), describe(typing.Literal["cos", "linear"]), describe(tuple[float, float])
     ('a number or null', "one of 'cos', 'linear'", 'a list of 2, each item a number')

@@ -43,7 +43,7 @@ _NO_COMMENT = ("# @package", "# conf/")
 
 
 def help_text(overrides: list[str], conf_dir: Path) -> str:
-    """Return the text of `--help`. Hydra's own takes a second, most of it to list its plugins' groups twice."""
+    """Return the text of `--help`. Hydra's own takes a second: it lists the groups of its plugins, twice."""
     import yaml
 
     defaults = yaml.safe_load((conf_dir / "config.yaml").read_text(encoding="utf-8")).get("defaults", [])
@@ -52,7 +52,7 @@ def help_text(overrides: list[str], conf_dir: Path) -> str:
     if undecided and not overrides:
         config = f"Nothing yet: conf/config.yaml leaves open {', '.join(undecided)}.\n"
     else:
-        composed = _compose(overrides, conf_dir)
+        composed = compose_unresolved(overrides, conf_dir)
         values = {key: composed[key] if key == RESUME else resolve(composed)[key] for key in composed}
         config = yaml.safe_dump(values, sort_keys=False)
     return HELP.format(groups=_groups(conf_dir, chosen), config=config)
@@ -78,9 +78,9 @@ def _groups(conf_dir: Path, chosen: set[str]) -> str:
 
 
 def summary(option: Path) -> str:
-    """Return the first comment of an option's file, or nothing. option: a YAML file of conf/.
+    """Return the first comment of an option's file, or "". option: a YAML file of conf/.
 
-    Hydra's `@package` is no comment, nor is the file's own path, with which files in the docs begin.
+    Two comments do not count: Hydra's `@package`, and the file's own path, with which files in the docs begin.
     """
     try:
         text = option.read_text(encoding="utf-8", errors="replace")
@@ -92,18 +92,20 @@ def summary(option: Path) -> str:
 
 def compose(overrides: list[str], conf_dir: Path) -> dict[str, Any]:
     """Compose the config that these overrides give, without a run. Raises: Hydra's errors."""
-    return resolve(_compose(overrides, conf_dir))
+    return resolve(compose_unresolved(overrides, conf_dir))
 
 
-def _compose(overrides: list[str], conf_dir: Path) -> Any:
+def compose_unresolved(overrides: list[str], conf_dir: Path) -> Any:
+    """Compose a config as Hydra's DictConfig, whose interpolations are not resolved yet. Raises: Hydra's errors."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    # train.py runs inside of Hydra, which can be entered only once: a task that looks for a run's weights is in there.
-    around = GlobalHydra.instance().hydra
+    # Hydra keeps one application in a process, and refuses another while train.py's is under way: a task that looks for
+    # a run's weights asks for one then.
+    under_way = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(conf_dir), version_base="1.3"):
+        with hydra.initialize_config_dir(str(conf_dir.resolve()), version_base="1.3"):
             return hydra.compose("config", overrides)
     finally:
-        GlobalHydra.instance().hydra = around
+        GlobalHydra.instance().hydra = under_way

@@ -1,4 +1,4 @@
-"""Plain configs key by key: compare two, or flatten one."""
+"""Compare two plain configs key by key, or flatten one."""
 
 from typing import Any
 
@@ -34,7 +34,10 @@ def flatten(config: Any, prefix: str = "") -> dict[str, str]:
 
 
 class Difference:
-    """What differs between two configs: that of a checkpoint and that of its fork."""
+    """The differences between the config of a checkpoint, `before`, and that of its fork, `after`.
+
+    keys: each key that differs, with its value in both.
+    """
 
     def __init__(self, before: dict[str, Any], after: dict[str, Any]) -> None:
         self.before, self.after = before, after

@@ -7,7 +7,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from savepoint.config.settings import closest
+from savepoint.config.reading import closest
 from savepoint.errors import ConfigError, short_list
 
 

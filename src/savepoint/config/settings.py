@@ -1,22 +1,16 @@
-"""Read the closed groups of a config into frozen dataclasses, and report all wrong keys, types and ranges together.
+"""Declare the closed groups of a config as frozen dataclasses: their keys, types, ranges and defaults.
 
-Standard library only, because `train.py` reads settings before it imports torch.
+It uses the standard library only, because `train.py` reads settings before it imports torch.
 """
 
 import dataclasses
-import difflib
-import math
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from savepoint.config.annotations import misfit
+SEEDS = 2**64  # a seed is at least 0 and below this; torch.manual_seed would take negative ones too
 
-SEEDS = 2**64  # seeds are below; torch.manual_seed takes negative ones too
-
-_OPEN_GROUPS = ("model", "task", "optimizer")  # their keys belong to the class that they name
-_SCALARS = ("seed", "name", "init_from")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?")
 
 Check = Callable[[typing.Any], str | None]
@@ -57,6 +51,8 @@ def setting(default: typing.Any = dataclasses.MISSING, check: Check | None = Non
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
+    """How a run trains, how it evaluates and when it ends. conf/trainer/default.yaml explains each key."""
+
     max_epochs: int | None = setting(20, at_least(1))
     max_steps: int | None = setting(None, at_least(1))
     patience: int | None = setting(None, at_least(1))
@@ -80,6 +76,8 @@ class TrainerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSettings:
+    """When a run saves, and which checkpoints it keeps. conf/checkpoint/default.yaml explains each key."""
+
     every_n_epochs: int | None = setting(1, at_least(1))
     every_n_steps: int | None = setting(None, at_least(1))
     every_n_minutes: float | None = setting(None, above(0))
@@ -94,6 +92,8 @@ class CheckpointSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AmpSettings:
+    """The precision that a run computes in, and the arguments of torch.amp.GradScaler for float16."""
+
     dtype: str | None = setting(None, one_of("bfloat16", "float16"))
     init_scale: float = setting(65536.0, above(0))
     growth_factor: float = setting(2.0, above(1))
@@ -103,6 +103,8 @@ class AmpSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerSettings:
+    """Where a run can be watched: the kind of tracker, its experiment and its address."""
+
     kind: str = setting(check=one_of("mlflow", "aim", "none"))
     experiment: str = setting("savepoint", not_empty)
     uri: str | None = setting(None, not_empty)
@@ -144,6 +146,8 @@ class InitSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
+    """The closed groups of a config, and its keys outside of any group."""
+
     trainer: TrainerSettings
     checkpoint: CheckpointSettings
     amp: AmpSettings
@@ -171,95 +175,10 @@ GROUPS = {
 
 
 def by_name(node: Mapping[str, typing.Any]) -> Mapping[str, typing.Any]:
-    """Return the parts of `optimizer` or `scheduler` by name. A group that is one class is its only part, under "".
+    """Return the parts of the group `optimizer` or `scheduler` by name. A group that is one class has it under "".
 
     >>> by_name({"_target_": "torch.optim.Adam", "lr": 0.1}), by_name({"a": {"_target_": "torch.optim.Adam"}})
     ({'': {'_target_': 'torch.optim.Adam', 'lr': 0.1}}, {'a': {'_target_': 'torch.optim.Adam'}})
     """
     several = node and "_target_" not in node and all(isinstance(each, Mapping) for each in node.values())
     return node if several else {"": node}
-
-
-def read_settings(config: Mapping[str, object]) -> tuple[Settings | None, list[str]]:
-    """Read the closed groups of a resolved config. Returns: settings and no faults, or None and a line for each fault.
-
-    >>> data, tracker = {"batch_size": 64}, {"kind": "none"}
-    >>> read_settings({"seed": 1, "trainer": {"max_epochs": -1}, "data": data, "tracker": tracker})
-    (None, ['trainer.max_epochs=-1: must be at least 1.'])
-    """
-    faults: list[str] = []
-    known = {*_OPEN_GROUPS, *_SCALARS, *GROUPS, "scheduler"}
-    # `resume` says what to do and not what to train: `resolve` takes it out, and nothing reads it here.
-    unknown = [key for key in config if key not in known and (key, config[key]) != ("resume", None)]
-    faults += [_unknown("", key, "the config", known) for key in unknown]
-    values: dict[str, object] = {}
-    for group, cls in GROUPS.items():
-        values[group] = _read_group(group, cls, config.get(group), faults)
-    schedulers = config.get("scheduler")
-    parts = by_name(schedulers) if isinstance(schedulers, Mapping) else {"": schedulers}
-    values["schedulers"] = {
-        name: _read_group(f"scheduler.{name}".rstrip("."), SchedulerSettings, each, faults)
-        for name, each in parts.items()
-    }
-    scalars = {key: config[key] for key in _SCALARS if key in config}
-    values |= _read_fields("", Settings, scalars, faults)
-    return (None, faults) if faults else (Settings(**typing.cast(typing.Any, values)), [])
-
-
-def closest(word: str, words: Iterable[str], *, likeness: float = 0.6) -> str:
-    """Return " Did you mean x?" with the word that is most alike, or "" if none is."""
-    near = difflib.get_close_matches(word, sorted(words), n=1, cutoff=likeness)
-    return f" Did you mean {near[0]}?" if near else ""
-
-
-def _read_group(group: str, cls: type, node: object, faults: list[str]) -> object:
-    if node is None:
-        node = {}  # a missing group has its defaults; trust.check_config refuses it for a run
-    if not isinstance(node, Mapping):
-        faults.append(f"{group}={node!r}: must be a group of settings.")
-        return None
-    classes = {"dataset", "sampler", "collate"} if group == "data" else set()
-    known = {f.name for f in dataclasses.fields(cls)} | classes
-    if cls is not SchedulerSettings:  # whose other keys are arguments of a class
-        faults += [_unknown(f"{group}.", key, group, known) for key in node if key not in known]
-    before = len(faults)
-    values = _read_fields(f"{group}.", cls, node, faults)
-    if (
-        group == "trainer"
-        and values.get("max_epochs") is None
-        and values.get("max_steps") is None
-        and len(faults) == before
-    ):
-        faults.append("trainer.max_epochs=None, trainer.max_steps=None: training needs an end. Set one of them.")
-    return cls(**values) if len(faults) == before else None
-
-
-def _read_fields(prefix: str, cls: type, node: Mapping[str, object], faults: list[str]) -> dict[str, typing.Any]:
-    values: dict[str, typing.Any] = {}
-    for f in dataclasses.fields(cls):
-        if f.name in node:
-            value, fault = _read_value(node[f.name], f.type, f.metadata.get("check"))
-            values[f.name] = value
-            if fault:
-                faults.append(f"{prefix}{f.name}={node[f.name]!r}: {fault}.")
-        elif f.default is not dataclasses.MISSING:
-            values[f.name] = f.default
-        elif prefix or f.name in _SCALARS:
-            faults.append(f"{prefix}{f.name} is not set, and has no default.")
-    return values
-
-
-def _read_value(value: object, annotation: object, check: Check | None) -> tuple[object, str | None]:
-    if fault := misfit(value, annotation):
-        return value, fault
-    if type(value) is int and float in (annotation, *typing.get_args(annotation)):
-        # An int too large for a float becomes infinity here and is refused as such below.
-        value = float(value) if abs(value) < 2**1023 else math.inf
-    if isinstance(value, float) and not math.isfinite(value):
-        return value, "must be finite"
-    return value, check(value) if check and value is not None else None
-
-
-def _unknown(prefix: str, key: object, owner: str, known: set[str]) -> str:
-    shown = str(key) if str(key).isprintable() else ascii(key)
-    return f"{prefix}{shown}: {owner} has no such key.{closest(shown, known)} It has: {', '.join(sorted(known))}."
