@@ -57,7 +57,7 @@ def parts(tensor: Tensor) -> Iterator[Tensor]:
 class Encoder:
     """Encodes a fixed list of tensor objects, all different. Copies nothing.
 
-    tensors: by name, the plain tensors that the nodes refer to.
+    tensors: the plain tensors that the nodes refer to, by name.
     """
 
     def __init__(self, leaves: list[Tensor]) -> None:
@@ -73,7 +73,7 @@ class Encoder:
                     (self._shared if address in seen else seen).add(address)
 
     def encode(self, tensor: Tensor, name: str) -> dict[str, Any]:
-        """Return the tensor's node. name: its name in the file, unless another tensor already has it.
+        """Return the tensor's node. name: the tensor's name in the file, unless another tensor already has it.
 
         Raises: ValueError that says what kind of tensor it is, if `decode` could not give it back exactly.
         """
@@ -152,7 +152,7 @@ class Decoder:
     def decode(self, tag: str, content: Any) -> Tensor:
         """Return the tensor of the node `{tag: content}`.
 
-        Raises: KeyError, ValueError, TypeError or RuntimeError if it is not a node that `encode` writes.
+        Raises: KeyError, ValueError, TypeError or RuntimeError for a node that `encode` does not write.
         """
         if tag == "$tensor":
             return self._tensors[content]

@@ -32,7 +32,7 @@ def manifest(written: Mapping[str, Written]) -> bytes:
 def read_manifest(path: Path) -> tuple[Any, dict[str, Written]]:
     """Read manifest.json, and check that it lists exactly the files of the directory.
 
-    Returns: its format, which `check_format` has yet to check, and its entries by file name.
+    Returns: the format that it states, which `check_format` checks later, and its entries by file name.
     Raises: CheckpointError that names the files that are missing or extra, or says why the manifest cannot be read.
     """
     try:
@@ -60,8 +60,9 @@ def read(path: Path, entry: Written) -> trust.Memory:
 
 
 def check_format(path: Path, stated: Any, values: dict[str, Any], metadata: list[dict[str, str]]) -> None:
-    """Check that every file names the same format, and that this version can read it. A flipped digit is damage.
+    """Check that every file names the same format, and that this version can read it.
 
+    Files that disagree are damaged: a digit of one of them has changed.
     stated: the manifest's format. values: state.json. metadata: that of both tensor files.
     Raises: CheckpointError if the files disagree; NewerFormatError if they agree on a newer format.
     """

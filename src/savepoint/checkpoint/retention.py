@@ -30,8 +30,8 @@ def prune(
     keep_last: how many of the newest sound checkpoints stay, at least 1. keep_best: how many of the best by `monitor`
     stay. keep_every_n_epochs: the first checkpoint of every n-th epoch stays. monitor: the metric's name, or None.
     mode: `min` or `max`. protect: the name of one that stays in any case.
-    Returns: the names of the checkpoints that were deleted. One that the disk does not let us read or delete stays, and
-    the next call tries again.
+    Returns: the names of the checkpoints that were deleted. A checkpoint that the disk refuses to read or to delete
+    stays, and the next call tries again.
     """
     there = names(root)
     damaged = {name: _damaged(root / name) for name in there}
@@ -48,9 +48,10 @@ def prune(
 
 
 def _damaged(path: Path) -> bool | None:
-    """Whether a checkpoint's files or state.json are damaged; None if the disk refuses to tell.
+    """Whether a checkpoint's files are damaged; None if the disk refuses to tell.
 
-    Checks sizes, not digests: hashing gigabytes after each save is too slow, and resume does it.
+    This checks state.json, and the sizes of all files. It leaves digests to resume: hashing gigabytes after each save
+    would be too slow.
     """
     try:
         for name, entry in layout.read_manifest(path)[1].items():
@@ -78,7 +79,7 @@ def _delete(root: Path, dropped: list[str]) -> list[str]:
         if gone:
             # Without this, a power cut could bring back the name of a checkpoint whose files are deleted.
             system.files.sync_directory(root)
-        # This includes what an earlier call could not delete.
+        # An earlier call may have left some that it could not delete.
         for hidden in root.glob(f"{_PRUNED}*"):
             system.files.remove(hidden)
     return gone

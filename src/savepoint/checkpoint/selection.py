@@ -14,7 +14,7 @@ from savepoint.errors import CheckpointError, short_list
 
 
 def names(root: Path) -> list[str]:
-    """List the names of the checkpoints under `root`, oldest first, sound or not. [] if there is no such directory."""
+    """List the names of the checkpoints under `root`, oldest first, sound or not; [] if there is no such directory."""
     if not root.is_dir():
         return []
     return sorted((entry.name for entry in os.scandir(root) if NAME.fullmatch(entry.name)), key=position)
@@ -30,7 +30,8 @@ def position(name: str) -> tuple[int, int]:
 def latest(root: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
     """Load the newest sound checkpoint under `root`.
 
-    Returns: the checkpoint, None if there is none; and the path and fault of each newer, damaged one, newest first.
+    Returns: the checkpoint, or None if none is sound; and the path and fault of each newer, damaged checkpoint, newest
+    first.
     Raises: NewerFormatError if a newer, sound checkpoint has a format that this version cannot read.
     """
     damaged: list[tuple[Path, str]] = []
@@ -47,7 +48,7 @@ def select(root: Path, choice: str, *, monitor: str | None, mode: str) -> Checkp
 
     choice: `last` (the newest sound one), `best` (by `monitor`), a step, or a checkpoint's name.
     monitor: the metric's name, or None. mode: `min` or `max`.
-    Raises: CheckpointError if there is no such checkpoint, saying which there are, or if it is damaged;
+    Raises: CheckpointError if it is damaged, or if there is no such checkpoint, with those that there are;
     NewerFormatError if its format is newer than this version.
     """
     there = names(root)
@@ -79,7 +80,7 @@ def best(root: Path, *, monitor: str, mode: str) -> list[str]:
         with contextlib.suppress(CheckpointError):
             score = measured(root / name).get(monitor)
             if isinstance(score, int | float) and score == score:
-                # Of two checkpoints of one step, before and after the end of its epoch, the later one.
+                # A step may have two checkpoints, before and after the end of its epoch. The later one counts.
                 scores[position(name)[0]] = (score if mode == "min" else -score, position(name), name)
     return [name for _, _, name in sorted(scores.values())]
 
@@ -98,12 +99,12 @@ def measured(path: Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=10_000)
 def _metrics(path: Path, identity: tuple[int, int, int]) -> dict[str, Any]:
-    """Cache metrics by inode, size and time of change. Otherwise every save would read all older state.json again."""
+    """Cache metrics by inode, size and mtime. Without the cache every save would reread all older state.json."""
     values = trust.parse_json(trust.read_file(path, at_most=trust.MAX_JSON), path)
     try:
         metrics = tree.join({}, values.get("metrics"))
     except tree.TreeError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    # The first checkpoints do not say when they were evaluated: at the end of each epoch.
-    there = values["evaluated"] == values.get("step") if "evaluated" in values else values.get("batch") == 0
-    return metrics if isinstance(metrics, dict) and there else {}
+    # The first checkpoints lack `evaluated`. Their runs evaluated at the end of each epoch, and only then.
+    evaluated = values["evaluated"] == values.get("step") if "evaluated" in values else values.get("batch") == 0
+    return metrics if isinstance(metrics, dict) and evaluated else {}

@@ -43,7 +43,7 @@ class Snapshot:
         pinned = any(tensor.is_cuda for tensor in plan.tensors)
         if plan.bytes > len(self._memory) or pinned != self._memory.is_pinned():
             self._views = []
-            # Freed before the new memory is taken: both together would be twice the state.
+            # Freed before the new memory is allocated: both together would be twice the state.
             self._memory = torch.empty(0, dtype=torch.uint8)
             self._memory = torch.empty(plan.bytes, dtype=torch.uint8, pin_memory=pinned)
         self._views, end = [], 0

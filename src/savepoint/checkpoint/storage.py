@@ -29,8 +29,8 @@ SUPERSEDED = ".tmp-superseded-"
 class Checkpoint:
     """A checkpoint that was loaded and verified.
 
-    model: the tensors of model.safetensors. state: everything else that was saved, as it was. config: the text of
-    config.yaml. provenance: provenance.json.
+    model: the tensors of model.safetensors, by name. state: the tree of everything else that was saved. config: the
+    text of config.yaml. provenance: the object in provenance.json.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Draft:
-    """A checkpoint that is not on the disk yet. values: state.json. documents: the text files, by name."""
+    """A checkpoint that is not on the disk yet. values: for state.json. documents: the text files, by name."""
 
     name: str
     model: tensorfile.Plan
@@ -102,8 +102,9 @@ def draft(
 def publish(root: Path, draft: Draft) -> Path:
     """Write a prepared checkpoint under `root`, and return its path once it is durable.
 
-    A sound checkpoint of the same name is kept: its bytes would be the same. Only one that lacks the evaluation of its
-    step, which was interrupted, is replaced by one that has it. A damaged one is set aside.
+    A sound checkpoint of the same name is kept: its bytes would be the same. There is one exception: if it was saved
+    when the evaluation of its step was interrupted, a draft with that evaluation replaces it. A damaged checkpoint is
+    set aside.
     Raises: OSError if the disk refuses, after whatever was written has been removed.
     """
     final, aside = root / draft.name, root / f"{SUPERSEDED}{draft.name}"
@@ -151,7 +152,7 @@ def _lacks_evaluation(saved: Mapping[str, Any], draft: Draft) -> bool:
 
 
 def _write_files(directory: Path, draft: Draft) -> dict[str, tensorfile.Written]:
-    """Write every file but the manifest. Two threads compute digests meanwhile, which takes as long as writing."""
+    """Write every file but the manifest. Digests take as long as writing, so two threads compute them meanwhile."""
     plans = {MODEL: draft.model, TRAINING: draft.training}
     written = {}
     with ThreadPoolExecutor(len(plans)) as hashers:
@@ -159,7 +160,7 @@ def _write_files(directory: Path, draft: Draft) -> dict[str, tensorfile.Written]
         sizes = {name: system.files.write(directory / name, plan.chunks()) for name, plan in plans.items()}
         texts = {STATE: json.dumps(draft.values, indent=1, allow_nan=False)} | draft.documents
         for name, text in texts.items():
-            # A patch may hold bytes that are not UTF-8. They were decoded as surrogates, and are restored here.
+            # A patch may hold bytes that are not UTF-8. They were decoded as surrogates, which this turns back.
             data = text.encode(errors="surrogateescape")
             size = system.files.write(directory / name, data)
             written[name] = tensorfile.Written(size=size, sha256=hashlib.sha256(data).hexdigest())
@@ -170,7 +171,7 @@ def _write_files(directory: Path, draft: Draft) -> dict[str, tensorfile.Written]
 def load(path: Path) -> Checkpoint:
     """Read and verify a checkpoint. Each file is read once, so the bytes in use are the ones that were verified.
 
-    Its tensors are on the CPU, in the memory into which the files were read.
+    The tensors are on the CPU, in the memory into which the files were read.
     Raises: CheckpointError that names the file, if one is missing, extra, malformed, or differs from the manifest;
     NewerFormatError if the checkpoint is sound and its format is newer than this version.
     """

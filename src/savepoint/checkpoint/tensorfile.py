@@ -51,7 +51,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000
 # torch's own limit. Multiplying out a much longer shape, from a stranger's file, would take minutes.
 MAX_DIMENSIONS = 64
-# Bytes that are copied at a time if a tensor's memory differs from its bytes in the file.
+# Bytes that are copied at a time, where a tensor's memory differs from its bytes in the file.
 PIECE = 8 * 2**20
 # The one name in a header that no tensor can have.
 METADATA = "__metadata__"
@@ -77,8 +77,8 @@ class Header:
 class Plan:
     """A file that is not written yet.
 
-    header: the file's first bytes. tensors: those whose bytes follow, in order; referred to, not copied.
-    bytes: how many follow the header.
+    header: the file's first bytes. tensors: in the order in which their bytes follow; referred to, not copied.
+    bytes: the number of bytes after the header.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -150,7 +150,7 @@ def nameable(name: str) -> bool:
 
 
 def _pieces(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
-    """Each tensor's bytes, in order, in parts of at most about PIECE where they have to be copied."""
+    """Yield the bytes of each tensor, in order. Bytes that have to be copied come in parts of about PIECE at most."""
     for tensor in tensors:
         if not tensor.numel():
             continue

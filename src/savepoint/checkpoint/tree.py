@@ -12,8 +12,8 @@ has no word for becomes an object with one key that begins with "$":
     {"$dict": [[key, value], ...]}                 a dict with a key that is not a string, or begins with "$"
     {"$ordered": [[key, value], ...]}  {"$counter": [[key, value], ...]}
 
-Two things are not kept: that two places hold the same list or dict object, and gradients (`.grad`), which are never
-state. Two tensor objects with the same memory, shape and strides become one object.
+Two things are not kept. A list or dict that stands in two places comes back as two. Gradients (`.grad`) are lost,
+because they are never state. Two tensor objects with the same memory, shape and strides become one object.
 """
 
 import functools
@@ -61,11 +61,11 @@ def join(tensors: dict[str, Tensor], values: Any) -> Any:
 
 class _Splitter:
     def __init__(self) -> None:
-        # By its id: each tensor, the path where it was found first, and its node, which `tensors` fills in.
+        # By the tensor's id: the tensor, the path where it was found first, and its node, which `tensors` fills in.
         self._leaves: dict[int, tuple[Tensor, tuple[str, ...], dict[str, Any]]] = {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Encode the tensors that `encode` found. It comes last: it has to know which of them share memory."""
+        """Encode the tensors that `encode` found. Call this last: all must be known to see which share memory."""
         encoder = encoding.Encoder([tensor for tensor, _, _ in self._leaves.values()])
         for tensor, path, node in self._leaves.values():
             try:
