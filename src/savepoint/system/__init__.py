@@ -1,14 +1,14 @@
 """System: files, signals, memory, the terminal, random generators and what the machine is doing.
 
-Its face is its rooms, each a small library: `system.files.replace(path, data)`. `rng` needs torch, so it is imported at
-its first use.
+Its face is its rooms, each a small library: `system.files.replace(path, data)`. The room `rng` needs torch, so it is
+imported at its first use.
 
 Rooms, in reading order:
     files     write and replace files atomically and durably; lock a file
     rng       seed, capture and restore all random generators
     memory    give the garbage collector less work
     signals   turn Ctrl-C and SIGTERM into requests to stop
-    terminal  print what stdout's encoding has no sign for
+    terminal  print any text, whatever stdout's encoding
     usage     measure the machine: processors, memory, disk, accelerator
 """
 

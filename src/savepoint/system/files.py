@@ -22,9 +22,9 @@ _WINDOW = 8 * 2**20
 _MOST_PARTS = 1024
 # Without this flag, Windows would change line ends.
 _BINARY = getattr(os, "O_BINARY", 0)
-# How long a rename is tried that Windows refuses while another process has the file open, a virus scanner for one.
+# How long a rename is retried. Windows refuses it while another process, such as a virus scanner, has the file open.
 PATIENCE_SECONDS = 10.0 if os.name == "nt" else 0.0
-# The fields of C's `struct flock`, and their types as the `struct` module writes them. None where nobody has looked.
+# The fields of C's `struct flock`, and their types as the `struct` module writes them. None where they are not known.
 _LOCK_LAYOUT = {
     "linux": (("l_type", "l_whence", "l_start", "l_len", "l_pid"), "hhqqi0q"),
     "darwin": (("l_start", "l_len", "l_pid", "l_type", "l_whence"), "qqihh"),
@@ -34,7 +34,7 @@ _LOCK_LAYOUT = {
 def write(path: Path, chunks: bytes | Iterable[bytes | memoryview]) -> int:
     """Write a new file and wait until it is on the disk. Returns: its size in bytes. The umask decides its mode.
 
-    Raises: FileExistsError if the file exists; OSError, with the path, if the disk refuses. A part may then be there.
+    Raises: FileExistsError if the file exists; OSError, with the path, if the disk refuses. A part may be left.
     """
     size = started = 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
@@ -73,7 +73,7 @@ def _windows(chunks: Iterable[bytes | memoryview]) -> Iterator[list[memoryview]]
 
 
 def _write(descriptor: int, parts: list[memoryview]) -> None:
-    """Write all parts in one system call where it exists. With a call for each part, threads wait for each other."""
+    """Write all parts in one system call, where there is one. With a call for each, threads wait for each other."""
     while parts:
         count = os.writev(descriptor, parts) if hasattr(os, "writev") else os.write(descriptor, parts[0])
         done = 0
@@ -87,9 +87,9 @@ def _write(descriptor: int, parts: list[memoryview]) -> None:
 
 
 def _start_writeback(descriptor: int, offset: int, count: int) -> None:
-    """Let the disk start now, in parallel with the next window. Linux would leave nearly all the work to fsync.
+    """Ask Linux to begin writing to the disk now, beside the next window. Otherwise fsync has nearly all the work.
 
-    Linux starts to write pages that it is told nobody will read again. This makes nothing durable.
+    Linux begins to write pages when it is told that nobody will read them again. This makes nothing durable.
     """
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
@@ -107,14 +107,14 @@ def replace(path: Path, data: bytes) -> None:
         write(hidden, data)
         patiently(os.replace, hidden, path)
     finally:
-        # It exists only if the write failed. The disk may be full, so leave nothing behind.
+        # It exists only if the write or the rename failed. The disk may be full, so leave nothing behind.
         with contextlib.suppress(OSError):
             hidden.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
 def patiently(rename: Callable[[Path, Path], None], source: Path, target: Path) -> None:
-    """Call os.rename or os.replace; on Windows again and again, while another process has one of the files open.
+    """Call os.rename or os.replace. On Windows, retry while another process has one of the files open.
 
     Raises: OSError if the disk refuses, on Windows after ten seconds.
     """
@@ -159,10 +159,10 @@ def sync_directory(path: Path) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock on a file. Asks without taking the lock, where the system can be asked.
+    """Whether another process holds the lock on a file. Linux and macOS tell this without the lock being taken.
 
-    Only for a process that does not hold it: a POSIX lock does not keep its own process out, and ends when that process
-    closes any file of that name. Raises: OSError if the file system has no locks.
+    The process that holds the lock must not ask: a POSIX lock does not keep its own process out, and ends when that
+    process closes any file of that name. Raises: OSError if the file system has no locks.
     """
     if not path.exists():
         return False
@@ -211,11 +211,6 @@ class Lock:
             raise
         return True
 
-    def wait(self) -> None:
-        """Take the lock, once no other process has it. Raises: OSError if the file system has no locks."""
-        while not self.acquire():
-            time.sleep(0.1)
-
     def release(self) -> None:
         """Free the lock and close its file."""
         self._file.close()
@@ -223,12 +218,15 @@ class Lock:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock on a file, which is made if need be, for as long as the block runs. Waits for it without limit."""
+    """Hold a lock on a file while the block runs. The file is made if it is missing. Waits for the lock without limit.
+
+    Raises: OSError if the file system has no locks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = Lock(path)
-    while not lock.acquire():
-        time.sleep(0.05)
     try:
+        while not lock.acquire():
+            time.sleep(0.05)
         yield
     finally:
         lock.release()

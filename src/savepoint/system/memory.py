@@ -1,4 +1,4 @@
-"""Less work for Python's garbage collector, which would otherwise walk through all of torch's objects repeatedly."""
+"""Give Python's garbage collector less work. It would walk through all of torch's objects again and again."""
 
 import contextlib
 import gc
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 def permanent() -> Iterator[None]:
     """Keep all objects that exist after this block out of garbage collection, for as long as the process lives.
 
-    For the import of torch, which makes a million objects and no garbage. Walking through them took a third of the
-    import, and 0.7 s at exit.
+    This is meant for the import of torch, which makes a million objects and no garbage. Walking through them took a
+    third of the import, and 0.7 s at exit.
     """
     # In a sweep, the first job has imported everything. What exists now includes that job's garbage.
     if gc.get_freeze_count():
@@ -27,7 +27,7 @@ def permanent() -> Iterator[None]:
 def growing() -> Iterator[None]:
     """Turn the collector off inside this block, for code that makes many objects and keeps nearly all of them.
 
-    Cyclic garbage that any thread makes meanwhile stays until the block ends.
+    Cyclic garbage of any thread stays until the block ends.
     """
     if not gc.isenabled():
         yield

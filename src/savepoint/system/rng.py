@@ -45,7 +45,7 @@ def capture() -> dict[str, Any]:
 
 
 def restore(states: dict[str, Any]) -> None:
-    """Restore every generator from what `capture` returned. Devices that this machine lacks are left out."""
+    """Restore every generator from what `capture` returned. States of devices that this machine lacks are left out."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.default_generator.set_state(states["torch"])
@@ -72,6 +72,6 @@ def _device_generators() -> tuple[torch.Generator, ...]:
         return tuple(torch.cuda.default_generators)
     if torch.backends.mps.is_available():
         return (torch.mps._get_default_mps_generator(),)
-    if hasattr(torch, "xpu") and torch.xpu.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.xpu.is_initialized():  # type: ignore[no-untyped-call]
         return tuple(torch.xpu.default_generators)
     return ()

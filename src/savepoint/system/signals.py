@@ -1,7 +1,8 @@
 """Turn Ctrl-C, SIGTERM and SIGUSR1 into requests: training finishes its step, saves, and says how to go on.
 
-Before training there is nothing to save. There, Ctrl-C and SIGUSR1 end the process at once, with one line.
-A scheduler sends SIGUSR1, and with `resume=auto` SIGTERM, to a process that it will start again: it then exits with 75.
+Before training there is nothing to save, so Ctrl-C and SIGUSR1 end the process at once, with one line.
+A scheduler sends SIGUSR1, or SIGTERM with `resume=auto`, to a process that it will start again. The process then exits
+with 75.
 """
 
 import contextlib
@@ -16,10 +17,10 @@ from types import FrameType
 
 
 class Interrupted(KeyboardInterrupt):
-    """End the process after a run that stopped as asked, with everything saved. A sweep ends with it.
+    """Ends the process because a signal asked for that. In a sweep it ends the whole sweep, not one job alone.
 
-    number: the signal's. exit_code: what a shell reports for a process that this signal ended; 75 if the process is to
-    be started again.
+    number: the signal's. exit_code: 75 if the process is to be started again, otherwise what a shell reports for a
+    process that this signal ended.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -30,9 +31,11 @@ class Interrupted(KeyboardInterrupt):
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: try again later
 # Windows has no SIGUSR1.
 _USR1: tuple[int, ...] = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
+# Signals that ask a training to stop.
+_STOPPING = (signal.SIGINT, signal.SIGTERM, *_USR1)
 # Signals that end a process at once before training begins. `requeue` adds SIGTERM.
 _AT_ONCE: list[int] = [signal.SIGINT, *_USR1]
-# Those that have ended something in this process at once, and those that asked a training to stop.
+# Signals that this process received: those that acted at once, and those that asked a training to stop.
 _PRESSED: list[int] = []
 _ASKED: list[int] = []
 
@@ -42,10 +45,9 @@ def _exit_code(number: int) -> int:
 
 
 def remember() -> None:
-    """Make every Ctrl-C from here on raise KeyboardInterrupt, as Python does, and let `pressed` report it.
+    """Make Ctrl-C and SIGUSR1 raise KeyboardInterrupt from here on, and let `pressed` report them.
 
-    The same for SIGUSR1. A library may catch KeyboardInterrupt and raise an error of its own; `pressed` tells the two
-    apart.
+    A library may catch KeyboardInterrupt and raise an error of its own. `pressed` tells such an error from others.
     """
     if threading.current_thread() is threading.main_thread():
         for number in _AT_ONCE:
@@ -79,17 +81,20 @@ def held() -> Iterator[None]:
 
 
 def pressed() -> bool:
-    """Whether Ctrl-C was pressed since `remember`, whatever error came of it."""
+    """Whether a signal has acted at once since `remember`, whatever error came of it."""
     return bool(_PRESSED)
 
 
 def asked() -> int | None:
-    """Return the number of the last signal that asked a training to stop, also if that reached its end; else None."""
+    """Return the number of the last signal that asked a training to stop; None if there was none.
+
+    The signal counts even if the training reached its planned end.
+    """
     return _ASKED[-1] if _ASKED else None
 
 
 def last() -> int:
-    """Return the number of the signal that was received last; Ctrl-C's if none was."""
+    """Return the number of the last signal that acted at once; Ctrl-C's if there was none."""
     return _PRESSED[-1] if _PRESSED else signal.SIGINT
 
 
@@ -114,7 +119,7 @@ class Stop:
 
 @contextlib.contextmanager
 def watch() -> Iterator[Stop]:
-    """Turn the first SIGINT, SIGTERM or SIGUSR1 in this block into a request. A second one acts at once, as without it.
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 in this block into a request. A second one acts as it did before.
 
     Outside the main thread, which some sweep launchers use, Python allows no handlers, and signals are left alone.
     """
@@ -122,45 +127,43 @@ def watch() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, *_USR1)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in _STOPPING}
 
     def note(number: int, _frame: FrameType | None) -> None:
         stop.signal = number
         _ASKED.append(number)
-        for each in numbers:
+        for each in _STOPPING:
             signal.signal(each, before[each])
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         print(f"\n{name}: finishing this step, then saving. Once more stops now.", file=sys.stderr, flush=True)
 
-    for number in numbers:
+    for number in _STOPPING:
         signal.signal(number, note)
     try:
         yield stop
     finally:
-        for number in numbers:
+        for number in _STOPPING:
             signal.signal(number, before[number])
 
 
 def note(pass_on: Callable[[int], None] | None = None) -> None:
     """Take SIGINT, SIGTERM and SIGUSR1 from here on as requests to stop, which `asked` reports.
 
-    pass_on: called with the number of the first signal. A second one then acts as it would have before. Without it,
-    each signal is noted: that is for a process whose parent decides when to end it.
+    pass_on: called with the number of the first signal; a second signal acts as it did before this call. None notes
+    every signal and does nothing else, for a process whose parent decides when to end it.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, *_USR1)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in _STOPPING}
 
     def handle(number: int, _frame: FrameType | None) -> None:
         _ASKED.append(number)
         if pass_on is not None:
-            for each in numbers:
+            for each in _STOPPING:
                 signal.signal(each, before[each])
             pass_on(number)
 
-    for number in numbers:
+    for number in _STOPPING:
         signal.signal(number, handle)
 
 

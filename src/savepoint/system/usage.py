@@ -1,4 +1,4 @@
-"""What the machine is doing: processors, memory, disk, and the accelerator."""
+"""Measure what the machine is doing: its processors, memory, disk and accelerator."""
 
 import contextlib
 import shutil
@@ -16,7 +16,7 @@ _START_SECONDS = 1.0  # a shorter run never loads the library that measures
 class Meter:
     """Measures the machine from time to time, about once every ten seconds: one reading takes a millisecond.
 
-    directory: lies on the disk whose free space is measured. device: the one that is trained on.
+    directory: on the disk whose free space is measured. device: the one that is trained on.
     """
 
     def __init__(self, directory: Path, device: "torch.device") -> None:
@@ -29,10 +29,11 @@ class Meter:
         return time.perf_counter() >= self._due_at
 
     def read(self) -> dict[str, float]:
-        """Measure the machine, on average since the reading before. Returns: values by name, {} the first time.
+        """Measure the machine. Rates are averages since the last reading.
 
-        `system/cpu_percent` is that of all cores together, `system/process_cpu_percent` that of this process, where 100
-        is one core. Values that the system does not tell are left out.
+        `system/cpu_percent` is that of all cores together, 0 to 100. `system/process_cpu_percent` is that of this
+        process, where 100 is one core. `_gb` counts 10^9 bytes, `_mb_s` 10^6 bytes a second.
+        Returns: values by name, without those that the system does not tell; {} the first time.
         """
         before, self._before = self._before, _Counters()
         self._due_at = self._before.time + EVERY_SECONDS
@@ -65,7 +66,7 @@ class Meter:
 
 
 class _Counters:
-    """What the system has counted until now: seconds of the processors, bytes of the disks."""
+    """The system's counters at one moment: seconds that the processors worked, bytes that the disks moved."""
 
     def __init__(self) -> None:
         import psutil

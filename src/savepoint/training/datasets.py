@@ -56,15 +56,11 @@ def make_batches(
 
 
 def make_dataset(node: dict[str, Any], split: str, *, source: Path) -> Any:
-    """Build a split of the data set, after the data set has prepared itself, if its class has `prepare`."""
+    """Build a split of the data set. If its class has `prepare`, that is called first, by one process at a time."""
     maker = trust.make({**node, "_partial_": True}, path=PATH, source=source)
     if (prepare := getattr(maker.func, "prepare", None)) is not None:
-        lock = system.files.Lock(source.parent / LOCK)
-        try:
-            lock.wait()
+        with system.files.locked(source.parent / LOCK):
             trust.call(functools.partial(prepare, **_named(prepare, maker.keywords)), path=PATH)
-        finally:
-            lock.release()
     return trust.call(maker, path=PATH, split=split)
 
 
