@@ -27,7 +27,7 @@ class CheckpointError(UserError):
 
 
 class MisfitError(CheckpointError):
-    """A checkpoint whose weights do not fit the model. excess: the names that only `init.exclude` can get around."""
+    """A checkpoint whose weights do not fit the model. excess: the names that only `init.exclude` can leave out."""
 
     def __init__(self, text: str, excess: Sequence[str]) -> None:
         super().__init__(text)

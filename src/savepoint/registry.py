@@ -1,6 +1,6 @@
-"""Register objects of your own that change in training and are in no model, optimizer or schedule, to have them saved.
+"""Have objects of your own saved that change in training and belong to no model, optimizer or schedule.
 
-In the constructor of a model, a task or a data set, one line for each:
+Register each in the constructor of a model, a task or a data set:
 
     self.queue = register("queue", Queue())
 
@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 
 class Stateful(Protocol):
-    """An object that can be registered: it has torch's pair of methods. `tree.split` says what a state may hold."""
+    """An object that can be registered. `checkpoint.split` says what its state may hold."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...

@@ -19,9 +19,9 @@ from savepoint import checkpoint, commands, launch, runs, trust
 from savepoint.config import compose
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Resuming begins in a process that has imported what training needs, and nothing of the project.
+# Each resume begins in a process that has imported what training needs, and nothing of the project.
 _PROCESSES: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-# Two epochs of two batches: a checkpoint lies within an epoch, and one between two.
+# Two epochs of two batches: one checkpoint lies within an epoch, another between two.
 _SHORT = (
     *("trainer.max_epochs=2", "trainer.max_steps=null", "data.limit_batches=2", "tracker=none"),
     *("checkpoint.every_n_steps=1", "checkpoint.keep_last=99"),
@@ -41,7 +41,7 @@ def check_composes(*overrides: str, repository: Path = REPOSITORY) -> dict[str, 
 def check_resumes(*overrides: str, directory: Path, repository: Path = REPOSITORY) -> None:
     """Train a few batches, resume a copy of the run from its middle in a new process, and compare every bit.
 
-    overrides: as for train.py. directory: an empty one, which is left with the two runs and what the resume printed.
+    overrides: as for train.py. directory: an empty directory. It keeps the two runs, and what the resume printed.
     Raises: AssertionError that says what differs, or how the resume failed; whatever the training raises.
     """
     overrides = (*overrides, *_SHORT)
