@@ -21,7 +21,7 @@ from savepoint.trust.policy import SPECIAL, check_values
 from savepoint.trust.targets import resolve
 from savepoint.trust.text import join_path, shown
 
-# Arguments that torch annotates as one number and that may as well be a list, a number for each parameter group.
+# Arguments that torch annotates as one number, although it also takes a list: one number for each parameter group.
 PER_GROUP = {"CyclicLR": ("base_momentum", "max_momentum"), "SWALR": ("swa_lr",)}
 
 _WRONG_VALUE = (ValueError, AssertionError, TypeError, RuntimeError)  # what torch raises for a wrong value
@@ -74,7 +74,10 @@ def _naming(path: str, function: Any, keywords: dict[str, Any] | None = None) ->
 
 
 def _blamed(path: str, keywords: dict[str, Any], words: str) -> str:
-    """Return "path.key=value" if an error's words point at one argument, "path (key=value, …)" if at several."""
+    """Return "path.key=value" if an error's words point at one argument, "path (key=value, …)" if at several.
+
+    keywords: the arguments that the config gives. words: the error's.
+    """
     given = {key: value for key, value in keywords.items() if isinstance(value, _PLAIN)}
     named = {key for key in given if _mentions(words, key)}
     valued = {key for key, value in given.items() if any(_mentions(words, str(each)) for each in _flat(value))}
@@ -125,7 +128,7 @@ def _call(function: Any, arguments: Iterable[Any], keywords: dict[str, Any], pat
 
 
 def _raised_at(error: Exception, function: Any) -> str:
-    """Return the module and the last line of it that an error passed through."""
+    """Return the module of a function, and the last line in it that an error passed through."""
     file = getattr(sys.modules.get(function.__module__), "__file__", None)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f"{function.__module__}, line {lines[-1]}" if lines else str(function.__module__)
@@ -157,7 +160,7 @@ def _spread(bound: inspect.BoundArguments) -> Iterator[tuple[str, str, Any]]:
 
 
 def _decoding(value: object) -> str:
-    """Say how an environment variable becomes a number, if `value` is a number in a text."""
+    """Say how an environment variable becomes a number, if `value` is a text that reads as one."""
     try:
         float(value if isinstance(value, str) else "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""The package under src/ that belongs to the project: `project`, or the name that pyproject.toml gives."""
+"""Name the package under src/ that belongs to the project: `project`, or what pyproject.toml says."""
 
 import functools
 import tomllib
@@ -12,8 +12,8 @@ DEFAULT = "project"
 def package(source: Path) -> str:
     """Return the name of the project's own package: the one whose classes a config may name.
 
-    pyproject.toml, beside `source`, gives it: package = "…" under [tool.savepoint].
-    source: the directory src/. Raises: ConfigError if the file cannot be read, or the name is no package's.
+    pyproject.toml, beside `source`, gives the name: package = "…" under [tool.savepoint].
+    source: the directory src/. Raises: ConfigError if the file cannot be read, or the name is not one of a package.
     """
     file = source.parent / "pyproject.toml"
     try:

@@ -15,7 +15,7 @@ from savepoint.trust.text import join_path, shown
 # A config with a hundred thousand wrong values is refused for the first few.
 MAX_FAULTS = 20
 MAX_INTEGER_BITS = 64
-# Keys that Hydra takes for words of its own, not for arguments.
+# Keys that have a meaning for Hydra, and are no arguments.
 SPECIAL = re.compile(r"_[^_].*_|__.*", re.DOTALL)
 
 
@@ -87,7 +87,7 @@ class _Walk:
         elif type(value) is not expected and not (key == "_target_" and value is None):
             self.fault(where, f"must be {_KINDS[expected]}, and is {_brief(value)}.")
         elif isinstance(value, str):
-            if value not in self.refusals:  # one target may occur ten thousand times
+            if value not in self.refusals:  # a hostile config may repeat a target ten thousand times
                 self.refusals[value] = refusal(value, self.source)
             if found := self.refusals[value]:
                 self.fault(where, found)

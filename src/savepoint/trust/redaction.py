@@ -32,7 +32,7 @@ _SECRET = re.compile(
     re.VERBOSE,
 )
 _GROUPS = ("triple", "escaped", "double", "single", "open", "argument", "words")
-# What stands where a value would, and is none: nothing, a type, or a variable of the same name.
+# Texts in the place of a value that are no secret: null, a type, or a variable of the same name.
 _EMPTY = {"null", "None", "~", "str", "str | None", "[redacted]", "[redacted", *SECRET_KEYS}
 REDACTED = "[redacted]"
 
@@ -43,7 +43,7 @@ def has_uri_password(text: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """Replace each value after a secret key, and each password in a URI, by [redacted]. All else is kept.
+    """Replace each value after a secret key, and each password in a URI, by [redacted]. Keep all else.
 
     >>> redact("train.py model.password=hunter2 data.uri=ftp://me:pw@host seed=1")
     'train.py model.password=[redacted] data.uri=ftp://me:[redacted]@host seed=1'
@@ -52,7 +52,7 @@ def redact(text: str) -> str:
 
 
 def redact_arguments(arguments: list[str]) -> list[str]:
-    """Redact a command line. Taken argument by argument, a secret that holds spaces or quotes is hidden whole."""
+    """Redact a command line, argument by argument, so that a secret with spaces or quotes is hidden whole."""
     hidden = []
     for argument in arguments:
         key, equals, value = argument.partition("=")

@@ -1,4 +1,4 @@
-"""Read files that a stranger may have written. Anything odd about them is an error before any of it is used."""
+"""Read files that a stranger may have written. A file that is odd in any way is an error before it is used."""
 
 import errno
 import hashlib
@@ -31,14 +31,19 @@ def read_file(path: Path, *, exactly: int | None = None, at_most: int | None = N
 
 
 def read_digested(path: Path, *, exactly: int) -> tuple[Memory, str]:
-    """Read a plain file and digest it with SHA-256 in another thread at the same time. Raises: as `read_file`."""
+    """Read a plain file, and compute its SHA-256 in another thread meanwhile. The errors are those of `read_file`.
+
+    exactly: the size that the file must have, in bytes. Returns: the contents, and the digest in hexadecimal.
+    """
     digest = hashlib.sha256()
     with ThreadPoolExecutor(1) as hasher:
         data = _read(path, exactly, None, lambda chunk: hasher.submit(digest.update, chunk))
     return data, digest.hexdigest()
 
 
-def _read(path: Path, exactly: int | None, at_most: int | None, each: Callable[[memoryview], object] | None) -> Memory:
+def _read(
+    path: Path, exactly: int | None, at_most: int | None, on_chunk: Callable[[memoryview], object] | None
+) -> Memory:
     descriptor = None
     try:
         # Non-blocking: opening a pipe would wait for a writer.
@@ -55,8 +60,8 @@ def _read(path: Path, exactly: int | None, at_most: int | None, each: Callable[[
         view, done = memoryview(data), 0
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
             while count := file.readinto(view[done : done + CHUNK]):
-                if each is not None:
-                    each(view[done : done + count])
+                if on_chunk is not None:
+                    on_chunk(view[done : done + count])
                 done += count
         after = os.fstat(descriptor)
         if done != size or (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
@@ -98,9 +103,10 @@ def parse_json(data: Memory, path: Path) -> dict[str, Any]:
 
 
 def read_member(path: str, key: str) -> Any:
-    """Read one value of the object in a JSON file, and no more of the file than its beginning if the value is there.
+    """Return one value of the object in a JSON file; None if there is no such key.
 
-    Returns: None if there is no such key. Raises: CheckpointError as `read_file` and `parse_json`.
+    If the value lies in the beginning of the file, nothing else is read. The errors are those of `read_file` and
+    `parse_json`.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | _PLAIN)
@@ -114,11 +120,11 @@ def read_member(path: str, key: str) -> Any:
 
 
 def _member(text: str, key: str) -> Any:
-    """Find a value in the beginning of a JSON object. Raises: ValueError if it is not in it, with a sign after it."""
+    """Find a value in the beginning of a JSON object. Raises: ValueError unless it and a sign after it are there."""
     at = 0
     while opened := _KEY.match(text, at):
         value, at = _DECODER.raw_decode(text, opened.end())
-        # A number may go on behind the cut, so something has to follow it.
+        # A number may go on behind the cut, so a comma or a brace has to follow it.
         if opened[1] == key and _END.match(text, at):
             return value
     raise ValueError("not in the beginning")
@@ -139,7 +145,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-# What stands before a value of an object: the brace of its first key or the comma before another, the key, a colon.
+# What precedes a value of an object: a brace or a comma, the key, and a colon.
 _KEY = re.compile(r'\s*[{,]\s*"([^"\\]*)"\s*:\s*', re.ASCII)
 _END = re.compile(r"\s*[,}]", re.ASCII)
 _DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=_refuse_constant)

@@ -25,7 +25,8 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def parse_config(text: bytes | str) -> dict[str, Any]:
     """Parse a resolved config from a file that a stranger may have written.
 
-    Raises: HostileError for what a resolved config never holds, ConfigError for what is no YAML. Both name the place.
+    Raises: HostileError for what a resolved config never holds; ConfigError for what is no YAML, or no group of keys.
+    Both name the place.
     """
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     if len(raw) > MAX_BYTES:
@@ -45,7 +46,7 @@ def dump_config(config: dict[str, Any]) -> str:
 
 
 class _Reader:
-    """Builds plain values from a stream of YAML events. Without a node graph, nothing can be shared or expanded."""
+    """Builds plain values from YAML events. There is no graph of nodes, so nothing can be shared or expanded."""
 
     def __init__(self, text: str) -> None:
         self._events: Iterator[Any] = iter(yaml.parse(text, Loader=_Loader))

@@ -47,7 +47,8 @@ def refusal(target: str, source: Path) -> str | None:
 def resolve(target: str, *, path: str, source: Path) -> Any:
     """Import the object that an allowed `_target_` names.
 
-    path: the place in the config, for the error. Raises: ConfigError for any other, before anything is imported.
+    path: the place of the target in the config, for the error.
+    Raises: ConfigError for a target that is not allowed, before anything is imported, and for one that leads elsewhere.
     """
     fault = refusal(target, source)
     if fault:
@@ -125,13 +126,13 @@ def _project_refusal(target: str, source: Path) -> str | None:
 
 
 def _project_file(module_name: str, source: Path) -> Path | None:
-    """Return the file that importing a module of the project would read, or None if there is none in its package."""
+    """Return the file of a module of the project, as an import would find it; None if its package has no such file."""
     root = source / package(source)
     *parents, last = module_name.split(".")
     place = source.joinpath(*parents)
     folder, module = place / last / "__init__.py", place / f"{last}.py"
     file = folder if folder.is_file() else module
-    # Name by name: a file system that ignores case would find MLP.py where mlp.py is.
+    # Each name is looked up as it is spelled: a file system that ignores case would find MLP.py where mlp.py is.
     parts = file.relative_to(source).parts
     spelled = all(part in _names(source.joinpath(*parts[:i])) for i, part in enumerate(parts))
     if not spelled or not file.is_file() or not file.resolve().is_relative_to(root.resolve()):
@@ -155,7 +156,7 @@ def _definitions(file: Path, _changed: int) -> dict[str, str]:
 
 
 def _check_project(path: str, source: Path) -> None:
-    """Refuse the project's package of another copy of this repository, for example an installed one."""
+    """Refuse a project's package that comes from another copy of this repository, for example an installed one."""
     name = package(source)
     loaded = sys.modules.get(name)
     spec = None if loaded else importlib.util.find_spec(name)

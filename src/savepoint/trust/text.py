@@ -13,22 +13,20 @@ def join_path(path: str, key: object) -> str:
 
 
 def shown(value: object) -> str:
-    """Write a value in ASCII and in 80 characters, so that look-alikes and control characters are visible."""
+    """Write a value in at most about 80 ASCII characters, so that look-alikes and control characters are visible."""
     # Cut first: an error about a string of a megabyte need not escape all of it.
     text = ascii(value[:81] if isinstance(value, str) else value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def printable(text: str, *, limit: int | None = None) -> str:
-    """Escape what could move the cursor or hide text. Letters and line breaks stay.
+    """Escape characters that could move the cursor or hide text. Letters and line breaks stay.
+
+    limit: how many characters of the text to show; None for all.
 
     >>> printable("größer" + chr(27) + "[2J" + chr(10) + "b" + chr(0x202E)), printable("abcdef", limit=3)
     ('größer\\\\x1b[2J\\nb\\\\u202e', 'abc...')
     """
     cut = text if limit is None else text[:limit]
-    safe = (
-        cut
-        if cut.isprintable()
-        else "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in cut)
-    )
+    safe = "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in cut)
     return safe + ("..." if len(cut) < len(text) else "")

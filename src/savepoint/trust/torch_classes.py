@@ -1,6 +1,6 @@
 """The torch classes that a config may name, each with the place where torch defines it.
 
-None of them can run code, read a file or open a socket from plain arguments. Left out on purpose: classes that take a
+None of them can run code, read a file or open a socket from plain arguments. The table leaves out classes that take a
 function (TripletMarginWithDistanceLoss), that are no part of a model by themselves (Module, Container, RNNBase,
 Parameter), that need other processes (SyncBatchNorm, DataParallel), and Lazy* (their parameters do not exist when the
 optimizer is built). SequentialLR and ChainedScheduler take other schedulers, which `schedules` builds first.

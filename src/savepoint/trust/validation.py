@@ -22,7 +22,7 @@ GROUPS = {
     "checkpoint": "default",
     "tracker": "none",
 }
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of an optimizer: it becomes a part of names of metrics
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # an optimizer's name, which becomes part of the names of metrics
 # Nodes that name a class, each with a class of the project to suggest where the name is missing.
 CLASSES = {
     "model": "models.mlp.Mlp",
@@ -32,16 +32,16 @@ CLASSES = {
     "task": "tasks.classification.Classification",
 }
 OPTIONAL = ("data.sampler", "data.collate")
-# Groups of one class or of several by name, which the engine gives an argument when it builds them.
+# Groups that name one class, or several by name. The engine adds an argument when it builds such a class.
 PARTIAL = {"optimizer": "torch.optim.AdamW", "scheduler": "torch.optim.lr_scheduler.StepLR"}
 
 
 def check_config(config: dict[str, Any], *, source: Path) -> Settings:
     """Check values, groups, settings and classes of a config, and return its settings.
 
-    A fresh config and the config of a checkpoint are checked alike, so every run that starts can be resumed.
+    A fresh config and the config of a checkpoint are checked alike, so a run that was allowed to start can be resumed.
 
-    source: the directory that holds the project's own package.
+    config: plain data, every interpolation resolved. source: the directory that holds the project's own package.
     Raises: ConfigError with one line for each fault.
     """
     faults = check_values(config, source=source) or _missing_groups(config)
@@ -64,7 +64,7 @@ def _missing_groups(config: dict[str, Any]) -> list[str]:
 
 
 def _missing_classes(config: dict[str, Any], source: Path) -> list[str]:
-    """Return a line for each node that must name a class and does not, or lacks the `_partial_` that it needs."""
+    """Return a line for each node that does not name the class that it must name, or lacks `_partial_: true`."""
     faults = []
     for path, example in CLASSES.items():
         group, _, key = path.partition(".")
