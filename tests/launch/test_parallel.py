@@ -19,6 +19,8 @@ from savepoint.launch import gpus
 
 SMALL = ("tracker=none", "trainer.threads=1", "model.hidden=[8]", "data.limit_batches=3", "data.batch_size=32")
 CONFIG = (*SMALL, "trainer.max_epochs=25", "data.dataset.augment=true", "seed=1,2,3,4")
+# Other tests run these commands of the page; Ray's is run by hand, since it needs other versions than constraints.txt has.
+ELSEWHERE = {"hydra/sweeper=optuna", "hydra/launcher=slurm", "hydra/launcher=ray_cluster"}
 PARALLEL = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2")
 
 
@@ -74,18 +76,18 @@ def test_a_sweep_of_several_at_once_stops_on_ctrl_c_and_is_resumed_to_the_same_t
 @pytest.mark.long
 def test_the_commands_of_the_page_run(workshop: Workshop) -> None:
     ends = []
-    for _, script, *arguments in pages.read(REPOSITORY / "docs" / "sweeps.md").commands:
-        if script == "train.py" and PARALLEL[0] in arguments:
+    for program, script, *arguments in pages.read(REPOSITORY / "docs" / "sweeps.md").commands:
+        if program != "python" or {*arguments} & ELSEWHERE:
+            continue
+        if PARALLEL[0] in arguments:
             sweep = start(workshop.root, script, *arguments, *SMALL)
             output, _ = sweep.communicate(timeout=100)
             assert sweep.returncode == 0, output
             ends.append(output)
-        elif script == "train.py":
+        else:
             ended = workshop.run(script, *arguments, "tracker=none", "data.limit_batches=2")
             assert ended.status == 0, ended.output
             ends.append(ended.output)
-        else:
-            assert script == "install"
     assert [len(re.findall(r"^\d .* finished ", each, re.MULTILINE)) for each in ends] == [4, 2]
 
 
@@ -108,7 +110,7 @@ def test_a_killed_process_and_a_refused_job_are_told_in_one_line(workshop: Works
     os.kill(int(worker), signal.SIGKILL)
     output, _ = sweep.communicate(timeout=100)
     assert sweep.returncode == 2 and "Traceback" not in output, output
-    assert output.splitlines()[-1].startswith("error: A process that trained jobs has failed: "), output
+    assert output.splitlines()[-1].startswith("error: The launcher of the jobs has failed: "), output
 
 
 def test_each_process_gets_a_gpu_of_its_own_and_then_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,50 @@ def test_handlers_are_put_back_also_after_a_signal_and_after_an_exception() -> N
     assert [signal.getsignal(number) for number in BOTH] == before
 
 
+def test_stop_files_are_looked_for_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(signals, "_FILES", [])
+    own, all_jobs = tmp_path / "stop", tmp_path / "all"
+    with signals.watch(own) as stop:
+        assert stop.signal is None
+        own.touch()
+        clock[0] += 0.9
+        assert stop.signal is None
+        clock[0] += 0.2
+        assert stop.signal == signals.FILE and signals.Interrupted(signals.FILE, "").exit_code == 0
+    signals.obey(all_jobs)
+    with signals.watch() as stop:
+        assert (stop.signal, signals.asked() in (None, *BOTH)) == (None, True)
+        all_jobs.touch()
+        clock[0] += 1
+        assert stop.signal == signal.SIGTERM
+
+
+LAUNCHED = """
+import os, signal, sys
+from savepoint.system import signals
+signal.signal(signal.SIGUSR2, lambda number, frame: print("queued again"))
+signals.note()
+if "before" in sys.argv:
+    os.kill(os.getpid(), signal.SIGUSR2)
+with signals.watch() as stop:
+    if "before" not in sys.argv:
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    print(stop.signal == getattr(signal, sys.argv[1]))
+signals.hand_back()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="Windows has no SIGUSR2")
+@pytest.mark.parametrize("order", ["SIGUSR2", "SIGUSR2 before", "SIGTERM"])
+def test_a_launchers_signal_stops_the_training_and_is_handed_back(order: str) -> None:
+    """submitit queues a job again whose time is up. It has to be saved before."""
+    command = [sys.executable, "-c", LAUNCHED, *order.split()]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout == ("True\nqueued again\n" if "USR2" in order else "True\n")
+
+
 def test_in_a_thread_signals_are_left_as_they_are() -> None:
     """Some launchers of sweeps run jobs in threads, where Python allows no handlers."""
     before = [signal.getsignal(number) for number in BOTH]

@@ -8,9 +8,11 @@ import contextlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -63,8 +65,8 @@ def _overrides() -> list[str]:
 class Application:
     """One process of train.py, and what is known of it so far.
 
-    start_id: names the directory of the run, or of the sweep. process: the id of the process that was started by hand;
-    a launcher may run jobs in others. invocations: one for each job that began in this process.
+    start_id: names the directory of the run, or of the sweep. elsewhere: whether this is a copy in another process, to
+    which a launcher has sent it. invocations: one for each job that began in this process.
     failure: why the only run of this process failed. typed: the overrides of the command line.
     resumed: whether the sweep was begun by an earlier process. retry: whether its failed jobs are to be trained again.
     batch: which of its batches of jobs this is. last: whether the sweep ends with it.
@@ -73,7 +75,7 @@ class Application:
     train: Train
     repository: Path
     start_id: str = field(default_factory=runs.new_id)
-    process: int = field(default_factory=os.getpid)
+    elsewhere: bool = False
     invocations: list[Invocation] = field(default_factory=list)
     failure: BaseException | None = None
     typed: list[str] = field(default_factory=_overrides)
@@ -82,10 +84,15 @@ class Application:
     batch: int = 0
     last: bool = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a launcher sends to another process."""
+        return {**vars(self), "elsewhere": True}
+
     def run(self) -> None:
         """Let Hydra compose the config and call `_job` for each run. Raises: whatever ended the run or the sweep."""
         self._register_resolvers()
         search.register()
+        sweeps.SweepStart.typed, sweeps.SweepStart.batch = self.typed, self.batch
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, and does not print them its own way
         main = hydra.main(version_base="1.3", config_path=str(self.repository / "conf"), config_name="config")
         try:
@@ -100,10 +107,10 @@ class Application:
         except Exception as error:
             if (missing := re.search(r"Unknown plugin class : 'hydra_plugins\.(\w+)", str(error))) is not None:
                 raise UserError(f"A package is missing: pip install {missing[1].replace('_', '-')}") from error
-            if not type(error).__module__.startswith("joblib."):
+            if not _is_launchers(error):
                 raise
             words = " ".join(str(error).partition("Detailed tracebacks")[0].split())
-            raise UserError(f"A process that trained jobs has failed: {words}") from error
+            raise UserError(f"The launcher of the jobs has failed: {words}") from error
         finally:
             self._end_sweep()
         if self.failure:
@@ -123,7 +130,9 @@ class Application:
 
     def _job(self, config: DictConfig) -> float | None:
         """Train the run that Hydra composed. Returns: what `train` returns; None for a single run that failed."""
-        return self._train(config) if os.getpid() == self.process else self._job_elsewhere(config)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            system.signals.obey(sweeps.stop_file(Path(HydraConfig.get().sweep.dir)))
+        return self._job_elsewhere(config) if self.elsewhere else self._train(config)
 
     def _job_elsewhere(self, config: DictConfig) -> float | None:
         """Train one job of a sweep in a process that a launcher started, in silence but for its beginning and its end.
@@ -131,13 +140,14 @@ class Application:
         Returns: what `train` returns; None if the job was interrupted or, since the sweep was, not begun.
         Raises: UserError for any other error, since the original may not fit through a pipe.
         """
+        directory = Path(HydraConfig.get().runtime.output_dir)
+        name = directory.name
         system.signals.note()
         if system.signals.asked() is not None:
             return None
+        sys.argv = ["train.py", "-m", *self.typed]  # what run.json tells; the launcher's own says nothing
         self._register_resolvers()
-        directory = Path(HydraConfig.get().runtime.output_dir)
-        name = directory.name
-        if self.resumed and (settled := jobs.settled(directory, retry=self.retry)) is not None:
+        if self._begun(directory) and (settled := jobs.settled(directory, retry=self.retry)) is not None:
             print(f"job {name}: {settled}", flush=True)
             return runs.score(directory)
         if OmegaConf.select(config, "trainer.device") == "auto":
@@ -147,6 +157,7 @@ class Application:
                 score = self._train(config)
         except KeyboardInterrupt:
             print(f"job {name}: interrupted", flush=True)
+            system.signals.hand_back()
             return None
         except Exception as error:
             raise UserError(f"job {name}: {error}") from None
@@ -171,6 +182,8 @@ class Application:
                 raise system.signals.Interrupted(number, f"Stopped after job {directory.name}, which has finished.")
             return score
         except (Exception, KeyboardInterrupt) as error:
+            if invocation.sweep and getattr(error, "number", None) == system.signals.FILE:
+                return runs.score(directory)  # the file stops this job alone
             if isinstance(error, KeyboardInterrupt) or system.signals.pressed():
                 raise _interrupted(invocation, error) from error
             runs.remove_empty(directory)
@@ -185,6 +198,7 @@ class Application:
     def _invocation(self, config: DictConfig) -> Invocation:
         own = HydraConfig.get()
         multirun = own.mode == RunMode.MULTIRUN
+        directory = Path(own.runtime.output_dir)
         choices = {group: str(option) for group, option in own.runtime.choices.items() if "/" not in group and option}
         sweep = runs.sweep_of(Path(own.sweep.dir)) if multirun else None
         if sweep:
@@ -194,24 +208,35 @@ class Application:
             sweeps.begin(sweep.dir, sweeper=own.sweeper, typed=self.typed, batch=self.batch)
         invocation = Invocation(
             config,
-            directory=Path(own.runtime.output_dir),
-            id=runs.new_id() if multirun else self.start_id,
+            directory=directory,
+            id=self._job_id(directory) if multirun else self.start_id,
             overrides=trust.redact_arguments(list(own.overrides.task)),
             repository=self.repository,
             sweep=sweep,
-            again=self.resumed,
-            shared=os.getpid() == self.process,
+            again=self._begun(directory),
+            shared=not self.elsewhere,
             choices=choices,
         )
         self.invocations.append(invocation)
         return invocation
+
+    def _job_id(self, directory: Path) -> str:
+        """Return the id of a job's run. It follows from the sweep's start: a launcher may start a job a second time."""
+        return runs.derived_id(self.start_id, directory.name)
+
+    def _begun(self, directory: Path) -> bool:
+        """Whether a job may continue the run in its directory: an earlier process of the sweep has begun it."""
+        if self.resumed or not (directory / runs.RECORD).exists():
+            return self.resumed
+        return self.elsewhere and runs.read(directory).id == self._job_id(directory)
 
     def _end_sweep(self) -> None:
         """Print and send what came of the sweep. One that was refused before its first job leaves nothing."""
         directory = sweeps.SweepStart.directory or (self.sweep.dir if self.sweep else None)
         if directory is None or not self.last:
             return
-        if self.resumed or any(runs.is_refused(path) or (path / runs.RECORD).exists() for path in directory.glob("*")):
+        began = any(runs.is_refused(path) or (path / runs.RECORD).exists() for path in directory.glob("*"))
+        if began or self.resumed or sweeps.stop_file(directory).exists():  # stopped while all jobs were waiting
             sweeps.end(directory, self.repository, self.tracker(directory))
         else:
             runs.remove_unstarted_sweep(directory)
@@ -227,6 +252,13 @@ class Application:
             typed = [each for each in self.typed if each.startswith("tracker.")]
             return trackers.local_settings(kind, self.repository / "conf", typed)
         return None
+
+
+def _is_launchers(error: Exception) -> bool:
+    """Whether an error was made or raised by a library that starts jobs in other processes."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    names = (type(error).__module__, frame.f_globals.get("__name__", ""))
+    return any(name.partition(".")[0] in ("joblib", "submitit", "ray") for name in names)
 
 
 def _interrupted(invocation: Invocation, error: BaseException) -> KeyboardInterrupt:

@@ -25,6 +25,7 @@ def resume_sweep(train: Train, repository: Path, sweep: Path, changes: list[str]
             f"{jobs.MORE}'key=value,…' and tracker=…. To change one of its jobs, resume that by its own id."
         )
     record = runs.read_sweep(sweep)
+    sweeps.stop_file(sweep).unlink(missing_ok=True)
     commands_ = [record["command"], *(each["command"] for each in record.get("added", []))]
     commands_ += [jobs.changed(record["command"], each.removeprefix(jobs.MORE)) for each in more]
     failure: Exception | None = None

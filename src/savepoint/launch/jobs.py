@@ -1,5 +1,6 @@
 """The jobs of a sweep: which ones there will be, and which of them a resume leaves alone."""
 
+import contextlib
 import shlex
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from savepoint import runs, trust
+from savepoint import runs, system, trust
 from savepoint.errors import UserError
 
 RETRY = "retry=failed"
@@ -61,7 +62,17 @@ def settled(job: Path, *, retry: bool) -> str | None:
             return "finished before"
         if status == "failed" and not retry:
             return f"failed before; {RETRY} goes on with it"
+        if status == "running" and _locked(job):
+            return "being trained by another process"
+        if (stop := runs.read(job).stop_file).exists():
+            return f"stopped by a file; to go on with it, delete {stop}"
     return None
+
+
+def _locked(job: Path) -> bool:
+    with contextlib.suppress(OSError):  # a file system without locks
+        return system.files.is_locked(job / runs.LOCK)
+    return False
 
 
 def unheard(sweep: Path) -> list[runs.Run]:

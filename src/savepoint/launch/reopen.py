@@ -228,10 +228,13 @@ def reopen(request: Request, repository: Path) -> Iterator[Reopened]:
 def held(reopened: Reopened) -> Iterator[trackers.Tracker]:
     """Hold the run's lock and start its tracker while the body continues the run.
 
-    Raises: UserError if another process trains the run, or it belongs to another checkout of this project.
+    Raises: UserError if another process trains the run, if it has a stop file, or if it belongs to another checkout of
+    this project.
     """
     run, settings = reopened.run, reopened.tracker_settings
     _check_home(reopened)
+    if run.stop_file.exists() and run.record["status"] != "finished":
+        raise UserError(f"Run {run.id} was stopped by a file. To go on, delete it: {run.stop_file}")
     with runs.explaining_disk_errors(run.directory):
         lock = run.hold(force=reopened.request.force)
         try:

@@ -1,6 +1,6 @@
 """Begin a sweep and end it, whichever processes run its jobs: this one, or those of a launcher such as joblib's."""
 
-import contextlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -17,29 +17,36 @@ from savepoint.launch import jobs
 class SweepStart(Callback):
     """Hydra calls this before a sweep's first job, in the process of train.py. conf/config.yaml names it.
 
-    directory: that of the sweep that this process has begun.
+    directory: that of the sweep that this process has begun. typed: the overrides of the command line. batch: which
+    batch of jobs they stand for.
     """
 
     directory: ClassVar[Path | None] = None
+    typed: ClassVar[list[str]] = []
+    batch: ClassVar[int] = 0
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Note where the sweep lies, and take signals for jobs in other processes."""
-        SweepStart.directory = Path(config.hydra.sweep.dir)
+        """Note where the sweep lies. If other processes will train its jobs, record them, and take signals for them."""
+        SweepStart.directory = directory = Path(config.hydra.sweep.dir)
         if not str(config.hydra.launcher._target_).endswith("BasicLauncher"):
-            system.signals.note(_pass_on)
+            system.signals.note(_stop_jobs)
+            # They are to use this code, even where the environment has another version of it installed.
+            source = str(Path(__file__).resolve().parents[2])
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+            directory.mkdir(parents=True, exist_ok=True)
+            begin(directory, sweeper=config.hydra.sweeper, typed=self.typed, batch=self.batch)
 
 
-def _pass_on(number: int) -> None:
-    """Let the jobs that run in other processes finish their step and save."""
+def stop_file(directory: Path) -> Path:
+    """Return the file that asks all jobs of a sweep to stop, on whichever machine they are trained."""
+    return directory / system.signals.STOP_FILE
+
+
+def _stop_jobs(number: int) -> None:
+    assert SweepStart.directory is not None
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     print(f"\n{name}: each job finishes its step and saves. Once more stops now.", file=sys.stderr, flush=True)
-    if number == signal.SIGINT:
-        return  # a terminal sends it to all of them
-    import psutil
-
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            child.send_signal(number)
+    stop_file(SweepStart.directory).touch()
 
 
 def begin(directory: Path, *, sweeper: DictConfig, typed: list[str], batch: int) -> None:
@@ -62,7 +69,7 @@ def end(directory: Path, repository: Path, tracker: TrackerSettings | None) -> N
     table, text = runs.write_sweep_table(directory)
     print(f"\n{text}\n\nsweep {table.parent}")
     found = [result.status for result in runs.results(directory)]
-    if left := len(found) - found.count("finished"):
+    if left := sum(status not in runs.DONE for status in found):
         failed = " retry=failed" if left == found.count("failed") + found.count("refused") else ""
         print(f"{left} of {len(found)} jobs have not finished. To go on: python resume.py run={sweep.id}{failed}")
     if tracker is None:

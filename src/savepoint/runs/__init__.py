@@ -26,6 +26,7 @@ from savepoint.runs.directory import (
     RECORD,
     Run,
     create,
+    derived_id,
     discard,
     explaining_disk_errors,
     hold,
@@ -47,6 +48,7 @@ from savepoint.runs.provenance import (
     uncommitted_changes,
 )
 from savepoint.runs.sweep import (
+    DONE,
     batch_prefix,
     find_sweep,
     forget_refusal,
@@ -67,6 +69,7 @@ from savepoint.runs.view import RunView, open_run
 __all__ = [
     "CHECKPOINTS",
     "CONFIG",
+    "DONE",
     "EVALUATIONS",
     "EXAMPLE",
     "FIGURES",
@@ -89,6 +92,7 @@ __all__ = [
     "create",
     "cut_history",
     "cut_usage",
+    "derived_id",
     "describe",
     "discard",
     "explaining_disk_errors",

@@ -6,6 +6,7 @@ directory's own path, so a run that was moved or copied resumes where it lies.
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -69,6 +70,11 @@ class Run:
     def usage(self) -> Path:
         """What the machine did meanwhile."""
         return self.directory / USAGE
+
+    @property
+    def stop_file(self) -> Path:
+        """The file that asks this run to stop while it exists. Nobody but a person makes or deletes it."""
+        return self.directory / system.signals.STOP_FILE
 
     def current_status(self) -> str:
         """Return the recorded status, or `killed` where it says `running` and no process holds the run's lock."""
@@ -178,6 +184,16 @@ def new_id() -> str:
     Runs that start in the same second get different ids. The letter keeps YAML from reading an id as a number.
     """
     return "abcdefghjkmnpqrstuvwxyz"[secrets.randbelow(23)] + secrets.token_hex(4)[1:]
+
+
+def derived_id(start_id: str, name: str) -> str:
+    """Make the run id that follows from the id of a sweep's start and the name of one of its jobs.
+
+    >>> derived_id("ab12cd34", "0"), derived_id("ab12cd34", "1")
+    X
+    """
+    digest = hashlib.sha256(f"{start_id}/{name}".encode()).digest()
+    return "abcdefghjkmnpqrstuvwxyz"[digest[0] % 23] + digest[1:5].hex()[1:]
 
 
 def create(

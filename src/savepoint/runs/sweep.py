@@ -20,6 +20,8 @@ from savepoint.trust import redact
 
 FAILURE, TABLE, RECORD, HYDRAS = "failure.json", "results.csv", "sweep.json", "multirun.yaml"
 LATEST = "latest-sweep"
+# How jobs end that a resume of the sweep has nothing to do with. A person has stopped those of the second kind.
+DONE = ("finished", "stopped")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def redact_sweep_record(sweep: Path) -> None:
 
 def remove_unstarted_sweep(sweep: Path) -> None:
     """Remove the directory of a sweep that was refused before its first job."""
-    (sweep / HYDRAS).unlink(missing_ok=True)
+    for name in (HYDRAS, RECORD):
+        (sweep / name).unlink(missing_ok=True)
     runs.remove_empty(sweep)
 
 
@@ -175,7 +178,9 @@ def _result(path: Path) -> Result:
     scored = [pair for pair in scored if not math.isnan(pair[0])]
     best: Any = (min if ascending else max)(scored, key=lambda pair: pair[0], default=(None, None))
     overrides = _pairs(record["overrides"])
-    return Result(path.name, run.current_status(), overrides, best[0], best[1], record["id"], monitor, ascending)
+    status = run.current_status()
+    status = "stopped" if status == "interrupted" and run.stop_file.exists() else status
+    return Result(path.name, status, overrides, best[0], best[1], record["id"], monitor, ascending)
 
 
 def _pairs(overrides: list[str]) -> dict[str, str]:
@@ -206,5 +211,5 @@ def write_sweep_table(sweep: Path) -> tuple[Path, str]:
 
 
 def sweep_status(sweep: Path) -> str:
-    """Return `finished` if every job has finished, else `failed`."""
-    return "finished" if all(result.status == "finished" for result in results(sweep)) else "failed"
+    """Return `finished` if every job has finished or was stopped by a file, else `failed`."""
+    return "finished" if all(result.status in DONE for result in results(sweep)) else "failed"

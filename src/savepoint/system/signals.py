@@ -1,5 +1,6 @@
 """Turn Ctrl-C, SIGTERM and SIGUSR1 into requests: training finishes its step, saves, and says how to go on.
 
+A file asks for the same: `stop` in a run's directory ends that run, and in a sweep's directory all jobs that train.
 Before training there is nothing to save, so Ctrl-C and SIGUSR1 end the process at once, with one line.
 A scheduler sends SIGUSR1, or SIGTERM with `resume=auto`, to a process that it will start again. The process then exits
 with 75.
@@ -11,37 +12,50 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
     """Ends the process because a signal asked for that. In a sweep it ends the whole sweep, not one job alone.
 
-    number: the signal's. exit_code: 75 if the process is to be started again, otherwise what a shell reports for a
-    process that this signal ended.
+    number: the signal's, or FILE. exit_code: 75 if the process is to be started again; 0 after a stop file, which
+    nobody should start again; otherwise what a shell reports for a process that this signal ended.
     """
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
-        self.exit_code = _exit_code(number)
+        self.number = number
+        self.exit_code = 0 if number == FILE else _exit_code(number)
 
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: try again later
 # Windows has no SIGUSR1.
 _USR1: tuple[int, ...] = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
+_USR2: tuple[int, ...] = (signal.SIGUSR2,) if hasattr(signal, "SIGUSR2") else ()
 # Signals that ask a training to stop.
 _STOPPING = (signal.SIGINT, signal.SIGTERM, *_USR1)
+# The name of a stop file. FILE stands for it where a signal's number is expected.
+STOP_FILE, FILE = "stop", 0
+_LOOK_SECONDS = 1.0
 # Signals that end a process at once before training begins. `requeue` adds SIGTERM.
 _AT_ONCE: list[int] = [signal.SIGINT, *_USR1]
 # Signals that this process received: those that acted at once, and those that asked a training to stop.
 _PRESSED: list[int] = []
 _ASKED: list[int] = []
+# Stop files of this process, whichever run it trains.
+_FILES: list[Path] = []
+# The handlers that `note` has replaced.
+_NOTED: dict[int, Any] = {}
 
 
 def _exit_code(number: int) -> int:
-    return TRY_AGAIN if number in _USR1 or (number == signal.SIGTERM and number in _AT_ONCE) else 128 + number
+    return (
+        TRY_AGAIN if number in (*_USR1, *_USR2) or (number == signal.SIGTERM and number in _AT_ONCE) else 128 + number
+    )
 
 
 def remember() -> None:
@@ -86,11 +100,13 @@ def pressed() -> bool:
 
 
 def asked() -> int | None:
-    """Return the number of the last signal that asked a training to stop; None if there was none.
+    """Return the number of the last signal that asked a training to stop, also if that reached its end; else None.
 
-    The signal counts even if the training reached its planned end.
+    A stop file of `obey` counts as SIGTERM.
     """
-    return _ASKED[-1] if _ASKED else None
+    if _ASKED:
+        return _ASKED[-1]
+    return signal.SIGTERM if any(path.exists() for path in _FILES) else None
 
 
 def last() -> int:
@@ -101,8 +117,7 @@ def last() -> int:
 def say(interrupt: KeyboardInterrupt) -> int:
     """Print why the process stopped to stderr. Returns: its exit code."""
     print(f"\n{str(interrupt) or 'Stopped.'}", file=sys.stderr)
-    code: int = getattr(interrupt, "exit_code", None) or _exit_code(last())
-    return code
+    return interrupt.exit_code if isinstance(interrupt, Interrupted) else _exit_code(last())
 
 
 def _raise(number: int, _frame: FrameType | None) -> None:
@@ -110,61 +125,112 @@ def _raise(number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-@dataclass
 class Stop:
-    """A request to stop: the number of the signal that made it, or None while there is none."""
+    """A request to stop: the number of the signal that made it, FILE for the run's stop file, None while there is none.
 
-    signal: int | None = None
+    A stop file of `obey` counts as SIGTERM.
+    """
+
+    def __init__(self, number: int | None = None, *, file: Path | None = None) -> None:
+        """Take a request that is there already, and the run's stop file, which need not exist."""
+        self._number, self._file = number, file
+        self._look_at = time.monotonic()
+
+    @property
+    def signal(self) -> int | None:
+        """Return what asked to stop. Cheap enough for every step: files are looked for once a second."""
+        if self._number is None and time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_SECONDS
+            if self._file is not None and self._file.exists():
+                self.signal = FILE
+            elif any(path.exists() for path in _FILES):
+                self.signal = signal.SIGTERM
+            if self._number is not None:
+                print(f"\n{STOP_FILE}: {_FINISHING}", file=sys.stderr, flush=True)
+        return self._number
+
+    @signal.setter
+    def signal(self, number: int) -> None:
+        self._number = number
+
+
+_FINISHING = "finishing this step, then saving."
 
 
 @contextlib.contextmanager
-def watch() -> Iterator[Stop]:
+def watch(file: Path | None = None) -> Iterator[Stop]:
     """Turn the first SIGINT, SIGTERM or SIGUSR1 in this block into a request. A second one acts as it did before.
 
     Outside the main thread, which some sweep launchers use, Python allows no handlers, and signals are left alone.
+    file: the run's stop file, which need not exist.
     """
-    stop = Stop()
+    stop = Stop(asked() if _NOTED else None, file=file)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in _STOPPING}
+    numbers = _stopping()
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, _frame: FrameType | None) -> None:
         stop.signal = number
         _ASKED.append(number)
-        for each in _STOPPING:
+        for each in numbers:
             signal.signal(each, before[each])
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        print(f"\n{name}: finishing this step, then saving. Once more stops now.", file=sys.stderr, flush=True)
+        print(f"\n{name}: {_FINISHING} Once more stops now.", file=sys.stderr, flush=True)
 
-    for number in _STOPPING:
+    for number in numbers:
         signal.signal(number, note)
     try:
         yield stop
     finally:
-        for number in _STOPPING:
+        for number in numbers:
             signal.signal(number, before[number])
 
 
-def note(pass_on: Callable[[int], None] | None = None) -> None:
-    """Take SIGINT, SIGTERM and SIGUSR1 from here on as requests to stop, which `asked` reports.
+def _stopping() -> tuple[int, ...]:
+    """Return the signals that ask a training to stop. SIGUSR2 is one where a launcher, submitit, handles it."""
+    return (*_STOPPING, *(number for number in _USR2 if callable(signal.getsignal(number))))
 
-    pass_on: called with the number of the first signal; a second signal acts as it did before this call. None notes
+
+def note(act: Callable[[int], None] | None = None) -> None:
+    """Take the signals that stop a training, from here on, as requests that `asked` reports.
+
+    act: called with the number of the first signal; a second signal acts as it did before this call. None notes
     every signal and does nothing else, for a process whose parent decides when to end it.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or _NOTED:
         return
-    before = {number: signal.getsignal(number) for number in _STOPPING}
+    _NOTED.update({number: signal.getsignal(number) for number in _stopping()})
 
     def handle(number: int, _frame: FrameType | None) -> None:
         _ASKED.append(number)
-        if pass_on is not None:
-            for each in _STOPPING:
-                signal.signal(each, before[each])
-            pass_on(number)
+        if act is not None:
+            for each, handler in _NOTED.items():
+                signal.signal(each, handler)
+            act(number)
 
-    for number in _STOPPING:
+    for number in _NOTED:
         signal.signal(number, handle)
+
+
+def hand_back() -> None:
+    """After a job of a sweep was stopped by a signal, do what its launcher needs, so that the job can be started again.
+
+    submitit handles SIGUSR2 itself, and queues the job. After SIGTERM, SLURM starts a job again if it was preempted.
+    submitit would take a job that returns for one that has ended, so this process then ends without a result.
+    """
+    handler = _NOTED.get(asked() or 0)
+    if asked() in _USR2 and callable(handler):
+        handler(asked(), None)
+    if _ASKED and _ASKED[-1] == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+        sys.exit(_exit_code(signal.SIGTERM))
+
+
+def obey(file: Path) -> None:
+    """Stop whatever this process trains once a file exists."""
+    if file not in _FILES:
+        _FILES.append(file)
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ def supervise(
     report.introduce(job, parts, state, source, patch)
     status, patient = "failed", True
     try:
-        with system.signals.watch() as stop, _progress(parts, state) as shown, _profiled(job):
+        with system.signals.watch(job.run.stop_file) as stop, _progress(parts, state) as shown, _profiled(job):
             if system.signals.pressed():  # while a library was imported that swallowed the interrupt
                 raise KeyboardInterrupt
             if job.fork is not None:
@@ -118,6 +118,8 @@ def supervise(
         assert stop.signal is not None
         where = f"epoch {state.epoch}, step {state.step}"
         again = " The same command goes on." if job.requeued else ""
+        if stop.signal == system.signals.FILE:
+            again = f" It goes on once {job.run.stop_file} is deleted."
         raise system.signals.Interrupted(stop.signal, f"Interrupted after {where}. Nothing is lost.{again}")
 
 
