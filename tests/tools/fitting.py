@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from savepoint import checkpoint
 from savepoint.commands import diff
-from savepoint.config import settings
+from savepoint.config import read_settings
 from savepoint.data.batches import Batches
 from savepoint.runs import Run, history
 from savepoint.system import rng
@@ -129,7 +129,7 @@ def go(
         "checkpoint": {"keep_last": 99} | (keep or {}),
         "scheduler": {"interval": interval, "monitor": monitor},
     }
-    full, faults = settings.read_settings(config)
+    full, faults = read_settings(config)
     assert full is not None, faults
     rng.seed(full.seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=0.5), nn.Dropout(0.3), nn.Linear(4, 1))

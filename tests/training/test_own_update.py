@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from savepoint.config import settings
+from savepoint.config import read_settings
 from savepoint.data.batches import Batches
 from savepoint.errors import ConfigError
 from savepoint.system import rng
@@ -85,7 +85,7 @@ def made(
 ) -> tuple[TrainState, Parts]:
     model = model or Pair()
     config = {"seed": 0, "data": {"batch_size": 2}, "trainer": trainer, "tracker": {"kind": "none"}, "scheduler": {}}
-    full, faults = settings.read_settings(config)
+    full, faults = read_settings(config)
     assert full is not None, faults
     optimizers = {}
     for name in ("generator", "judge"):

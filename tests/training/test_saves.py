@@ -26,7 +26,7 @@ from torch import nn
 from savepoint import checkpoint, runs
 from savepoint.checkpoint import layout
 from savepoint.commands import diff
-from savepoint.config import settings
+from savepoint.config import read_settings
 from savepoint.runs import Run, history
 from savepoint.system import rng
 from savepoint.training.optimization import NoSchedule, Optimization
@@ -87,7 +87,7 @@ class Bench:
 
     def __init__(self, directory: Path, **keep: Any) -> None:
         config = {"seed": 0, "data": {"batch_size": 2}, "tracker": {"kind": "none"}}
-        full, faults = settings.read_settings(config | {"checkpoint": {"keep_last": 99} | keep})
+        full, faults = read_settings(config | {"checkpoint": {"keep_last": 99} | keep})
         assert full is not None, faults
         directory.mkdir(exist_ok=True)
         self.run = Run(directory, {"id": "abcd1234"})
@@ -650,7 +650,7 @@ def test_minutes_are_counted_from_any_checkpoint_and_from_the_start_of_the_proce
 )
 def test_minutes_that_mean_nothing_are_refused_in_one_line(value: object, fault: str) -> None:
     config: dict[str, object] = {"seed": 0, "data": {"batch_size": 2}, "tracker": {"kind": "none"}}
-    assert settings.read_settings(config | {"checkpoint": {"every_n_minutes": value}}) == (None, [fault])
+    assert read_settings(config | {"checkpoint": {"every_n_minutes": value}}) == (None, [fault])
 
 
 @pytest.mark.parametrize("value", ["0", "-1"])

@@ -15,7 +15,7 @@ from torch import nn, optim
 
 from savepoint import checkpoint
 from savepoint.checkpoint import layout
-from savepoint.config import settings
+from savepoint.config import Settings, read_settings
 from savepoint.errors import ConfigError
 from savepoint.training import schedules, state
 from savepoint.training.optimization import Optimization
@@ -61,10 +61,10 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], optim.Optimizer]] = {
 }
 
 
-def config(node: dict[str, Any], **trainer: Any) -> settings.Settings:
+def config(node: dict[str, Any], **trainer: Any) -> Settings:
     scheduler = {"interval": node.get("interval", "step"), "monitor": node.get("monitor")}
     ends = trainer or {"max_epochs": STEPS if scheduler["interval"] == "epoch" else 5}
-    full, faults = settings.read_settings({"seed": 0, "data": {"batch_size": 4}, "tracker": {"kind": "none"},
+    full, faults = read_settings({"seed": 0, "data": {"batch_size": 4}, "tracker": {"kind": "none"},
                                   "scheduler": scheduler, "trainer": ends})  # fmt: skip
     assert full is not None, faults
     return full

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from savepoint.config import settings
+from savepoint.config import read_settings
 from savepoint.data.batches import Batches
 from savepoint.data.device import ALIGNMENT
 from savepoint.system import rng
@@ -80,7 +80,7 @@ def made(
             model.weight.copy_(torch.tensor([[0.5, -1.0, 0.25]]))
             model.bias.fill_(0.5)
     config = {"batch_size": batch_size}
-    full, faults = settings.read_settings({"seed": 0, "data": config, "tracker": {"kind": "none"}, "trainer": trainer})
+    full, faults = read_settings({"seed": 0, "data": config, "tracker": {"kind": "none"}, "trainer": trainer})
     assert full is not None, faults
     data = [Batches(Pairs(samples, noise=noise), split=split, settings=full.data, seed=0) for split in ("train", "val")]
     optimizer = optimizer(model) if optimizer else torch.optim.SGD(model.named_parameters(), lr=lr)
