@@ -20,7 +20,7 @@ from tools.sources import Drawing
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from savepoint.config.settings import DataSettings
+from savepoint.config import DataSettings
 from savepoint.data import batches as module
 from savepoint.data.batches import Batches
 from savepoint.system import rng

@@ -14,7 +14,7 @@ from torch.utils.data import WeightedRandomSampler
 from project.data.balanced import Balanced
 from project.data.digits import Digits
 from project.data.table import Diabetes
-from savepoint.config.settings import DataSettings
+from savepoint.config import DataSettings
 from savepoint.data.batches import Batches
 from savepoint.data.sampling import Sampled
 from savepoint.errors import ConfigError, UserError

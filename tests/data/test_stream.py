@@ -13,9 +13,9 @@ from tools import sources
 from torch.utils.data import IterableDataset, default_collate
 from torch.utils.data._utils import pin_memory
 
-from savepoint.config.settings import DataSettings
-from savepoint.data import stream as module
-from savepoint.data.stream import Stream, is_stream
+from savepoint.config import DataSettings
+from savepoint.data import Stream, is_stream
+from savepoint.data import reader as readers
 from savepoint.errors import ConfigError, UserError
 from savepoint.system import rng
 
@@ -175,10 +175,10 @@ def test_a_state_that_was_loaded_or_told_is_not_written_into(workers: int) -> No
 def test_the_state_that_a_worker_sends_along_is_a_copy() -> None:
     """The queue takes it up in its own time, while the stream goes on."""
     data, settings = sources.Sized("train", buffer=2), DataSettings(batch_size=BATCH, num_workers=1)
-    reader = module._Reader(data, name="", split="train", settings=settings, length=50, collate=default_collate)
-    given = reader.read(module._Request(0, 0, 0, reader.beginning))
+    reader = readers.Reader(data, name="", split="train", settings=settings, length=50, collate=default_collate)
+    given = reader.read(readers.Request(0, 0, 0, reader.beginning))
     kept = copy.deepcopy(given.place)
-    reader.read(module._Request(1, 0, 1, None))
+    reader.read(readers.Request(1, 0, 1, None))
     assert given.place["given"] == 4 and all(map(torch.equal, given.place["kept"], kept["kept"]))
 
 
@@ -242,11 +242,11 @@ def test_the_rest_of_an_epoch_that_is_all_trained_is_nothing_and_moves_nothing(w
 
 def test_what_torch_pins_is_the_batch_and_not_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would make a copy of each mapping and update it, which doubles a Counter."""
-    monkeypatch.setattr(module, "pin", lambda batch: ("pinned", batch))
+    monkeypatch.setattr(readers, "pin", lambda batch: ("pinned", batch))
     state = {"seen": Counter("aab")}
-    given = pin_memory.pin_memory(module._Result("batch", state))  # type: ignore[no-untyped-call]
+    given = pin_memory.pin_memory(readers.Result("batch", state))  # type: ignore[no-untyped-call]
     assert given.batch == ("pinned", "batch") and given.place is state
-    assert module._Result().pin_memory().batch is None
+    assert readers.Result().pin_memory().batch is None
 
 
 # What is a stream, and which ones are refused

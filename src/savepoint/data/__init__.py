@@ -4,6 +4,7 @@ Rooms, in reading order:
     batches      batches of a data set, as a function of seed and epoch
     sampling     which samples each batch holds
     stream       batches of a data set that can only be read in its own order
+    reader       read a stream batch by batch, in this process or in its one worker
     absent       no data: an epoch is a number of updates
     loading      load in this process or in workers, with equal bits
     workers      start, watch and end loading workers

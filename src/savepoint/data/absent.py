@@ -27,7 +27,7 @@ class NoData:
         return {"samples": None, "digested": None, "sha256": None}
 
     def glance(self, *, whole: bool = False) -> None:
-        """Return a batch."""
+        """Return a batch: None."""
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[None]:
         """Yield the batches `start`, `start + 1`, … of an epoch."""

@@ -1,4 +1,4 @@
-"""Batches of an epoch as a pure function of (seed, epoch), so that resuming at batch k replays nothing.
+"""Make the batches of an epoch a pure function of (seed, epoch), so that resuming at batch k replays nothing.
 
 (seed, epoch) decides which samples each batch holds. (seed, epoch, batch) seeds torch, NumPy and `random` while a batch
 is loaded, for augmentation. Neither touches the generators that the model's dropout draws from. So the number of
@@ -90,9 +90,9 @@ class Batches:
 
         digested: how many samples to digest, spread over the split; None for as many as FINGERPRINT_SECONDS allow,
         which is all of a small data set.
-        Returns: `samples`, their number; `digested`, how many of them were digested; `sha256` of these, which is the
-        data set's own `fingerprint()` if it has one, and None if a sample differs each time it is loaded; and with a
-        sampler `order`, the SHA-256 of its first epoch.
+        Returns: `samples`, their number; `digested`, how many of them were digested; `sha256`, the digest of these; and
+        with a sampler `order`, the SHA-256 of its first epoch. `sha256` is the data set's own `fingerprint()` if it has
+        one, and None if a sample differs each time it is loaded.
         """
         ordered = {"order": self._order.digest} if isinstance(self._order, Sampled) else {}
         if hasattr(self.dataset, "fingerprint"):
@@ -102,7 +102,7 @@ class Batches:
         order = islice(fingerprint.spread(self.samples), count)
         few = iter(lambda: list(islice(order, FEW)), [])  # lazily, since there may be millions
         requests = (_Request(system.rng.fold_in("fingerprint", number), some) for number, some in enumerate(few))
-        # The first request twice: samples that differ then cannot be compared in another process either.
+        # The first request is loaded twice. Samples that differ then could not be compared in another process either.
         twice = (each for number, one in enumerate(requests) for each in ([one, one] if number == 0 else [one]))
         first, *digests = self._digests(twice, FINGERPRINT_SECONDS if digested is None else math.inf)
         return {
@@ -112,10 +112,10 @@ class Batches:
         } | ordered
 
     def _digests(self, requests: Iterable[_Request], seconds: float) -> list[str]:
-        """Digest the first two batches, and further ones until so many seconds have passed.
+        """Digest the first two batches, and further ones until `seconds` have passed.
 
-        If workers load for training, a worker loads here too. Many data sets open files at the first sample, and forked
-        workers must not share an open file with this process.
+        If workers load the batches of training, a worker loads these too. Many data sets open files at their first
+        sample, and forked workers must not share an open file with this process.
         """
         until, digests = time.perf_counter() + seconds, []
         with system.rng.isolated(), one_thread():
@@ -128,7 +128,7 @@ class Batches:
     def glance(self, *, whole: bool = False) -> Any:
         """Load the first two samples, or the first batch of training if `whole`. No generator is changed.
 
-        Samples are loaded where training loads them: see `_digests`.
+        A worker loads them if workers load the batches of training, for the reason that `_digests` gives.
         """
         few = min(2, self.samples, self._settings.batch_size)
         indices = self._order.batches(0)[0] if whole else list(range(few))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 ALIGNMENT = 64  # bytes, as torch's CPU allocator aligns
-NON_BLOCKING: tuple[type[Any], ...] = (Tensor, PackedSequence)  # those whose `to` takes the argument non_blocking
+NON_BLOCKING: tuple[type[Any], ...] = (Tensor, PackedSequence)  # their method `to` takes the argument non_blocking
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -24,7 +24,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
         # Math libraries promise equal bits only for equally aligned memory. Torch aligns its own. NumPy does not, so
         # the address of a tensor from `from_numpy` differs from process to process.
         return batch if batch.data_ptr() % ALIGNMENT == 0 else batch.clone()
-    # Asked of the class: a mapping may offer its keys as attributes, and a namedtuple may have a field named `to`.
+    # The class is asked: a mapping may offer its keys as attributes, and a namedtuple may have a field named `to`.
     if callable(getattr(type(batch), "to", None)):
         return batch.to(device)
     if isinstance(batch, (list, tuple)):

@@ -22,7 +22,7 @@ def digest_of(value: Any) -> str:
 
 
 def spread(count: int) -> Iterator[int]:
-    """Yield the numbers below `count`, each once, so that the first few already lie far apart.
+    """Yield the numbers below `count`, each once, in an order whose first few already lie far apart.
 
     Source: Kronecker's sequence of the golden ratio, with a step that is rounded so that every number is visited.
     """

@@ -28,7 +28,7 @@ class Workers:
         )
 
     def epoch(self, requests: Iterator[Any]) -> Iterator[Any]:
-        """Load what is requested, in this order. Workers load some of it ahead."""
+        """Yield the batch of each request, in the order of the requests. Workers load some batches ahead."""
         self._requests.requests = requests
         return iter(self._loader)
 
@@ -85,7 +85,7 @@ class _Loaded(Dataset[Any]):
         try:
             return self._load(request)
         except StopIteration as error:
-            # The loop over the batches would take it for the end of the epoch.
+            # The loop over the batches would take StopIteration for the end of the epoch.
             raise RuntimeError("the data set raised StopIteration") from error
 
 

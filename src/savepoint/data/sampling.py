@@ -46,10 +46,10 @@ class Plain:
 
 
 class Sampled:
-    """An order that a sampler chooses. It yields indices, which are cut into batches, or lists of indices: batches.
+    """An order that a sampler chooses. The sampler yields indices, which are cut into batches, or whole batches.
 
-    For each epoch, torch's, NumPy's and `random`'s generators are seeded, the sampler's `set_epoch(epoch)` is called if
-    it has one, and everything that it yields is taken at once.
+    For each epoch, torch's, NumPy's and `random`'s generators are seeded. The sampler's `set_epoch(epoch)` is called if
+    it has one. Then everything that it yields is taken at once.
     Raises: ConfigError if the sampler does not repeat its order when it is asked for the same epoch again.
     """
 
@@ -59,8 +59,8 @@ class Sampled:
         if not isinstance(sampler, Iterable) or not isinstance(sampler, Sized):
             raise ConfigError(f"data.sampler: {self._name} needs __iter__ and __len__, like torch's samplers.")
         self._promised = len(sampler)
-        # Twice in a row finds a sampler that goes on from call to call. Once more after another epoch finds one that
-        # carries something over.
+        # Asking twice in a row finds a sampler that goes on from call to call. Asking again after another epoch finds
+        # one that carries something over.
         first, again, _, back = (self._taken(epoch) for epoch in (0, 0, 1, 0))
         if first != again or first != back:
             raise ConfigError(
@@ -105,7 +105,7 @@ class Sampled:
             system.rng.seed(system.rng.fold_in(self._seed, "order", epoch))
             if hasattr(self._sampler, "set_epoch"):
                 self._sampler.set_epoch(epoch)
-            # One more than it promised, and not all: it may never end.
+            # At most one item more than the sampler promised, because it may never end.
             items = list(islice(iter(self._sampler), self._promised + 1))
         if len(items) != self._promised:
             found = len(items) if len(items) < self._promised else f"more than {self._promised}"
@@ -113,7 +113,7 @@ class Sampled:
                 epoch,
                 f"gives {found}, and its __len__ said {self._promised} at the start. Make them agree, in every epoch",
             )
-        # Plain indices are checked together. One by one takes seconds for millions.
+        # Plain indices are checked together. Millions of them, one by one, would take seconds.
         if set(map(type, items)) == {int} and min(items) >= 0 and max(items) < self._samples:
             return items
         return [self._checked(item, epoch) for item in items]
@@ -139,7 +139,7 @@ class Sampled:
 
 
 def count(samples: int, settings: DataSettings, *, drop_last: bool) -> int:
-    """Count the batches of an epoch of so many samples."""
+    """Count the batches of an epoch. samples: how many it has."""
     full, rest = divmod(samples, settings.batch_size)
     batches = full + (1 if rest and not drop_last else 0)
     return batches if settings.limit_batches is None else min(batches, settings.limit_batches)

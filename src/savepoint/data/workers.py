@@ -12,7 +12,7 @@ from torch._C import _error_if_any_worker_fails
 from torch.utils.data._utils import signal_handling
 
 # Keeps torch from installing a handler that raises as soon as a worker is killed, wherever the main thread happens to
-# be: in the middle of a save, for example. Without it the next batch raises, at most five seconds later.
+# be, for example in the middle of a save. Without that handler the next batch raises, at most five seconds later.
 signal_handling._SIGCHLD_handler_set = True
 
 _DEATH = "DataLoader worker (pid"  # the beginning of torch's messages about a dead worker
@@ -32,13 +32,13 @@ def start(_worker: int) -> None:
 
 
 def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an uncaught error, unless a pipe was closed: whoever closed it has said why."""
+    """Print an uncaught error, unless it is about a closed pipe: the process that closed the pipe has said why."""
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
 def worker_death(error: BaseException) -> str | None:
-    """Return torch's message about a dead worker if that led to this error, directly or as one of its causes."""
+    """Return torch's message about a dead worker if that is this error or one of its causes, otherwise None."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, RuntimeError) and str(cause).startswith(_DEATH):
@@ -57,7 +57,7 @@ def end_workers() -> None:
 
 
 def _kill() -> None:
-    """Kill the workers. Runs at exit too, where Python would send SIGTERM, which they ignore, and wait for ever."""
+    """Kill the workers, also at exit: Python would send them SIGTERM, which they ignore, and wait for ever."""
     children = [child for child in multiprocessing.active_children() if child.daemon]
     for child in children:
         child.kill()
