@@ -127,22 +127,6 @@ def test_address_is_what_finds_the_run_again(tmp_path: Path, monkeypatch: pytest
         assert runs.find(one.address(tmp_path).strip("'"), tmp_path).run.id == one.id
 
 
-def test_only_the_disks_own_errors_are_the_disks() -> None:
-    assert runs.is_disk_error(OSError(errno.ENOSPC, "full")) and runs.is_disk_error(OSError(errno.EDQUOT, "quota"))
-    assert not runs.is_disk_error(FileNotFoundError(errno.ENOENT, "gone")) and not runs.is_disk_error(OSError("odd"))
-
-
-def test_whatever_is_wrong_with_a_file_of_the_run_is_the_disks(tmp_path: Path) -> None:
-    inside, outside = str(tmp_path / "run" / "checkpoints"), str(tmp_path / "data" / "cat.png")
-    for code in (errno.ENOENT, errno.EACCES, errno.ESTALE, errno.ENOSPC):
-        assert runs.is_disk_error(OSError(code, "odd", inside), tmp_path / "run")
-        assert not runs.is_disk_error(OSError(code, "odd", outside), tmp_path / "run")
-    with pytest.raises(UserError, match="cannot be written: odd"), runs.explaining_disk_errors(tmp_path / "run"):
-        raise OSError(errno.EACCES, "odd", inside)
-    with pytest.raises(OSError, match="odd"), runs.explaining_disk_errors(tmp_path / "run"):
-        raise OSError(errno.EACCES, "odd", outside)
-
-
 def test_what_a_killed_process_left_of_a_runs_files_is_removed_by_the_next(tmp_path: Path) -> None:
     made = create(tmp_path)
     for name in (".run.json.123.tmp", ".metrics.jsonl.123.tmp", ".config.yaml.123.tmp"):

@@ -2,9 +2,10 @@
 
 Rooms, in reading order:
     directory    a run's directory and its record, run.json
+    disk_errors  tell an error of the disk from other errors, and put it into words
     fetch        bring a run back from the tracker alone
     lookup       find the run that a person means
-    history      metrics.jsonl: every value that a run logged
+    history      metrics.jsonl: every value that a run logged; system.jsonl: what the machine did meanwhile
     evaluations  evaluations.jsonl: what its checkpoints measured apart from training
     description  what a tracker shows of a run: its title, params, tags, data
     provenance   git commit, uncommitted changes, versions, hardware
@@ -19,7 +20,6 @@ from savepoint.runs.directory import (
     CONFIG,
     EXAMPLE,
     FIGURES,
-    FULL,
     LOCK,
     LOG,
     METRICS,
@@ -28,14 +28,13 @@ from savepoint.runs.directory import (
     create,
     derived_id,
     discard,
-    explaining_disk_errors,
     hold,
-    is_disk_error,
     new_id,
     read,
     read_config,
     remove_empty,
 )
+from savepoint.runs.disk_errors import FULL, explaining_disk_errors, is_disk_error
 from savepoint.runs.evaluations import EVALUATIONS, Evaluation, read_evaluations, record_evaluation
 from savepoint.runs.history import History, append_usage, cut_history, cut_usage, read_history
 from savepoint.runs.job import Fork, Job

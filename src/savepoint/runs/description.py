@@ -1,4 +1,4 @@
-"""What a tracker shows of a run besides its values: a title, params, tags, and the data that it was trained on."""
+"""Describe a run as a tracker shows it besides its values: title, params, tags, and the data that it was trained on."""
 
 import contextlib
 import getpass
@@ -10,26 +10,26 @@ from savepoint.config import flatten
 from savepoint.runs.directory import Run
 from savepoint.trackers import Dataset
 
-# Overrides of these groups or keys say nothing of what is trained.
+# Groups and keys whose overrides say nothing about what is trained.
 _ASIDE = ("tracker", "hydra", "name", "resume")
 _LIMIT = 80  # characters of a title
 
 
 def title(name: str | None, overrides: Sequence[str], choices: Mapping[str, str]) -> str:
-    """Name a run, or a sweep, for people: by its own name, else by what was typed, else by model and optimizer.
+    """Name a run or a sweep for people: by its own name, else by what was typed, else by model and optimizer.
 
-    choices: the option chosen in each group of conf/. Returns: at most 80 characters, "" if nothing is known.
+    choices: the option chosen in each group of conf/. Returns: at most 80 characters; "" if nothing is known.
 
     >>> title(None, ["model=cnn", "optimizer=adam", "optimizer.lr=0.01", "tracker=none"], {"model": "cnn"})
     'cnn optimizer=adam lr=0.01'
     """
     typed = [each.partition("=") for each in overrides]
-    told = [
+    relevant = [
         (key.lstrip("+~"), value) for key, _, value in typed if re.split(r"[./]", key.lstrip("+~"))[0] not in _ASIDE
     ]
-    ends = [key.rpartition(".")[2] for key, _ in told]
+    ends = [key.rpartition(".")[2] for key, _ in relevant]
     words = []
-    for key, value in told:
+    for key, value in relevant:
         end = key.rpartition(".")[2]
         words.append(value if key in choices else f"{end if ends.count(end) == 1 else key}={value}")
     chosen = [choices[group] for group in ("model", "optimizer") if group in choices]

@@ -14,7 +14,7 @@ import secrets
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,6 @@ from savepoint.runs import provenance
 RECORD, CONFIG, CHECKPOINTS, METRICS, LOG = "run.json", "config.yaml", "checkpoints", "metrics.jsonl", "train.log"
 USAGE, EXAMPLE, FIGURES, LOCK = "system.jsonl", "example.safetensors", "figures", ".lock"
 KEYS = ("id", "name", "status", "started", "tracker", "parents", "sweep", "overrides")
-# Error numbers of a disk that is full, and of one that cannot be written for another reason.
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_DISK_ERRORS = FULL | {errno.EROFS, errno.EIO}
 # Error numbers of a file system that has no locks: NFS without its lock daemon, some FUSE mounts.
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 log = logging.getLogger("savepoint")
@@ -47,7 +44,7 @@ class Run:
 
     @property
     def tracker_id(self) -> str | None:
-        """The id that the tracker gave this run, or None while it has not."""
+        """The id that the tracker gave this run; None until then."""
         return (self.record.get("tracker") or {}).get("run_id")
 
     @property
@@ -68,7 +65,7 @@ class Run:
 
     @property
     def usage(self) -> Path:
-        """What the machine did meanwhile."""
+        """The file system.jsonl: what the machine did while the run trained."""
         return self.directory / USAGE
 
     @property
@@ -79,7 +76,7 @@ class Run:
     def current_status(self) -> str:
         """Return the recorded status, or `killed` where it says `running` and no process holds the run's lock."""
         status = str(self.record["status"])
-        # On a file system without locks nobody can tell, and the record stands.
+        # On a file system without locks nobody can tell, so the recorded status counts.
         with contextlib.suppress(OSError):
             if status == "running" and not system.files.is_locked(self.directory / LOCK):
                 return "killed"
@@ -91,7 +88,7 @@ class Run:
         system.files.replace(self.directory / RECORD, json.dumps(self.record, indent=1).encode() + b"\n")
 
     def note_tracker(self, kind: str, tracker_id: str) -> None:
-        """Record the tracker's run id. Trackers call this seconds after training has begun, or when it has ended."""
+        """Record the tracker's run id. Trackers call this seconds after training has begun, or after its end."""
         if tracker_id == self.tracker_id:
             return
         # A full disk is reported by the next checkpoint. The id stays in `record`, so a later update writes it.
@@ -117,15 +114,15 @@ class Run:
 
 
 def _typed(path: Path) -> str:
-    """Return a path as a shell takes it. Windows' own knows no single quotes."""
+    """Quote a path for a shell. The shell of Windows knows no single quotes."""
     return subprocess.list2cmdline([path]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def hold(directory: Path, title: str, *, force: bool = False, new: bool = False) -> system.files.Lock:
     """Lock a run's directory until the lock is released or this process ends, however it ends.
 
-    title: what the error calls the run. force: go on without the lock if it cannot be had. new: whether the run is
-    about to be made; a file system without locks is then no obstacle.
+    title: what the error calls the run. force: go on without the lock if it cannot be had. new: the run is about to be
+    made, so nobody else can train it, and a file system without locks is no obstacle.
     Raises: UserError if another process holds the lock, or the file system has no locks.
     """
     lock = system.files.Lock(directory / LOCK)
@@ -148,34 +145,10 @@ def hold(directory: Path, title: str, *, force: bool = False, new: bool = False)
     if not taken:
         lock.release()
         raise UserError(f"{title} is being trained by another process. Wait for it, or stop it first.")
-    # A killed process may have left half-written files. While this one holds the lock, nobody else writes them.
+    # A killed process may have left half-written files. While this process holds the lock, nobody else writes them.
     for name in (RECORD, CONFIG, METRICS, USAGE, EXAMPLE):
         system.files.remove_leftovers(directory / name)
     return lock
-
-
-def is_disk_error(error: OSError, directory: Path | None = None) -> bool:
-    """Whether an error comes from the disk, rather than from code that opened a file of its own.
-
-    directory: the run's. An error about a file in it always comes from the disk; any other one counts by its number.
-    """
-    if directory is not None and isinstance(error.filename, str | os.PathLike):
-        return Path(error.filename).absolute().is_relative_to(directory.absolute())
-    return error.errno in _DISK_ERRORS
-
-
-@contextlib.contextmanager
-def explaining_disk_errors(directory: Path) -> Iterator[None]:
-    """Turn disk errors inside this block into a message for people. directory: the run's.
-
-    Raises: UserError for an error of the disk. Every other OSError passes through.
-    """
-    try:
-        yield
-    except OSError as error:
-        if not is_disk_error(error, directory):
-            raise
-        raise UserError(f"The run directory cannot be written: {error.strerror}.") from error
 
 
 def new_id() -> str:
@@ -224,7 +197,7 @@ def create(
     if (directory / CHECKPOINTS).exists():
         raise UserError(f"{directory} holds checkpoints, but no {RECORD}. Give a new directory.")
     directory.mkdir(parents=True, exist_ok=True)
-    # Hydra may have made the parents a moment ago. Without this, a power cut could remove them, and this run with them.
+    # Hydra may have made the parents a moment ago. Without this, a power cut could remove them together with the run.
     for parent in list(directory.absolute().parents)[:3]:
         with contextlib.suppress(OSError):
             system.files.sync_directory(parent)

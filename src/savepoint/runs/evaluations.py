@@ -1,6 +1,6 @@
-"""evaluations.jsonl: what checkpoints of a run measured apart from its training, one JSON object a line.
+"""Read and write evaluations.jsonl: what checkpoints of a run measured apart from its training, one JSON object a line.
 
-Not in metrics.jsonl, which a resume cuts back to its checkpoint. An evaluation of a checkpoint stays true.
+This is not metrics.jsonl, which a resume cuts back to its checkpoint. An evaluation of a checkpoint stays true.
 """
 
 import contextlib
@@ -19,7 +19,8 @@ EVALUATIONS = "evaluations.jsonl"
 class Evaluation:
     """What one checkpoint measured on one split.
 
-    overrides: how the config differed from the checkpoint's, as typed. values: by name, without the split.
+    overrides: how the config differed from the checkpoint's, as typed. values: by the name of the metric, without the
+    split.
     """
 
     checkpoint: str
@@ -36,21 +37,21 @@ class Evaluation:
 
 
 def record_evaluation(directory: Path, evaluation: Evaluation) -> None:
-    """Add an evaluation to a run's file, unless it has the same one. Raises: OSError if the disk refuses."""
+    """Add an evaluation to a run's file, unless the file has an equal one. Raises: OSError if the disk refuses."""
     line = evaluation.to_json()
     if line in [each.to_json() for each in read_evaluations(directory)]:
         return
     path = directory / EVALUATIONS
     torn = path.exists() and not path.read_bytes().endswith(b"\n")
     text = "\n" * torn + json.dumps({"time": time.time(), **line}, allow_nan=False) + "\n"
-    # In one piece: two processes may evaluate a run at the same time.
+    # Written in one piece, because two processes may evaluate a run at the same time.
     with open(path, "ab", buffering=0) as file:
         file.write(text.encode())
         os.fsync(file.fileno())
 
 
 def read_evaluations(directory: Path) -> list[Evaluation]:
-    """Read every evaluation of a run, oldest first. A line that is none, torn by a kill for one, is left out."""
+    """Read every evaluation of a run, oldest first. A line that cannot be read, torn by a kill perhaps, is left out."""
     path = directory / EVALUATIONS
     found = []
     for line in path.read_bytes().splitlines() if path.exists() else []:

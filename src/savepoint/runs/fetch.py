@@ -17,12 +17,12 @@ from savepoint.runs.directory import CHECKPOINTS, KEYS, METRICS, RECORD, Run, re
 def fetch(found: trackers.Found, repository: Path, settings: TrackerSettings) -> Run:
     """Download a run from the tracker into a new directory under runs/, and open it.
 
-    The directory appears whole or not at all. Its checkpoints are verified by whoever loads them, as any others.
+    The directory appears whole or not at all. Its checkpoints are verified when they are loaded, like any others.
     Raises: UserError if the tracker lacks what the run needs.
     """
     title = f"The tracker's run {found.tracker_run_id}"
     hidden = repository / "runs" / f".fetching-{found.tracker_run_id}"
-    shutil.rmtree(hidden, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(hidden, ignore_errors=True)  # left by a process that was killed
     hidden.mkdir(parents=True)
     try:
         print(f"run {found.run_id} is not on this disk: fetching it from the tracker", file=sys.stderr)
@@ -51,7 +51,10 @@ def fetch(found: trackers.Found, repository: Path, settings: TrackerSettings) ->
 
 
 def _record(path: Path, found: trackers.Found, settings: TrackerSettings, title: str) -> dict[str, Any]:
-    """Read run.json as the tracker has it. It was stored while the run was in training. Raises: UserError."""
+    """Read the tracker's copy of run.json, which was stored while the run was in training.
+
+    Raises: UserError if it cannot be read, or is another run's.
+    """
     try:
         record = json.loads(path.read_bytes())
         if not isinstance(record, dict) or any(key not in record for key in KEYS):

@@ -1,8 +1,8 @@
-"""metrics.jsonl: every value that a run logged, one JSON object a line. Trackers mirror this file.
+"""Read and write metrics.jsonl: every value that a run logged, one JSON object a line. Trackers mirror this file.
 
-system.jsonl has what the machine did meanwhile, in lines of the same form. Nothing depends on it.
+system.jsonl has lines of the same form, with what the machine did meanwhile. Nothing depends on it.
 
-JSON has no word for non-finite values: they are the strings "nan", "inf" and "-inf", which `float()` reads back.
+JSON has no word for non-finite values. They are the strings "nan", "inf" and "-inf", which `float()` reads back.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from savepoint.errors import UserError
 
 
 class History:
-    """The file, open for appending. `lines` counts its lines, including those that a full disk has not taken yet.
+    """metrics.jsonl, open for appending. `lines` counts its lines, with those that a full disk has not taken yet.
 
     Raises: UserError if a line of the file is not JSON; OSError if the file cannot be opened.
     """
@@ -33,7 +33,10 @@ class History:
         self._lock = threading.Lock()
 
     def append(self, *, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Add one line. Other processes can read it at once; it survives a power cut only after `sync`."""
+        """Add one line. Other processes can read it at once. It survives a power cut only after `sync`.
+
+        step, epoch: updates and epochs completed. values: by the name of the metric.
+        """
         line: dict[str, object] = {"step": step, "epoch": epoch, "time": time.time()}
         for name, value in values.items():
             line[name] = value if math.isfinite(value) else str(float(value))
@@ -41,7 +44,7 @@ class History:
         with self._lock:
             self._pending += text
             self.lines += 1
-            # A full disk must not stop training here. The line stays pending, and `sync` raises if it still does.
+            # A full disk must not stop training here. The line stays pending, and `sync` raises if it cannot write it.
             with contextlib.suppress(OSError):
                 self._write()
 
@@ -53,7 +56,7 @@ class History:
         try:
             with self._lock:
                 self._write()
-            # Without the lock, so that training can append the next line meanwhile.
+            # The lock is free here, so that training can append the next line meanwhile.
             os.fsync(self._file.fileno())
             if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -67,13 +70,13 @@ class History:
             self._pending = self._pending[os.write(self._file.fileno(), self._pending) :]
 
     def close(self) -> None:
-        """Close the file. Pending lines were already tried: `sync` reports a disk that refuses them."""
+        """Close the file. `sync` has already reported a disk that refuses a line."""
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 def read_history(path: Path) -> list[dict[str, object]]:
-    """Read every whole line; [] if there is no file. A last line without a newline was torn by a kill, and is left out.
+    """Read every whole line; [] if there is no file. A last line that a kill tore, without a newline, is left out.
 
     Raises: UserError that names the line, if one is not JSON.
     """
@@ -92,14 +95,14 @@ def read_history(path: Path) -> list[dict[str, object]]:
 
 
 def append_usage(path: Path, *, step: int, values: Mapping[str, float]) -> None:
-    """Add a line to a system.jsonl. If the disk refuses the line, nothing is written."""
+    """Add a line to a run's system.jsonl. A line that the disk refuses is dropped."""
     line = json.dumps({"step": step, "time": time.time(), **values}).encode() + b"\n"
     with contextlib.suppress(OSError), open(path, "ab", buffering=0) as file:
         file.write(line)
 
 
 def cut_usage(path: Path, *, step: int) -> None:
-    """Keep the whole lines up to a step, from which a resumed run goes on, so that a step has one line at most."""
+    """Keep the lines up to the step from which a resumed run goes on, so that each step has one line at most."""
     if not path.exists():
         return
     kept = []
@@ -111,10 +114,10 @@ def cut_usage(path: Path, *, step: int) -> None:
 
 
 def cut_history(path: Path, *, lines: int) -> None:
-    """Keep the first `lines` lines, which a checkpoint counts on. The resumed run logs the others again.
+    """Keep the first `lines` lines, those that a checkpoint counts on. The resumed run logs the others again.
 
-    The shorter file replaces the old one instead of truncating it: the tracker's process of a run that was killed may
-    still be reading the old one.
+    The file is replaced by a shorter one, not truncated: the tracker's process of a run that was killed may still be
+    reading it.
     """
     if not path.exists():
         return

@@ -1,4 +1,4 @@
-"""One run that this process trains: its directory, its checked config, its tracker, and where it begins."""
+"""Describe one run that this process trains: its directory, its checked config, its tracker, and where it begins."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,8 +27,8 @@ class Fork:
 class Job:
     """A run to train.
 
-    config, settings: the same config, checked; as plain data and as typed settings. repository: holds src/ and runs/.
-    checkpoint: begin from it; None to begin at the beginning. fork: set if that checkpoint is another run's.
+    config, settings: the same checked config, as plain data and as typed settings. repository: holds src/ and runs/.
+    checkpoint: where to begin; None to begin anew. fork: set if that checkpoint is another run's.
     weights: what `init_from` names, if anything. requeued: whether the same command will be run again if this process
     is told to stop, as with `resume=auto`. same_code: refuse to begin from a checkpoint of other code.
     """

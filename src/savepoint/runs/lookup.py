@@ -19,7 +19,7 @@ MIN_ID, MIN_TRACKER_ID = 4, 6
 
 @dataclass(frozen=True)
 class Found:
-    """A run, and the checkpoint of it that was named: `best`, `last`, a step, or a name. None is the newest."""
+    """A run, and what names one of its checkpoints: `best`, `last`, a step or a name. None means the newest one."""
 
     run: Run
     checkpoint: str | None
@@ -39,7 +39,7 @@ def runs_in(places: Iterable[str]) -> Iterator[Run]:
 
 
 def _below(places: list[str], levels: int) -> list[str]:
-    """List everything that lies so many levels below some directories. With Path.glob it takes ten times as long."""
+    """List everything that lies `levels` levels below some directories. Path.glob would take ten times as long."""
     for _ in range(levels):
         found = []
         for place in places:
@@ -58,7 +58,7 @@ def find(
     least 6 characters of it, a run directory, a checkpoint directory, or `latest`. An existing path is taken whole,
     even if it contains an `@`.
     tracker: where to look for an id that is not under runs/ and sweeps/. None takes the tracker of conf/.
-    apart_from: the id of a run or of a sweep that is just being started. `latest` means none of it.
+    apart_from: the id of a run or of a sweep that is just being started, so `latest` does not mean it.
     Raises: UserError if `query` names no run, or several. The message repeats the query and says what there is.
     """
     if os.path.lexists(query):

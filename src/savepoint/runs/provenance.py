@@ -16,7 +16,7 @@ PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "mlflow", "scikit-learn
 # Files that git does not track yet belong to an experiment if they are code, configs or text.
 SOURCE_SUFFIXES = frozenset({".py", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".sh", ".md", ".txt"})
 MAX_UNTRACKED = 100_000  # bytes; a larger file is data
-# A patch that `git apply` takes, whatever the user's own settings make of `git diff`.
+# Options with which `git diff` makes a patch that `git apply` takes, whatever the user's own settings are.
 _PATCH = ("diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
 
 
@@ -68,12 +68,11 @@ def uncommitted_changes(repository: Path) -> str | None:
 
 
 def code_differences(then: dict[str, Any], now: dict[str, Any], patches: tuple[str | None, str | None]) -> list[str]:
-    """List how the code of two records differs: the commit, and the uncommitted changes. [] if it does not.
+    """List how the code of two records differs: by its commit, and by its uncommitted changes. [] if it does not.
 
-    patches: the uncommitted changes of both, None for none.
+    then, now: as `gather_provenance` returns them. patches: the uncommitted changes of both, None for none.
     """
-    commits = [each["git"]["commit"] for each in (then, now)]
-    found = [f"git commit {_short(commits[0])} → {_short(commits[1])}"] if commits[0] != commits[1] else []
+    found = _commits(then, now)
     if patches[0] != patches[1]:
         sizes = ["none" if each is None else f"{len(each.splitlines())} lines" for each in patches]
         found.append(f"uncommitted changes {sizes[0]} → {sizes[1]}")
@@ -87,11 +86,11 @@ def in_patch(path: Path) -> bool:
 
 
 def provenance_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """List what changed between two records and may change bits, as `name old → new`. [] if nothing did."""
-    found = []
-    commits = [_part(each, "git").get("commit") for each in (then, now)]
-    if commits[0] != commits[1]:
-        found.append(f"git commit {_short(commits[0])} → {_short(commits[1])}")
+    """List what changed between two records and may change bits, as `name old → new`; [] if nothing did.
+
+    then, now: as `gather_provenance` returns them, but `then` may come from a stranger's checkpoint.
+    """
+    found = _commits(then, now)
     before, after = (_part(each, "versions") for each in (then, now))
     for name in sorted(before.keys() & after.keys()):
         if before[name] != after[name]:
@@ -104,6 +103,11 @@ def provenance_differences(then: dict[str, Any], now: dict[str, Any]) -> list[st
         if then.get(name) != now.get(name):
             found.append(f"{name} {then.get(name)} → {now.get(name)}")
     return found
+
+
+def _commits(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    before, after = (_part(each, "git").get("commit") for each in (then, now))
+    return [f"git commit {_short(before)} → {_short(after)}"] if before != after else []
 
 
 def now() -> str:

@@ -1,4 +1,4 @@
-"""A sweep's directory: sweep.json, one subdirectory for each job, and a table of results once all jobs have ended.
+"""Read and write a sweep's directory: sweep.json, a subdirectory for each job, and in the end a table of results.
 
 The table is made from the files on the disk, so it also lists jobs that failed, were refused or did not begin.
 """
@@ -67,10 +67,10 @@ def remove_unstarted_sweep(sweep: Path) -> None:
 
 
 def record_sweep(sweep: Path, *, command: list[str], jobs: list[list[str]], batch: int = 0) -> None:
-    """Write into sweep.json, unless it is there, how a batch of jobs was started, and the overrides of each.
+    """Record in sweep.json how a batch of jobs was started. A batch that is recorded already stays as it is.
 
-    command: the arguments of train.py, without secrets. jobs: an empty list for a job whose overrides are chosen later.
-    batch: 0 for the jobs that the sweep began with, then 1, 2, … for those that were added.
+    command: the arguments of train.py, without secrets. jobs: the overrides of each job; an empty list for a job whose
+    overrides are chosen later. batch: 0 for the jobs that the sweep began with, then 1, 2, … for those that were added.
     """
     kept = [each for each in command if not each.startswith("hydra.sweep.")]  # it may be moved
     if batch == 0 and not (sweep / RECORD).exists():
@@ -83,7 +83,7 @@ def record_sweep(sweep: Path, *, command: list[str], jobs: list[list[str]], batc
 
 
 def read_sweep(sweep: Path) -> dict[str, Any]:
-    """Read sweep.json: `started`, `command` and `jobs`, and in `added` those of each batch that was added.
+    """Read sweep.json: `started`, `command` and `jobs`, and in `added` the command and the jobs of each later batch.
 
     Raises: UserError if it cannot be read.
     """
@@ -102,7 +102,7 @@ def find_sweep(query: str, repository: Path) -> Path | None:
     """Find the sweep that a person names: its directory, its id or at least 4 characters of it, or `latest-sweep`.
 
     Returns: its directory; None if `query` names no sweep.
-    Raises: UserError if there is no sweep for `latest-sweep`, or an id is that of several.
+    Raises: UserError if there is no sweep for `latest-sweep`, or if several ids begin with `query`.
     """
     if (Path(query) / RECORD).is_file():
         return Path(query).resolve()
@@ -118,7 +118,7 @@ def find_sweep(query: str, repository: Path) -> Path | None:
 
 
 def is_refused(job: Path) -> bool:
-    """Return whether a job was refused before it began."""
+    """Whether a job was refused before it began."""
     return (job / FAILURE).exists()
 
 
@@ -128,7 +128,7 @@ def forget_refusal(job: Path) -> None:
 
 
 def score(job: Path) -> float | None:
-    """Return the best value of checkpoint.monitor that a job has measured, None if there is none."""
+    """Return the best value of checkpoint.monitor that a job has measured; None if it has measured none."""
     return _result(job).score if (job / runs.RECORD).exists() else None
 
 
@@ -159,7 +159,7 @@ def results(sweep: Path) -> list[Result]:
 
 
 def batch_prefix(batch: int) -> str:
-    """Return how the names of a batch's jobs begin: 0, 1, … are those of the first, 1-0, 1-1, … those of the next."""
+    """Return the beginning of the names of a batch's jobs. The first batch has 0, 1, …, the next one 1-0, 1-1, …"""
     return f"{batch}-" if batch else ""
 
 

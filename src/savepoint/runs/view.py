@@ -27,7 +27,7 @@ class CheckpointView:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run on the disk, to look at. Each property reads the files anew when it is first asked for.
+    """A run on the disk, to look at. Each property reads its file when it is first used, and keeps what it read.
 
     id, name, status, started, parents: those of run.json. started: ISO 8601, UTC.
     """
@@ -71,7 +71,7 @@ class RunView:
         return found
 
     def frame(self) -> Any:
-        """Return the metrics as a pandas frame, a row for each logged line. Raises: UserError if pandas is missing."""
+        """Return the metrics as a pandas.DataFrame, a row for each logged line. Raises: UserError without pandas."""
         try:
             import pandas
         except ImportError as error:
