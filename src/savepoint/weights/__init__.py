@@ -1,11 +1,11 @@
 """Weights: find them in runs and in safetensors files, and load them into a model.
 
 This wing needs no optimizer, tracker or Hydra, so a notebook or a service imports none of them.
-Importing this package does not import torch: rooms other than `source` are imported at their first use.
+Importing this package does not import torch: every room but `source` is imported at its first use.
 
 Rooms, in reading order:
     source     find what a query names: a run's checkpoint, or safetensors files
-    reading    read weights, and note where they come from
+    reading    read weights, with their origin
     matching   compare weights with a model, and load them into it
     lineage    remember which weights were loaded while a run was built
     inference  the verbs for notebooks, services and a fork's own classes: load_model, load_weights

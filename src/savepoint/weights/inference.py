@@ -1,4 +1,4 @@
-"""Load a model or its weights: in a notebook, in a service, and in a fork's own classes, for one a teacher's."""
+"""Load a model or its weights in a notebook, in a service, or in a fork's own classes, for example a teacher's."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,12 +23,13 @@ SOURCE = Path(__file__).resolve().parents[2]  # holds the packages savepoint and
 def load_model(query: str | Path, *, device: str | torch.device = "cpu", ema: bool = False) -> nn.Module:
     """Build the model of a run with the weights of one of its checkpoints, in evaluation mode.
 
-    No generator of random numbers is changed. In the constructor of a task or a data set the origin of the weights is
-    recorded, and a resume of that run loads the very same.
+    No generator of random numbers is changed. If the constructor of a task or a data set calls this, the run records
+    the origin of the weights, and a resume of the run loads the very same weights.
 
     query: `<run>[@best|@last|@<step>|@<checkpoint>]` as on the command line, a checkpoint directory, or a directory
     that `python -m savepoint export` wrote.
-    ema: load the exponential average of the weights, which a run with `trainer.ema_decay` has.
+    device: where the model is moved to. ema: load the exponential average of the weights, which a run with
+    `trainer.ema_decay` has.
     Raises: UserError if nothing has that name, ConfigError if the config asks for a class that this repository does not
     allow, CheckpointError if the weights are damaged or do not fit.
     """
@@ -59,11 +60,11 @@ def load_weights(
 ) -> list[str]:
     """Load weights from a run or from safetensors files into a model that you have built.
 
-    The origin of the weights is recorded as `load_model` does. The choice is that of `init.include`, `init.exclude`,
-    `init.rename` and `init.strict`: see docs/weights.md.
+    The origin of the weights is recorded as `load_model` records it. `include`, `exclude`, `rename` and `strict` mean
+    what these keys of `init` mean in a config: see docs/weights.md.
 
     query: what `init_from` takes: a run, a `.safetensors` file, or a directory of them.
-    Returns: what was left as it was built, left over or converted, a line for each.
+    Returns: a line each for what was left as it was built, what was left over, and what was converted.
     Raises: UserError if nothing has that name, ConfigError for a pattern that matches nothing, CheckpointError that
     lists all names that do not fit.
     """
@@ -102,7 +103,10 @@ def restored_model(loaded: Checkpoint, *, source: Path, ema: bool = False) -> nn
 
 
 def begin_epoch(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Tell the model its epoch, as when training evaluated this state. state: has the numbers `epoch` and `batch`."""
+    """Call the model's `begin_epoch`, if it has one, with the epoch in which training evaluated this state.
+
+    state: has the numbers `epoch` and `batch`.
+    """
     epoch, batch = state.get("epoch"), state.get("batch")
     if isinstance(epoch, int) and (begin := getattr(model, "begin_epoch", None)):
         begin(max(0, epoch - (batch == 0)))
@@ -111,7 +115,7 @@ def begin_epoch(model: nn.Module, state: Mapping[str, Any]) -> None:
 def _built(config: dict[str, Any], source: Path) -> nn.Module:
     if not isinstance(config.get("model"), dict):
         raise ConfigError("model: the config has no such group.")
-    # On the CPU even where a run compares shapes on the meta device, as it does before it builds its own model.
+    # The CPU, even if a run is comparing shapes on the meta device, as it does before it builds its own model.
     with system.rng.isolated(), registry.collecting(), torch.device("cpu"):
         return make_model(config, source=source)
 
@@ -139,18 +143,18 @@ def _exported(path: Path, query: str) -> tuple[nn.Module, Weights]:
             f"{query}: it has weights alone, and no {runs.CONFIG} that says which model they belong to. "
             "Build the model, then call savepoint.load_weights(model, path)."
         )
-    facts: Any = {}
+    facts: dict[str, Any] = {}
     if (path / EXPORT).is_file():
         facts = trust.parse_json(trust.read_file(path / EXPORT, at_most=trust.MAX_JSON), path / EXPORT)
     model = _built(runs.read_config(path), SOURCE)
-    begin_epoch(model, facts if isinstance(facts, dict) else {})
+    begin_epoch(model, facts)
     return model.eval(), read(path, query=query)
 
 
 def _find(query: str) -> Source:
-    """Find weights. While a run is built again, they are those that it was built with before.
+    """Find the weights that a query names. While a run is built again, find those that it was built with before.
 
-    A relative path is taken from the working directory, or else from the repository.
+    A relative path is looked for in the working directory, then in the repository.
     """
     before, repository = lineage.known(query), SOURCE.parent
     here, there = query.rpartition("@")[0] or query, repository / query

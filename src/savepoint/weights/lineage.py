@@ -24,9 +24,9 @@ _open: list[_Trace] = []
 
 @contextlib.contextmanager
 def tracing(recorded: object = None, *, run: str | None = None) -> Iterator[list[dict[str, Any]]]:
-    """Collect the origin of all weights that are loaded inside, in the list that this yields, as plain values for JSON.
+    """Collect the origins of all weights that are loaded in this block. Yields: the list of them, as values for JSON.
 
-    recorded: the list that was collected when the run was built first. The same queries then give the same weights.
+    recorded: the list that was collected when the run was first built. The same queries then give the same weights.
     run: the id of the run that is built, or of its sweep.
     """
     origins = [_parse(each) for each in recorded] if isinstance(recorded, list) else []
@@ -38,7 +38,7 @@ def tracing(recorded: object = None, *, run: str | None = None) -> Iterator[list
 
 
 def _parse(value: Any) -> Origin:
-    """Check a record, which may come from a stranger's checkpoint. Raises: CheckpointError if it is none."""
+    """Read a record, which may come from a stranger's checkpoint. Raises: CheckpointError if it is malformed."""
     try:
         origin = Origin(**value)
         texts = [origin.query, *origin.sha256, *origin.sha256.values()]
@@ -51,17 +51,17 @@ def _parse(value: Any) -> Origin:
 
 
 def known(query: str) -> Origin | None:
-    """Return where the weights of a query came from when the run was built first, if they were loaded then."""
+    """Return where the weights of a query came from when the run was first built; None if they were not loaded then."""
     return _open[-1].known.get(query) if _open else None
 
 
 def being_built() -> str | None:
-    """Return the id of the run or sweep that is being built, if there is one. `latest` does not mean it."""
+    """Return the id of the run or sweep that is being built, so that `latest` does not mean it; None if none is."""
     return _open[-1].run if _open else None
 
 
 def note(origin: Origin) -> None:
-    """Record that weights were loaded. Raises: CheckpointError if the run was built with others of that name before."""
+    """Record that weights were loaded. Raises: CheckpointError if the same query gave other weights before."""
     if not _open:
         return
     before = _open[-1].known.get(origin.query)

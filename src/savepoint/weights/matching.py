@@ -38,8 +38,8 @@ def check(model: nn.Module, checkpoint: Checkpoint) -> None:
 def load(model: nn.Module, weights: Weights, choice: InitSettings, *, path: str = "init") -> list[str]:
     """Load the weights that `choice` names into a model. Floating-point weights take the dtype of the model's.
 
-    path: the place of the choice in the config, for errors; "" if it comes from arguments of a function.
-    Returns: notes for the log: what was left as it was built, what was left over, what was converted.
+    path: the place of the choice in the config, for errors; "" if the choice is a function's arguments.
+    Returns: a note for the log each for what was left as it was built, what was left over, and what was converted.
     Raises: ConfigError for a pattern that matches nothing; CheckpointError that lists all names that do not fit.
     """
     prefix = f"{path}." if path else ""
@@ -96,7 +96,7 @@ def _notes(
 def _load(model: nn.Module, entries: Mapping[str, Any], versions: Mapping[str, Any], *, strict: bool) -> None:
     own = model.state_dict()
     if any(isinstance(value, Tensor) and value.is_meta for value in own.values()):
-        return  # a model that is built for its shapes alone
+        return  # the model was built for its shapes alone
     ordered: Any = OrderedDict((name, entries[name]) for name in own if name in entries)
     recorded = {name: {"version": version} for name, version in versions.items()}
     ordered._metadata = recorded or getattr(own, "_metadata", {})
@@ -114,7 +114,7 @@ def _difference(name: str, saved: Any, built: Any, *, exact: bool) -> str | None
     exact: whether another floating-point dtype counts as different.
     """
     if name.rpartition(".")[2] == "_extra_state":
-        return None  # extra state may be anything, and of another shape at every step
+        return None  # extra state may be anything, and have another shape at every step
     words = "{} is {} in the checkpoint and {} in the model".format
     if isinstance(saved, Tensor) != isinstance(built, Tensor):
         return words(name, type(saved).__name__, type(built).__name__)
@@ -133,7 +133,7 @@ def _listed(faults: Mapping[str, list[str]]) -> str:
 
 
 def _memory(value: Any) -> object:
-    """Identify the memory of a tensor. Names of tied weights share it, and files often have one of them alone."""
+    """Identify the memory of a tensor. Tied weights share it, and a file often holds only one of their names."""
     if not isinstance(value, Tensor) or value.is_meta or not value.numel():
         return None
     return value.data_ptr(), value.shape, value.stride()

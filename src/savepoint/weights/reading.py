@@ -15,7 +15,7 @@ from savepoint.weights.source import Source, files
 
 @dataclass(frozen=True)
 class Origin:
-    """Where weights come from. query: as it was asked for. run, checkpoint: None for files. sha256: by file name."""
+    """Where weights come from. query: as typed. run, checkpoint: None for files. sha256: digests by file name."""
 
     query: str
     run: str | None
@@ -31,8 +31,8 @@ class Origin:
 class Weights:
     """Weights by name.
 
-    entries: tensors on the CPU, and from a checkpoint also other values of the model's state_dict.
-    versions: of the model's modules, as torch records them; {} for files.
+    entries: tensors on the CPU. Those of a checkpoint include all other values of the model's state_dict.
+    versions: the versions of the model's modules, as torch records them; {} for files.
     """
 
     origin: Origin
@@ -41,7 +41,7 @@ class Weights:
 
 
 def read(source: Source, *, query: str) -> Weights:
-    """Read weights. query: as a person named them.
+    """Read the weights of a source. query: what a person typed, for the record of their origin.
 
     Raises: CheckpointError if the files are damaged, or there is no such checkpoint.
     """
@@ -54,9 +54,9 @@ def read(source: Source, *, query: str) -> Weights:
 
 
 def load_checkpoint(found: runs.Found) -> Checkpoint:
-    """Load the checkpoint of a run that was named, `@best` by the run's own monitor; without a name the newest one.
+    """Load the checkpoint that was named, or the newest sound one. `@best` follows the run's own checkpoint.monitor.
 
-    Raises: CheckpointError if there is none, or it is damaged.
+    Raises: CheckpointError if there is no such checkpoint, or it is damaged.
     """
     kept: Any = runs.read_config(found.run.directory).get("checkpoint")
     kept = kept if isinstance(kept, dict) else {}
@@ -67,7 +67,8 @@ def load_checkpoint(found: runs.Found) -> Checkpoint:
 def of_checkpoint(loaded: Checkpoint, *, query: str, run: str | None, ema: bool = False) -> Weights:
     """Return the weights of a loaded checkpoint.
 
-    run: the id of its run, None if it lies alone. ema: whether the averaged weights are used, whose file then counts.
+    run: the id of its run; None if it lies outside of any. ema: whether the averaged weights are used. They lie in
+    another file, whose digest is then recorded too.
     Raises: CheckpointError if its state has no entries of a model.
     """
     names = (checkpoint.MODEL, checkpoint.TRAINING) if ema else (checkpoint.MODEL,)

@@ -1,7 +1,6 @@
-"""Find what a query names: a run's checkpoint, or safetensors files. Nothing is read but names and an index."""
+"""Find what a query names: a run's checkpoint, or safetensors files. This reads names and an index, and no weights."""
 
 from pathlib import Path
-from typing import Any
 
 from savepoint import runs, trust
 from savepoint.config import TrackerSettings
@@ -19,8 +18,8 @@ def find(
 ) -> Source:
     """Find the weights that a query names.
 
-    query: a run as people write it (see `runs.find`), a `.safetensors` file, a directory that holds one or several with
-    an index, as the Hugging Face hub has them, or a checkpoint directory.
+    query: a run as people write it (see `runs.find`), a checkpoint directory, a `.safetensors` file, or a directory of
+    one such file, or of several with an index, as on the Hugging Face hub.
     tracker, apart_from: see `runs.find`.
     Raises: UserError if there is nothing of that name, or only files that can run code.
     """
@@ -57,10 +56,10 @@ def _is_no_run(path: Path, query: str) -> bool:
 
 
 def files(path: Path) -> dict[str, set[str] | None]:
-    """Return the weight files of a path: for each name, the tensors that an index says it holds, None without an index.
+    """Return the weight files of a path, each with the tensors that the index says it holds; None without an index.
 
     path: a file or a directory.
-    Raises: UserError if the directory's files are ambiguous, or its index is none.
+    Raises: UserError if the directory has several files and not one index, or if its index is malformed.
     """
     if path.is_file():
         return {path.name: None}
@@ -75,12 +74,8 @@ def files(path: Path) -> dict[str, set[str] | None]:
 
 
 def _indexed(path: Path) -> dict[str, set[str] | None]:
-    """Read an index, whose `weight_map` says for each tensor the file that holds it."""
-    try:
-        index: Any = trust.parse_json(trust.read_file(path, at_most=_MAX_INDEX), path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}.") from error
-    placed = index.get("weight_map") if isinstance(index, dict) else None
+    """Read an index. Its `weight_map` names the file that holds each tensor."""
+    placed = trust.parse_json(trust.read_file(path, at_most=_MAX_INDEX), path).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise UserError(f"{path}: it is no index: it has no weight_map.")
     found: dict[str, set[str] | None] = {}
