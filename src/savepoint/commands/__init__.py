@@ -8,7 +8,7 @@ Rooms, in reading order:
     places     find the checkpoints that a query names
     overview   a run in one row, from few bytes
     ls         list runs
-    show       what is known of a run, what is inside a checkpoint
+    show       show what is known of a run, or what is inside a checkpoint
     plot       what runs logged, as a picture and in the terminal
     rm         remove a run
     soundness  judge one checkpoint
@@ -22,7 +22,7 @@ Rooms, in reading order:
     diff       compare two runs or checkpoints bit by bit
     contrast   print how two runs or checkpoints differ, section by section
     worktree   check out the code of a run in a temporary directory
-    original   the run that is to be reproduced, and what of it can be compared
+    original   find the run to reproduce, and what of it can be compared
     reproduce  train a run again with its own code, and compare
     demo       train, kill, resume, compare
     ui         the tracker's web page

@@ -9,7 +9,7 @@ from savepoint.checkpoint import Checkpoint
 
 
 def write(run: runs.Run | None, loaded: Checkpoint, facts: dict[str, Any], *, model: nn.Module) -> str:
-    """Return the text of README.md. facts: what export.json says."""
+    """Return the text of README.md. run: None for a checkpoint without one. facts: what export.json says."""
     config, provenance = trust.parse_config(loaded.config), loaded.provenance
     weights = "averaged weights of " if facts["ema"] else ""
     sections = [

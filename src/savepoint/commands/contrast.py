@@ -16,16 +16,16 @@ USAGE = """\
 usage: python -m savepoint diff <run>[@best|@last|@<step>|@<name>] <run>[@…] [--json]
 
 Each may also be a checkpoint directory. Two whole runs are compared by their newest sound checkpoints, and by every
-line that they logged. The exit code is 0 if the weights, the state and these lines are equal bit by bit. What config,
-code and versions say is told, and decides nothing."""
+line that they logged. The exit code is 0 if the weights, the state and these lines are equal bit by bit. Differences of
+config, code and versions are printed too, and do not change the exit code."""
 MOST_LINES = 40  # of a section
-DECISIVE = ("tensors", "state", "history")
+DECISIVE = ("tensors", "state", "history")  # the sections that decide the exit code
 
 
 def compare(repository: Path, arguments: list[str]) -> int:
     """Print what differs between two runs or checkpoints. arguments: as typed after `diff`. Returns: the exit code.
 
-    Raises: UserError if one of the two names no run and no checkpoint, or it is damaged.
+    Raises: UserError if one of the two names no run and no checkpoint, or names a damaged one.
     """
     if {"-h", "--help"} & {*arguments}:
         print(USAGE)
@@ -49,7 +49,7 @@ def compare(repository: Path, arguments: list[str]) -> int:
 
 
 def _load(query: str, repository: Path) -> tuple[Checkpoint, runs.Run | None]:
-    """Load the checkpoint that a query means, and return its run if the query means the whole of it."""
+    """Load the checkpoint that a query means. Returns: it, and its run if the query means the whole run."""
     place = places.find(query, repository)
     whole = place.run if place.names == checkpoint.names(place.root) and not _names_one(query) else None
     return places.load_newest(place, query), whole
@@ -79,7 +79,7 @@ def _sections(a: Checkpoint, b: Checkpoint) -> dict[str, Any]:
 def _configs(a: Checkpoint, b: Checkpoint) -> dict[str, list[Any]]:
     try:
         return _pairs(trust.parse_config(a.config), trust.parse_config(b.config))
-    except (ConfigError, HostileError):  # nothing is built from them here: told apart as texts
+    except (ConfigError, HostileError):  # nothing is built from these configs here, so their texts are compared
         digests = [f"SHA-256 {hashlib.sha256(each.config.encode()).hexdigest()[:12]}" for each in (a, b)]
         return {checkpoint.CONFIG: digests} if digests[0] != digests[1] else {}
 

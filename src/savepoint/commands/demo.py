@@ -11,7 +11,8 @@ from savepoint import checkpoint, runs
 from savepoint.commands import diff
 from savepoint.errors import UserError
 
-# Has what often breaks a resume: batch norm, dropout, a schedule, and augmentation that draws from three libraries.
+# This run has what often breaks a resume: batch norm, dropout, a schedule, and augmentation that draws from three
+# libraries.
 CONFIG = ["experiment=digits_cnn", "trainer.max_epochs=4", "tracker=none", "trainer.log_every_n_steps=5"]
 
 
@@ -31,7 +32,7 @@ def _demo(repository: Path, root: Path) -> int:
     print(f"   {seconds:.1f} s")
     print("2. train the same again, and kill -9 in the middle", flush=True)
     process = subprocess.Popen([*train, f"hydra.run.dir={killed}"], stdout=subprocess.DEVNULL)
-    # Wait for the first checkpoint, so that there is something to lose. Then the moment is left to chance.
+    # Wait for the first checkpoint, so that there is something to lose. Chance decides the moment after it.
     while not checkpoint.names(killed / runs.CHECKPOINTS) and process.poll() is None:
         time.sleep(0.01)
     time.sleep(random.uniform(0, 0.2 * seconds))

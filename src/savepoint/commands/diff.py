@@ -11,7 +11,7 @@ from savepoint.runs import Run
 
 
 def diff_runs(a: Run, b: Run) -> list[str]:
-    """List the differences between two runs: their newest sound checkpoints, then metrics.jsonl. Equal runs give [].
+    """List the differences between two runs, of their newest sound checkpoints and metrics.jsonl; [] for equal runs.
 
     Run ids, provenance and values that depend on the clock are not compared.
     Raises: UserError if a metrics.jsonl cannot be read.
@@ -24,7 +24,7 @@ def diff_runs(a: Run, b: Run) -> list[str]:
 
 
 def diff_checkpoints(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> list[str]:
-    """List the differences between two checkpoints. Tensors are compared by dtype, shape and bits, other values too."""
+    """List the differences between two checkpoints. Tensors are compared by dtype, shape and bits, values by text."""
     tensors, values = diff_contents(a, b)
     return tensors + values
 
@@ -34,7 +34,7 @@ def diff_contents(
 ) -> tuple[list[str], list[str]]:
     """List the differences between the tensors of two checkpoints, and those between all their other values.
 
-    magnitudes: say of tensors by how much their values differ at most.
+    magnitudes: add the largest difference of each tensor's values.
     """
     tensors_a, values_a = split(a.state)
     tensors_b, values_b = split(b.state)
@@ -61,7 +61,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _magnitude(one: Tensor, other: Tensor) -> str:
-    """Say how large the largest difference is. Values of which one is NaN have none."""
+    """Word the largest difference between two tensors. Pairs of values with a NaN are left out."""
     wide = torch.complex128 if one.is_complex() else torch.float64
     distances = (one.to(wide) - other.to(wide)).abs()
     numbers = distances[~distances.isnan()]

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from savepoint import runs, system, trackers, training, trust
-from savepoint.commands import places
+from savepoint.commands import options, places
 from savepoint.config import apply_overrides
 from savepoint.errors import UserError
 from savepoint.runs import Evaluation
 
 SPLITS = ("val", "test")
-# What may differ from the config that the checkpoint was trained with: the data, and how they are computed on.
+# Overrides that are allowed. They change the data, and what computes; all else is as the checkpoint was trained.
 ALLOWED = ("data.", "trainer.device=", "trainer.threads=", "trainer.compile=")
 TRACKER_SECONDS = 60.0
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -24,16 +24,14 @@ USAGE = f"usage: python -m savepoint evaluate <run>[@best] [--split {'|'.join(SP
 
 
 def evaluate_run(repository: Path, arguments: list[str]) -> int:
-    """Evaluate the checkpoint that is named, say what it measured, and record that with the run. Returns: exit code.
+    """Evaluate the checkpoint that is named, print what it measured, and record that with the run. Returns: exit code.
 
     arguments: as typed after `evaluate`.
     Raises: UserError for a wrong argument, and for what cannot be built or restored.
     """
-    if {"-h", "--help"} & {*arguments}:
-        print(USAGE)
-        return 0
-    query, split, as_json, overrides = _parse(arguments)
-    # Notes of the engine belong to people, and the answer may be for a program.
+    given = options.parse(arguments, USAGE, flags=("--json",), values=("--split",))
+    query, split, overrides = _parse(given)
+    # The engine's notes are for people. They go to stderr, because a program may read stdout.
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     loaded, run = places.load(query, repository)
     config = apply_overrides(trust.parse_config(loaded.config), overrides, repository / "conf")
@@ -49,7 +47,7 @@ def evaluate_run(repository: Path, arguments: list[str]) -> int:
         raise UserError("There is nothing to measure: the run has no data, and its task has no evaluate of its own.")
     at: Any = {key: loaded.state[key] for key in ("epoch", "step")}
     evaluation = Evaluation(checkpoint=loaded.path.name, **at, split=split, overrides=overrides, values=values)
-    _print(str(loaded.provenance.get("run_id")), evaluation, as_json=as_json)
+    _print(str(loaded.provenance.get("run_id")), evaluation, as_json="--json" in given.flags)
     if run is None:
         print("Recorded nowhere: there is no run around this checkpoint.", file=sys.stderr)
         return 0
@@ -65,32 +63,20 @@ def evaluate_run(repository: Path, arguments: list[str]) -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> tuple[str, str, bool, list[str]]:
-    """Return the query, the split, whether JSON is wanted, and the overrides."""
-    split, as_json, rest, left = "val", False, [], [*arguments]
-    while left:
-        match left.pop(0):
-            case "--json":
-                as_json = True
-            case "--split" if left:
-                split = left.pop(0)
-            case argument if argument.startswith("--split="):
-                split = argument.removeprefix("--split=")
-            case argument if argument.startswith("-"):
-                raise UserError(f"evaluate has no option {argument}. {USAGE}")
-            case argument:
-                rest.append(argument)
+def _parse(given: options.Options) -> tuple[str, str, list[str]]:
+    """Return the query, the split and the overrides. Raises: UserError for a wrong one."""
+    split = given.values.get("--split", "val")
     if split not in SPLITS:
         raise UserError(f"--split {split}: there are {' and '.join(SPLITS)}.")
     # An override has a key without slashes before its `=`; a directory may contain one.
-    overrides = [each for each in rest if "=" in each and not Path(each).exists()]
-    queries = [each for each in rest if each not in overrides]
+    overrides = [each for each in given.arguments if "=" in each and not Path(each).exists()]
+    queries = [each for each in given.arguments if each not in overrides]
     if len(queries) != 1:
         raise UserError(f"Which run? {USAGE}")
     for each in overrides:
         if not each.lstrip("+~").startswith((*ALLOWED, "data=")):
             raise UserError(f"{each}: only the data and the device can differ from the run's own config.")
-    return queries[0], split, as_json, overrides
+    return queries[0], split, overrides
 
 
 def _print(run_id: str, evaluation: Evaluation, *, as_json: bool) -> None:
@@ -104,7 +90,7 @@ def _print(run_id: str, evaluation: Evaluation, *, as_json: bool) -> None:
 
 
 def _track(run: runs.Run, repository: Path) -> None:
-    """Send the run's evaluations to its tracker, if it has one. A run that trains at the moment does so by itself."""
+    """Send the run's evaluations to its tracker, if it has one. A run in training sends them by itself."""
     if run.tracker_id is None:
         return
     try:

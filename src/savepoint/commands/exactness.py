@@ -10,9 +10,9 @@ from savepoint.commands import places
 
 
 def verify_exact(repository: Path, query: str, *, say: Callable[[str], None] | None = None) -> int:
-    """Train three short runs of the config of the run or checkpoint that `query` names, and say what differs.
+    """Train three short runs with the config of a run or a checkpoint, and say what differs.
 
-    say: takes each line as soon as it is known; print if left out.
+    query: names the run or the checkpoint. say: takes each line as soon as it is known; prints it if left out.
     Returns: the exit code; 0 if a resume gives the same bits.
     """
     config = _config(repository, query)

@@ -1,12 +1,11 @@
 """Export a checkpoint's model for use elsewhere: weights, config, model card, and on request a graph without Python.
 
-A directory appears under its name whole or not at all, once everything in it was loaded again and compared.
+Everything in an export is loaded again and compared. Only then its directory appears, whole, under its name.
 """
 
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,75 +14,48 @@ from torch import Tensor, nn
 
 from savepoint import checkpoint, runs, system, trust, weights
 from savepoint.checkpoint import Checkpoint
-from savepoint.commands import card, graphs, places
+from savepoint.commands import card, graphs, options, places
 from savepoint.errors import CheckpointError, UserError, short_list
 
 USAGE = "usage: python -m savepoint export <run>[@best] --to DIR [--onnx] [--pt2] [--ema] [--json]"
 FLAGS = ("--onnx", "--pt2", "--ema", "--json")
 
 
-@dataclass(frozen=True)
-class _Request:
-    query: str
-    to: Path
-    flags: frozenset[str]
-
-
 def export_model(repository: Path, arguments: list[str]) -> int:
-    """Write the export that is asked for, and say what is in it. Returns: the exit code.
+    """Write the export that is asked for, and print what is in it. Returns: the exit code.
 
     arguments: as typed after `export`.
     Raises: UserError for a wrong argument, for a directory that exists, and for a model that cannot be exported.
     """
-    if {"-h", "--help"} & {*arguments}:
-        print(USAGE)
-        return 0
-    request = _parse(arguments)
-    if os.path.lexists(request.to):
-        raise UserError(f"{request.to} exists already. Give the name of a new directory.")
-    loaded, run = places.load(request.query, repository)
-    hidden = request.to.absolute().with_name(f".tmp-{request.to.name}-{os.getpid()}")
+    given = options.parse(arguments, USAGE, flags=FLAGS, values=("--to",))
+    query = given.run()
+    if not given.values.get("--to"):
+        raise UserError(f"Where to? {USAGE}")
+    to = Path(given.values["--to"])
+    if os.path.lexists(to):
+        raise UserError(f"{to} exists already. Give the name of a new directory.")
+    loaded, run = places.load(query, repository)
+    hidden = to.absolute().with_name(f".tmp-{to.name}-{os.getpid()}")
     try:
         hidden.mkdir(parents=True)
-        facts = _write(hidden, request, run, loaded, source=repository / "src")
-        system.files.patiently(os.rename, hidden, request.to)
+        facts = _write(hidden, given.flags, run, loaded, source=repository / "src")
+        system.files.patiently(os.rename, hidden, to)
     except OSError as error:
-        raise UserError(f"{request.to} cannot be written: {error.strerror or error}.") from error
+        raise UserError(f"{to} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
-    if "--json" in request.flags:
-        print(json.dumps({"directory": str(request.to.absolute()), **facts}))
+    if "--json" in given.flags:
+        print(json.dumps({"directory": str(to.absolute()), **facts}))
     else:
-        _print(request.to, facts)
+        _print(to, facts)
     return 0
 
 
-def _parse(arguments: list[str]) -> _Request:
-    to, rest, flags, left = None, [], set(), [*arguments]
-    while left:
-        match left.pop(0):
-            case "--to" if left:
-                to = left.pop(0)
-            case argument if argument.startswith("--to="):
-                to = argument.removeprefix("--to=")
-            case argument if argument in FLAGS:
-                flags.add(argument)
-            case argument if argument.startswith("-"):
-                raise UserError(f"export has no option {argument}. {USAGE}")
-            case argument:
-                rest.append(argument)
-    if len(rest) != 1:
-        raise UserError(f"Which run? {USAGE}")
-    if not to:
-        raise UserError(f"Where to? {USAGE}")
-    return _Request(rest[0], Path(to), frozenset(flags))
-
-
 def _write(
-    directory: Path, request: _Request, run: runs.Run | None, loaded: Checkpoint, *, source: Path
+    directory: Path, flags: frozenset[str], run: runs.Run | None, loaded: Checkpoint, *, source: Path
 ) -> dict[str, Any]:
     """Write every file of an export. Returns: what export.json says."""
-    ema = "--ema" in request.flags
+    ema = "--ema" in flags
     model = weights.restored_model(loaded, source=source, ema=ema)
     _write_weights(directory / checkpoint.MODEL, model, loaded, ema=ema)
     (directory / runs.CONFIG).write_text(loaded.config, encoding="utf-8")
@@ -101,7 +73,7 @@ def _write(
     own = model.state_dict()
     if differing := [name for name, value in again.state_dict().items() if not _equal(value, own[name])]:
         raise CheckpointError(f"The weights were written and differ when loaded again: {short_list(differing)}.")
-    if wanted := [kind for kind in graphs.KINDS if f"--{kind}" in request.flags]:
+    if wanted := [kind for kind in graphs.KINDS if f"--{kind}" in flags]:
         facts["compared"] = graphs.write(directory, wanted, model, loaded, source=source)
         (directory / weights.EXPORT).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     text = card.write(run, loaded, facts, model=model)
@@ -110,7 +82,7 @@ def _write(
 
 
 def _write_weights(path: Path, model: nn.Module, loaded: Checkpoint, *, ema: bool) -> None:
-    """Copy the checkpoint's file, byte for byte; write another one for averaged weights."""
+    """Copy the checkpoint's file byte for byte, or write a file of the averaged weights."""
     entries = model.state_dict()
     if outside := [name for name, value in entries.items() if not _storable(name, value)]:
         raise UserError(

@@ -21,7 +21,7 @@ KINDS = ("pt2", "onnx")
 # An output may differ by this much, relative to its largest value: another program adds in another order.
 TOLERANCE = 1e-3
 _MOST_INLINE = 1_500_000_000  # bytes; a larger ONNX file keeps its weights in a second one, since protobuf ends at 2 GB
-# How a pickle begins, and what torch.save writes, which holds one. The plain values of a tensor may begin so by chance.
+# The first bytes of a pickle, and of a file of torch.save, which holds one. A tensor's values may begin so by chance.
 _PICKLED = (b"\x80\x02", b"PK")
 _VALUES = re.compile(r"/weights/weight_\d+$|/constants/tensor_\d+$")
 
@@ -57,7 +57,7 @@ def _writing(kind: str, model: nn.Module, inputs: Inputs, keywords: dict[str, An
     """Write a graph. Returns: a function that runs the file that was written."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own deprecated functions
+            warnings.simplefilter("ignore")  # torch calls deprecated functions of its own
             return (_write_pt2 if kind == "pt2" else _write_onnx)(model, inputs, keywords, path)
     except UserError:
         raise
@@ -67,7 +67,7 @@ def _writing(kind: str, model: nn.Module, inputs: Inputs, keywords: dict[str, An
 
 def _write_pt2(model: nn.Module, inputs: Inputs, keywords: dict[str, Any], path: Path) -> Call:
     program = torch.export.export(model, inputs, keywords, dynamic_shapes=_dynamic(model, inputs, keywords))
-    # They would be stored as a pickle, the only one in the file.
+    # The example inputs would be stored as a pickle, the only one in the file.
     program.example_inputs = None
     torch.export.save(program, path)
     with zipfile.ZipFile(path) as archive:
@@ -84,7 +84,7 @@ def _write_onnx(model: nn.Module, inputs: Inputs, keywords: dict[str, Any], path
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError("--onnx needs three packages: pip install onnx onnxscript onnxruntime") from error
-    # It warns that torchvision, which nothing here needs, is not installed.
+    # The exporter warns that torchvision is not installed. Nothing here needs it.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     # Traced here, because torch 2.8 would fall back to recording the one path that these inputs take.
@@ -111,7 +111,7 @@ def _array(value: Tensor) -> Any:
 
 
 def _dynamic(model: nn.Module, inputs: Inputs, keywords: dict[str, Any]) -> Any:
-    """Let the first dimension of every input be of any size, where the model allows it."""
+    """Declare the first dimension of every input as one of any size, where the model allows that."""
 
     def first(value: Any) -> Any:
         return {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None

@@ -14,7 +14,7 @@ from savepoint.errors import UserError, short_list
 USAGE = "usage: python -m savepoint ls [text|key=value …] [--sweep SWEEP] [--sort KEY] [--json]"
 STATUSES = ("running", "finished", "interrupted", "failed", "killed")
 CHOICES_WIDTH = 48  # columns; --json has all of it
-# Sort keys. What a run lacks comes first, so that the end of the list, which a terminal shows, has what was asked for.
+# Sort keys. Runs that lack a value come first: a terminal shows the end of the list, which then has values.
 SORTS: dict[str, Callable[[Overview], Any]] = {
     "started": lambda row: row.started,
     "id": lambda row: row.id,
@@ -58,7 +58,7 @@ def list_runs(repository: Path, arguments: list[str]) -> int:
 
 
 def _jobs(query: str, there: list[runs.Run]) -> list[runs.Run]:
-    """Return the runs of the sweep that has this id, or the only one that begins with it, or this directory."""
+    """Return the runs of a sweep. query: its directory, its id, or a beginning that only its id has."""
     directory = Path(query)
     if directory.is_dir():
         jobs = [run for run in runs.runs_in(map(str, sorted(directory.iterdir()))) if run.record["sweep"] is not None]
@@ -99,9 +99,10 @@ def _searched(row: Overview) -> list[str]:
 
 
 def _values(row: Overview, key: str) -> list[Any]:
-    """Return what a run has at a key: what was typed for a group, else what its config says. [] if it has no such key.
+    """Return the values of a run at a key, any of which a filter may match; [] if the run has no such key.
 
-    For a group that nobody typed, a config does not say which option it was. The name of its class does, nearly always.
+    A config does not say which option of a group was chosen. If nobody typed it, the names of the group's class and of
+    the class's module stand for it.
     """
     typed = dict(map(overview.typed, row.overrides))
     if key in typed and "." not in key:
@@ -138,7 +139,7 @@ def _equal(value: Any, pattern: str) -> bool:
 
 def _print(rows: list[Overview]) -> None:
     metrics = {row.best["metric"] for row in rows if row.best}
-    # The name of the metric stands in the header if all runs have the same.
+    # If all runs have the same metric, its name stands in the header.
     best = f"best {next(iter(metrics))}" if len(metrics) == 1 else "best"
     header = ("id", "name", "choices", "status", "epoch", best, "started", "commit", "parents")
     cells = [

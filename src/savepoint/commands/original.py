@@ -1,4 +1,4 @@
-"""The run that is to be reproduced: what of it can be compared, and the same run before its first checkpoint."""
+"""Find the run to reproduce and what of it can be compared, and make the same run before its first checkpoint."""
 
 import hashlib
 import math
@@ -21,9 +21,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 class Original:
     """A run to train again.
 
-    chosen: the newest checkpoint to compare, whose config and code are used. run: None for checkpoints without one.
-    names: the checkpoints to compare, oldest first. every_n_steps: a cadence that saves at each of them that lies
-    within an epoch. patch: the uncommitted changes.
+    chosen: the newest checkpoint to compare; its config and code are used. run: None for checkpoints without a run.
+    names: the checkpoints to compare, oldest first. every_n_steps: a cadence that saves each of those within an epoch;
+    None if there are none. patch: the uncommitted changes; None if there were none.
     """
 
     root: Path
@@ -54,7 +54,7 @@ class Original:
         return found if isinstance(found, dict) else {}
 
     def gaps(self) -> list[str]:
-        """List what of the code no checkpoint holds."""
+        """List the parts of the code that the checkpoint lacks."""
         found = []
         if self.changed and self.patch is None:
             found.append("some of its uncommitted files are no source, and not in the checkpoint")
@@ -74,9 +74,9 @@ class Original:
 
 
 def find(query: str, repository: Path, *, epochs: int | None, trust_code: bool, say: Callable[[str], None]) -> Original:
-    """Find the run and the checkpoints to compare. A damaged one is left out, which a line says.
+    """Find the run and the checkpoints to compare. A damaged checkpoint is left out, and a line says so.
 
-    epochs: how many of its epochs are wanted; None for all. trust_code: whether a run from elsewhere may be trained.
+    epochs: how many of its epochs to train; None for all. trust_code: whether a run from elsewhere may be trained.
     Raises: UserError if no checkpoint is sound, or the run may not be trained here.
     """
     place = places.find(query, repository)
@@ -114,7 +114,7 @@ def start_over(original: Original, directory: Path, repository: Path) -> runs.Ru
     provenance = original.chosen.provenance
     config = trust.parse_config(original.chosen.config)
     config["tracker"] = {"kind": "none"}
-    # What is saved and kept decides nothing that is computed. An older version may lack one of these settings.
+    # When a run saves changes nothing that it computes. An older version may lack one of these settings.
     saved = {"every_n_epochs": 1, "every_n_steps": original.every_n_steps, "every_n_minutes": None}
     changes = {
         "checkpoint": saved | {"keep_last": EVERY, "upload": False},

@@ -1,7 +1,7 @@
 """Sum up a run in one row, from as few bytes as possible: a listing of 10,000 runs should take two seconds.
 
-What a run has reached is read from its newest checkpoint, since that is what a resume goes on from. Nothing here
-imports torch, or reads a whole config, history or checkpoint.
+What a run has reached is read from its newest checkpoint, because a resume goes on from there. Nothing here imports
+torch, or reads a whole config, history or checkpoint.
 """
 
 import contextlib
@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 from savepoint import runs, trust
 from savepoint.errors import CheckpointError
 
-# checkpoint.names has the same rule, and needs torch.
+# The same rule as in `checkpoint.names`, which needs torch.
 _NAME = re.compile(r"epoch_([0-9]{4,9})_step_([0-9]{8,15})")
-# What is no choice of an experiment: how it is called, where it is shown and saved, on what it computes.
+# Keys that say nothing about an experiment: its name, where it is shown and saved, and what it computes on.
 _ASIDE = ("name", "tracker", "checkpoint", "hydra", "trainer.threads", "trainer.device", "trainer.log_every_n_steps")
 
 
 class Overview(NamedTuple):
     """A run as `ls` shows it.
 
-    checkpoint: the newest one's name; epoch, step, best, commit and dirty are what it says, None if there is none.
+    checkpoint: the newest one's name. epoch, step, best, commit, dirty: what that checkpoint says; None without one.
     best: `metric`, `value`, `epoch`, `step`; None if nothing was measured.
     """
 
@@ -53,7 +53,7 @@ class Overview(NamedTuple):
 
 
 def sum_up(run: runs.Run, groups: frozenset[str]) -> Overview:
-    """Read what a listing shows of a run. What a damaged file should have said is None. groups: those of conf/."""
+    """Read what a listing shows of a run. Values of a damaged file are None. groups: the names of those in conf/."""
     record, directory = run.record, str(run.directory)
     overrides = [str(each) for each in _list(record["overrides"])]
     root = f"{directory}{os.sep}{runs.CHECKPOINTS}"  # text, since joining paths would take a third of the time
@@ -109,7 +109,7 @@ def _state(place: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
 
 
 def _checked(best: Any) -> dict[str, Any] | None:
-    """Return a best value whose parts are what they should be. An infinite one is stored as an object."""
+    """Return a best value if its parts have the right types, otherwise None. An infinite one is stored as an object."""
     if not isinstance(best, dict):
         return None
     value: Any = best.get("value")
@@ -122,7 +122,7 @@ def _checked(best: Any) -> dict[str, Any] | None:
 
 
 def choices(overrides: list[str], groups: frozenset[str]) -> str:
-    """Return in short what was chosen: options of a group by their name alone, other keys by their last part.
+    """Sum up overrides in a few words: options of a group by their name alone, other keys by their last part.
 
     >>> choices(["model=cnn", "optimizer.lr=0.1", "tracker=none", "+trainer.max_steps=9"], frozenset({"model"}))
     'cnn lr=0.1 max_steps=9'

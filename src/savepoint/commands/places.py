@@ -1,4 +1,4 @@
-"""Find the checkpoints that a query names. A directory that holds some needs no run around it."""
+"""Find the checkpoints that a query names. A directory of checkpoints needs no run around it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +9,10 @@ from savepoint.errors import CheckpointError, UserError, short_list
 
 @dataclass(frozen=True)
 class Place:
-    """A directory of checkpoints. names: those that were asked for, oldest first. run: None if there is none around.
+    """A directory of checkpoints.
 
-    chosen: whether the query names one checkpoint.
+    root: the directory. names: the checkpoints that were asked for, oldest first. run: the run around them, None if
+    there is none. chosen: whether the query names one checkpoint.
     """
 
     root: Path
@@ -34,10 +35,10 @@ def find(query: str, repository: Path) -> Place:
 
 
 def _directory(path: Path) -> Place | None:
-    """Return the checkpoints that lie in a directory which is no run: one, or several. None if it is another path."""
+    """Return the checkpoints in a directory that is no run; None if the path is no such directory."""
     if path.is_dir() and not (path / runs.RECORD).exists():
         beside = path.resolve().parent
-        # A copy that lies elsewhere in a run is not the checkpoint of that name.
+        # A copy elsewhere in a run's directory is not the run's checkpoint of that name.
         in_a_run = beside.name == runs.CHECKPOINTS and (beside.parent / runs.RECORD).exists()
         if (path / checkpoint.MANIFEST).exists() and not in_a_run:
             return Place(beside, [path.resolve().name], None, chosen=True)
@@ -61,7 +62,7 @@ def load_newest(place: Place, query: str) -> checkpoint.Checkpoint:
 
 
 def load(query: str, repository: Path) -> tuple[checkpoint.Checkpoint, runs.Run | None]:
-    """Load the one checkpoint that a query means, and return its run. None for a checkpoint without a run around it.
+    """Load the one checkpoint that a query means. Returns: it, and its run; None for a checkpoint without a run.
 
     Raises: UserError if there is no such checkpoint, CheckpointError if it is damaged.
     """
@@ -81,7 +82,7 @@ def _choose(run: runs.Run, choice: str) -> str:
         found = _best(run)[:1]
     elif choice.isdecimal():
         found = [name for name in names if int(name.rpartition("_")[2]) == int(choice)][-1:]
-    else:  # also a checkpoint that was set aside, whose directory was given
+    else:  # the name of a checkpoint, perhaps of one that was set aside
         found = [choice] if Path(choice).name == choice != ".." and (run.checkpoints / choice).is_dir() else []
     if not found:
         raise UserError(f"No checkpoint @{choice} in run {run.id}. There are: {short_list(names[::-1])}.")

@@ -1,6 +1,6 @@
 """Plot what runs logged: `python -m savepoint plot`, as a picture and in the terminal.
 
-Only metrics.jsonl is read. pyplot is not used, because it keeps every figure in memory and may look for a display.
+Only metrics.jsonl is read. pyplot is not used: it keeps every figure in memory, and may look for a display.
 """
 
 import math
@@ -55,7 +55,7 @@ def _title(run: runs.Run) -> str:
 
 
 def _curves(chosen: list[runs.Run], keys: str) -> list[Curve]:
-    """Read the values of the keys. The keys that are not asked for may be missing in some of the runs."""
+    """Read the values of the keys. Raises: UserError if no run has logged a key that was asked for."""
     histories = [runs.read_history(run.metrics) for run in chosen]
     there = sorted({key for lines in histories for line in lines for key in line} - {"step", "epoch", "time"})
     asked = [key.strip() for key in keys.split(",") if key.strip()]
@@ -106,7 +106,7 @@ def _picture(path: Path, title: str, curves: list[Curve]) -> None:
 
 
 def _logarithmic(curves: list[Curve]) -> bool:
-    """Whether values fall more than 30-fold: on a linear axis most of such a curve would look flat."""
+    """Whether the values span more than a factor of 30. On a linear axis most of such a curve would look flat."""
     values = [value for *_, points in curves for _, value in points]
     return min(values) > 0 and max(values) > 30 * min(values)
 

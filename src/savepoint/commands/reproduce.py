@@ -14,7 +14,7 @@ from pathlib import Path
 
 from savepoint import checkpoint, runs, system, trust
 from savepoint.checkpoint import Checkpoint
-from savepoint.commands import diff, worktree
+from savepoint.commands import diff, options, worktree
 from savepoint.commands import original as originals
 from savepoint.commands.original import Original
 from savepoint.config import differences
@@ -35,9 +35,9 @@ This runs the code of the commit and of the patch that the checkpoint holds.
 FLAGS = ("--env", "--keep", "--trust-code", "--json")
 MOST_LINES = 5  # differences that are shown
 SECONDS = 10  # that a training gets to stop
-# Settings that may differ between the checkpoints of a run although the results are the same.
+# Settings that may differ between the checkpoints of a run without any effect on the results.
 _INCIDENTAL = ("checkpoint.", "tracker.", "trainer.max_", "name", "init_from")
-# Runs the tree's own resume.py, once it is certain that the tree's engine is the one that was imported.
+# Checks that the engine which is imported is the tree's, then runs the tree's own resume.py.
 _DRIVER = """
 import runpy, sys
 from pathlib import Path
@@ -52,7 +52,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @dataclass
 class Result:
-    """What was compared so far. last: the newest checkpoint of the new training that was looked at."""
+    """What was compared so far.
+
+    compared: names of checkpoints. tensors, lines: how many tensors and logged lines were compared. differences: all
+    that was found. reasons: what is known to be another than before. last: the newest compared checkpoint of the new
+    training.
+    """
 
     compared: list[str] = field(default_factory=list)
     tensors: int = 0
@@ -63,15 +68,13 @@ class Result:
 
 
 def reproduce_run(repository: Path, arguments: list[str]) -> int:
-    """Train the named run again and say whether it is identical. arguments: as typed after `reproduce`.
+    """Train the named run again, and print whether it is identical. arguments: as typed after `reproduce`.
 
-    Returns: the exit code, 0 if it is.
+    Returns: the exit code, 0 if the run is identical.
     Raises: UserError for what cannot be found, checked out or trained.
     """
-    if {"-h", "--help"} & {*arguments}:
-        print(USAGE)
-        return 0
-    query, epochs, flags = _parse(arguments)
+    given = options.parse(arguments, USAGE, flags=FLAGS, values=("--epochs",))
+    query, flags, epochs = given.run(), given.flags, _epochs(given.values.get("--epochs"))
     as_json, keep = "--json" in flags, "--keep" in flags
     say = functools.partial(print, flush=True, file=sys.stderr if as_json else sys.stdout)
     original = originals.find(query, repository, epochs=epochs, trust_code="--trust-code" in flags, say=say)
@@ -93,25 +96,11 @@ def reproduce_run(repository: Path, arguments: list[str]) -> int:
     return 1 if result.differences else 0
 
 
-def _parse(arguments: list[str]) -> tuple[str, int | None, set[str]]:
-    """Return the query, the number of epochs, and the flags."""
-    epochs, flags, queries, left = None, set(), [], [*arguments]
-    while left:
-        argument = left.pop(0)
-        if argument.partition("=")[0] == "--epochs":
-            text = argument.partition("=")[2] or (left.pop(0) if left else "")
-            if not text.isdecimal() or int(text) < 1:
-                raise UserError(f"--epochs {text}: give a number of epochs, at least 1.")
-            epochs = int(text)
-        elif argument in FLAGS:
-            flags.add(argument)
-        elif argument.startswith("-"):
-            raise UserError(f"reproduce has no option {argument}. {USAGE.splitlines()[0]}")
-        else:
-            queries.append(argument)
-    if len(queries) != 1:
-        raise UserError(f"Which run? {USAGE.splitlines()[0]}")
-    return queries[0], epochs, flags
+def _epochs(text: str | None) -> int | None:
+    """Read the number of epochs; None for all. Raises: UserError for anything else."""
+    if text is not None and (not text.isdecimal() or int(text) < 1):
+        raise UserError(f"--epochs {text}: give a number of epochs, at least 1.")
+    return None if text is None else int(text)
 
 
 def _warnings(original: Original, repository: Path, *, own_versions: bool) -> list[str]:
@@ -192,7 +181,7 @@ def _published(run: runs.Run, process: "subprocess.Popen[bytes]") -> Iterator[st
     """Yield the name of each checkpoint of the new training, until it ends. Raises: UserError if it fails."""
     newest, ended = (-1, -1), False
     while not ended:
-        ended = process.poll() is not None  # asked first: what it saved last is then seen below
+        ended = process.poll() is not None  # asked before the names are listed, which then include the last one
         for name in checkpoint.names(run.checkpoints):
             if checkpoint.position(name) > newest:
                 newest = checkpoint.position(name)

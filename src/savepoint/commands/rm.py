@@ -24,7 +24,7 @@ def remove_run(repository: Path, arguments: list[str]) -> int:
     terminal to ask on, and a disk that refuses.
     """
     given = options.parse(arguments, USAGE, flags=("--yes",))
-    found = runs.find(given.run(USAGE), repository)
+    found = runs.find(given.run(), repository)
     run = found.run
     if found.checkpoint is not None:
         raise UserError(
@@ -43,7 +43,7 @@ def remove_run(repository: Path, arguments: list[str]) -> int:
 
 
 def _check(run: runs.Run, repository: Path) -> None:
-    """Raises: UserError if the run must not be removed."""
+    """Check that the run may be removed. Raises: UserError that says what forbids it."""
     directory = run.directory.resolve()
     if repository.resolve().is_relative_to(directory):
         raise UserError(f"{directory} holds this repository too. Remove the run's files by hand.")
@@ -84,9 +84,9 @@ def _agreed() -> bool:
 
 
 def _remove(run: runs.Run) -> None:
-    """Remove the run's directory, and the directories around it that are empty then.
+    """Remove the run's directory, and the directories around it that become empty.
 
-    run.json goes last: until then it is a run, and a removal that was cut short can be repeated.
+    run.json goes last. Until then the directory is a run, so a removal that was cut short can be repeated.
     Raises: UserError if a process began to train the run meanwhile, or if the disk refuses.
     """
     try:

@@ -1,4 +1,4 @@
-"""Show what is known of a run or inside a checkpoint: `python -m savepoint show`. Changes no file.
+"""Show what is known of a run, or what is inside a checkpoint: `python -m savepoint show`. Changes no file.
 
 All of it may come from a stranger, so nothing is printed that could move a terminal's cursor.
 """
@@ -16,7 +16,7 @@ from savepoint.errors import CheckpointError, UserError
 USAGE = "usage: python -m savepoint show <run>[@best] [--json]"
 TABLES = ("checkpoints", "files", "evaluations", "provenance", "config")  # what is not printed in one line
 _MOST = 2**48  # no tensor has a longer dimension
-_LEVELS = 4  # of nested values are printed; --json has all of them
+_LEVELS = 4  # levels of nesting that are printed; --json has all
 
 
 def show_run(repository: Path, arguments: list[str]) -> int:
@@ -26,7 +26,7 @@ def show_run(repository: Path, arguments: list[str]) -> int:
     Raises: UserError if there is no such run, CheckpointError if the files of a checkpoint cannot be read.
     """
     given = options.parse(arguments, USAGE, flags=("--json",))
-    query = given.run(USAGE)
+    query = given.run()
     place = places.find(query, repository)
     try:
         if place.run is not None and not place.chosen:
@@ -120,7 +120,7 @@ def _rates(optimizer: Any) -> list[Any]:
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    """Count the tensors and the values of a file, and list their dtypes, by its header."""
+    """Count the tensors and the values in a file, and list their dtypes. Only its header is read."""
     if path.is_symlink() or not path.is_file():  # opening a pipe would wait for a writer
         raise CheckpointError(f"{path}: missing, or not a plain file.")
     with open(path, "rb") as file:
@@ -137,7 +137,7 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    """Print a line for each fact, then the tables and the config. What there is nothing of is left out."""
+    """Print a line for each fact, then the tables and the config. Facts without a value are left out."""
     for key, value in facts.items():
         if key not in TABLES and value not in (None, [], {}, ""):
             _print_fact(key, tables.local_time(value) if key == "started" else value)

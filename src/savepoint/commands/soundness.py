@@ -1,6 +1,6 @@
 """Judge one checkpoint: whether it is sound, what is wrong with it, and what resume.py would do.
 
-This asks what `checkpoint.load` asks, and what resuming needs besides: that the checkpoint is the one that its name
+This checks what `checkpoint.load` checks, and what a resume needs besides: that the checkpoint is the one that its name
 says, that it belongs to this run, and that its config may be built here. Nothing that a config names is imported.
 """
 
@@ -20,8 +20,8 @@ SOUND, DAMAGED, REFUSED, NEWER, GONE = "sound", "damaged", "refused", "newer", "
 class Verdict:
     """The result for one checkpoint.
 
-    kind: its worst fault. fault: what is wrong, without the checkpoint's own path. resume: what resume.py would do:
-    `begin` from it, `pass over` it, or `refuse`. Some faults are reported although resume.py begins.
+    kind: SOUND, or the kind of its worst fault. fault: what is wrong, without the checkpoint's own path. resume: what
+    resume.py would do: `begin` from it, `pass over` it, or `refuse`. Some faults are reported although it would begin.
     """
 
     name: str
@@ -51,7 +51,7 @@ def judge(path: Path, *, run: runs.Run | None, source: Path) -> Verdict:
 
 
 def shorten(error: object, path: Path) -> str:
-    """Reduce an error to one printable line, without the path that the table's first column says already."""
+    """Reduce an error to one printable line, without the path, which the table's first column has."""
     text = str(error).replace(f"{path}{os.sep}", "").removeprefix(f"{path}: ").removeprefix(f"{path} ")
     return trust.printable(text.replace("\n", "; "), limit=300).removesuffix(".")
 

@@ -37,7 +37,7 @@ def sync_runs(repository: Path, arguments: list[str]) -> int:
 
 
 def _sync(run: runs.Run, repository: Path, overrides: list[str]) -> bool:
-    """Send what the tracker lacks of a run, and print what came of it. Returns: whether everything is stored now."""
+    """Send what the tracker lacks of a run, and print what is still missing. Returns: whether everything is stored."""
     config = runs.read_config(run.directory)
     kept = config.get("tracker")
     kind = kept.get("kind") if isinstance(kept, dict) else None
@@ -77,5 +77,5 @@ def _provenance(run: runs.Run) -> dict[str, Any]:
             if found.keys() >= {"git", "command"}:
                 return found
         except (OSError, ValueError, AttributeError):
-            continue  # damaged: the one before is of the same run
+            continue  # damaged; the checkpoint before it is of the same run
     return {}

@@ -16,7 +16,7 @@ MOST_ROWS = 100
 def write(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[str] = frozenset()) -> None:
     """Print a table: a rich one on a terminal, aligned text in a pipe and for many rows. Empty columns are left out.
 
-    right: the columns whose cells end in line. Cells may hold a stranger's text.
+    right: the columns that are aligned to the right. Cells may hold a stranger's text.
     """
     cells = [row if "".join(row).isprintable() else [safe(cell) for cell in row] for row in rows]
     kept = [index for index in range(len(header)) if any(row[index] for row in cells)]
@@ -54,7 +54,7 @@ def _rich(names: list[str], rows: list[list[str]], right: frozenset[str]) -> Non
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
-        # What identifies a row is never cut.
+        # The first column identifies a row, so it is never cut.
         drawn.add_column(
             name,
             justify="right" if name in right else "left",
@@ -91,7 +91,7 @@ def size_of(path: Path) -> int | None:
 
 
 def local_time(text: object) -> str:
-    """Write a time in ISO 8601 as this machine's time, to the minute. What is no such time stays as it is.
+    """Write a time in ISO 8601 as this machine's local time, to the minute. Any other text stays as it is.
 
     >>> local_time("yesterday")
     'yesterday'

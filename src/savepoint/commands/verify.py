@@ -58,7 +58,7 @@ def _words(verdict: Verdict) -> str:
 
 
 def _refused(path: Path, source: Path) -> str | None:
-    """Return why the run's own config could not be trained, if so. A resume reads it before any checkpoint."""
+    """Return why the run's own config is refused; None if it is not. A resume reads it before any checkpoint."""
     try:
         trust.check_config(trust.parse_config(path.read_bytes()), source=source)
     except OSError as error:
@@ -89,12 +89,12 @@ def _summary(place: Place, verdicts: list[Verdict], refused: str | None) -> str:
     noun = "checkpoint" if len(verdicts) == 1 else "checkpoints"
     summary = f"{len(verdicts)} {noun}" + (f": {counted}" if counted else "")
     if place.run is None or place.names != checkpoint.names(place.root):
-        return summary  # of a part, from which nothing follows for a resume
+        return summary  # a part of the checkpoints does not tell where a resume would begin
     return f"{summary}; " + (f"resume would refuse the run's {runs.CONFIG}" if refused else _outlook(verdicts))
 
 
 def _outlook(verdicts: list[Verdict]) -> str:
-    """Say what resume.py would do: fall back from what is damaged, and refuse what is not allowed or not known."""
+    """Say what resume.py would do. It passes over what is damaged, and refuses what is not allowed or not known."""
     if not verdicts:
         return f"resume would start over from {runs.CONFIG}"
     for verdict in reversed(verdicts):
@@ -111,7 +111,7 @@ def _line(name: str) -> str:
 
 
 def _numbers(name: str) -> tuple[str, str]:
-    """Return the epoch and the step in a checkpoint's name, or nothing for another name."""
+    """Return the epoch and the step in a checkpoint's name; two empty texts for another name."""
     parts = name.split("_")
     whole = len(parts) == 4 and parts[1].isdecimal() and parts[3].isdecimal()
     return (str(int(parts[1])), str(int(parts[3]))) if whole else ("", "")

@@ -22,8 +22,8 @@ LINES = 20  # of a failed command's output that are shown
 def checked_out(repository: Path, commit: str, patch: bytes | None, *, keep: bool) -> Iterator[Path]:
     """Make a temporary directory whose `tree` is the repository at a commit, with a patch applied.
 
-    What git ignores or does not track in the repository (data, runs) is linked into the tree, where nothing has that
-    name. The directory is removed at the end unless `keep`.
+    Files that git ignores or does not track in the repository (data, runs) are linked into the tree, unless the tree
+    has a file of that name. The directory is removed at the end unless `keep`.
     Raises: UserError if there is no git, no such commit, or the patch does not apply.
     """
     _check_commit(repository, commit)
@@ -72,7 +72,7 @@ def _link_what_git_does_not_have(repository: Path, tree: Path) -> None:
     listing = ("ls-files", "--others", "--exclude-standard", "-z")
     ignored = _git(repository, *listing, "--ignored", "--directory").stdout.decode(errors="surrogateescape").split("\0")
     untracked = _git(repository, *listing).stdout.decode(errors="surrogateescape").split("\0")
-    # Untracked source belongs to the patch. What is there now may be younger than the run.
+    # Untracked source comes from the patch. The file that is there now may be younger than the run.
     for name in [*ignored, *(each for each in untracked if each and not runs.in_patch(repository / each))]:
         link = tree / name
         if name and link.name != "__pycache__" and not os.path.lexists(link):
@@ -102,7 +102,7 @@ def build_environment(place: Path, versions: Any) -> Path:
 
 
 def _run(command: list[str]) -> list[str]:
-    """Run a command. Returns: the last lines that it printed if it failed, [] if it did not."""
+    """Run a command. Returns: the last lines that it printed if it failed, otherwise []."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     lines = done.stdout.decode(errors="replace").splitlines()[-LINES:]
     return (lines or [f"exit code {done.returncode}"]) if done.returncode else []
@@ -111,7 +111,7 @@ def _run(command: list[str]) -> list[str]:
 def requirements(tree: Path, versions: Any) -> list[str]:
     """List what pip is to install: exactly the recorded versions, and whatever else the tree needs.
 
-    Raises: UserError for a record that is no list of versions.
+    versions: what the provenance records. Raises: UserError if that names no versions.
     """
     if not isinstance(versions, dict):
         raise UserError("The checkpoint records no versions, so there is nothing to install.")
