@@ -4,10 +4,10 @@ Rooms, in reading order:
     comparison  the proof: three short trainings, and what their records say
     workplace   each training in a process of its own, in a temporary directory
     trace       inside such a process: train, and record everything that is computed
-    watch       what is recorded of a training, and where it is noticed
-    outside     values that live outside the saved state
+    watch       record what passes between the parts of a training
+    outside     find values that live outside the saved state
     probe       read values of any kind: contents, digests, a few words about them
-    traps       calls that no seed decides: clocks and unseeded generators
+    traps       note calls that no seed decides: of clocks and of unseeded generators
     explain     find the first difference and name its cause
 """
 

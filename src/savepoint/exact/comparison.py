@@ -1,8 +1,8 @@
 """Prove on a run's own config that a resume gives the same bits: `python -m savepoint verify RUN --exact`.
 
-Three short trainings run, each in its own interpreter: one from start to end, the same again, and one that resumes the
-first in the middle of its second epoch. Everything that they compute is compared. The first two can only differ in what
-no seed decides. The third differs if a checkpoint does not hold all that matters.
+Three short trainings run, each in its own interpreter. The first two train the same from start to end. The third
+resumes the first in the middle of its second epoch. Everything that they compute is compared. The first two can only
+differ in what no seed decides. The third differs if a checkpoint does not hold all that matters.
 """
 
 import os
@@ -146,7 +146,7 @@ def _compare_resumed(place: Workplace, first: Trace, resumed: Trace, workers: in
     else:
         suspects = explain.suspects(tail, resumed, found, here="there", there="after the resume")
         causes = [Cause(name, words, explain.advice(name, words, found)) for name, words in suspects] or [
-            # Two whole runs were equal, so it is no chance.
+            # Two whole runs were equal, so chance is not the cause.
             Cause(
                 "cause", "state that no checkpoint holds, and no attribute or global of the project shows", _ELSEWHERE
             )
@@ -160,7 +160,7 @@ def _unseeded(place: Workplace, first: Trace, second: Trace, found: Difference) 
     own, every = explain.hashes(first.about, explain.responsible(found, first.about))
     notes = explain.noted(first, second, found)
     if any("id()" not in use for _, use in (own if notes else every)):
-        # Swap the hash seeds. Both ways, so that what only happens now and then is not taken for their effect.
+        # Swap the hash seeds of the two runs. One swap alone could take a rare difference for an effect of the seed.
         place.begin("as first", hash_seed=1, clock_offset=CLOCK_OFFSET)
         place.begin("as second", hash_seed=2)
         pairs = [explain.first(first, place.end("as first")), explain.first(second, place.end("as second"))]

@@ -20,8 +20,8 @@ REGISTER = 'savepoint.registry.register("name", thing) with an object that has s
 class Trace:
     """Everything that one process recorded.
 
-    about: classes and files of the parts, see `watch.about`. notes: (file:line, words) for each use of unseeded
-    randomness or of a clock.
+    about: classes and files of the parts, as `watch.about` returns them. records: in the order of computation.
+    notes: (file:line, words) for each use of unseeded randomness or of a clock.
     """
 
     about: dict[str, Any]
@@ -29,7 +29,7 @@ class Trace:
     notes: list[tuple[str, str]] = field(default_factory=list)
 
     def since(self, at: str) -> "Trace":
-        """Return the trace from the first recorded state at a place on."""
+        """Return the part of the trace that begins with the first recorded state at a place."""
         begin = next(i for i, each in enumerate(self.records) if each["kind"] == "state" and each["at"] == at)
         return Trace(self.about, self.records[begin:], self.notes)
 
@@ -40,7 +40,7 @@ class Trace:
 
 
 def read(trace: Path, notes: Path) -> Trace:
-    """Read the two files that a short run wrote."""
+    """Read the two files that a short run wrote: its records, and its notes of unseeded randomness and clocks."""
     about, *records = [json.loads(line) for line in trace.read_text(encoding="utf-8").splitlines()]
     lines = notes.read_text(encoding="utf-8").splitlines() if notes.exists() else []
     return Trace(about, records, [(place, what) for place, _, what in (line.partition("\t") for line in lines)])
@@ -48,7 +48,11 @@ def read(trace: Path, notes: Path) -> Trace:
 
 @dataclass(frozen=True)
 class Difference:
-    """The first difference of two traces. index: the record. names: the values that differ, in order of computation."""
+    """The first difference of two traces.
+
+    at: the place in training. kind: the record's. names: the values that differ, in the order of computation.
+    index: the record's number.
+    """
 
     at: str
     kind: str
@@ -71,7 +75,7 @@ def first(a: Trace, b: Trace) -> Difference | None:
 
 
 def what(found: Difference, about: dict[str, Any]) -> str:
-    """Describe what differs. Everything that was computed before it is equal."""
+    """Describe a difference in words. Everything that was computed before it is equal."""
     name = found.names[0] if found.names else ""
     more = f" and {len(found.names) - 1} more" if len(found.names) > 1 else ""
     inside = any(other.startswith(f"{name}.") for other in about["classes"])
@@ -108,8 +112,8 @@ def _parent(name: str) -> str:
 
 
 def _named(name: str, about: dict[str, Any]) -> str:
-    told = about["classes"].get(name.replace("average", "model", 1))
-    return f"{name} ({told[0]})" if told else name
+    class_of = about["classes"].get(name.replace("average", "model", 1))
+    return f"{name} ({class_of[0]})" if class_of else name
 
 
 def responsible(found: Difference, about: dict[str, Any]) -> tuple[str, str]:
@@ -125,8 +129,7 @@ def responsible(found: Difference, about: dict[str, Any]) -> tuple[str, str]:
         "course": "model",
     }.get(found.kind) or _owner_of_state(name, found)
     owner = owner.replace("average", "model", 1)
-    told = about["classes"].get("data" if owner.startswith("data") else owner, ["", ""])
-    return owner, told[1]
+    return owner, about["classes"].get("data" if owner.startswith("data") else owner, ["", ""])[1]
 
 
 def _owner_of_state(name: str, found: Difference) -> str:
@@ -138,10 +141,10 @@ def _owner_of_state(name: str, found: Difference) -> str:
 
 
 def suspects(a: Trace, b: Trace, found: Difference, *, here: str, there: str) -> list[tuple[str, str]]:
-    """List values outside the saved state that differ at the earliest point, up to the difference itself.
+    """List values outside the saved state that differ at the earliest point, at the latest where the traces differ.
 
-    Values of the responsible component come alone if there are any.
-    here, there: what to call the two traces in the words. Returns: name and words of each.
+    If some of them belong to the responsible component, only those are listed.
+    here, there: what the words call the two traces. Returns: name and words of each value.
     """
     for one, other in list(zip(a.records, b.records))[: found.index + 1]:
         left, right = one.get("outside"), other.get("outside")
@@ -162,7 +165,7 @@ def _within(name: str, outer: str) -> bool:
 
 
 def _rank(name: str, owner: tuple[str, str], about: dict[str, Any]) -> int:
-    """Rank how likely a value is to have caused what the owner did; 0 is the likeliest."""
+    """Rank how likely a value caused what the owner did, from 0, the likeliest, to 3."""
     path, module = owner
     if _within(name, path):
         return 0
@@ -179,7 +182,7 @@ def _two(left: list[str] | None, right: list[str] | None, here: str, there: str)
 
 
 def noted(a: Trace, b: Trace, found: Difference) -> list[tuple[str, str]]:
-    """Return the notes of unseeded generators and clocks: those of the responsible module, or all if it has none."""
+    """Return the notes on unseeded generators and clocks of the responsible module; all notes if it has none."""
     module = responsible(found, a.about)[1]
     file = a.about["files"].get(module, "")
     notes = sorted(dict.fromkeys([*a.notes, *b.notes]), key=lambda note: ("the clock" in note[1], note[0]))

@@ -1,7 +1,7 @@
 """Survey what a run keeps outside its saved state: attributes, module globals, caches, by name and by digest.
 
-Such values are no fault by themselves, since a cache may fill up and change nothing. When two runs differ, they are
-where to look.
+Such values are no fault by themselves: a cache may fill up and change nothing. When two runs differ, these values are
+where to look for the cause.
 """
 
 import collections
@@ -80,13 +80,14 @@ def _persistent(model: nn.Module) -> Iterator[Tensor]:
 class _Walk:
     """A walk through objects.
 
-    seen: what is saved or was visited, by identity; it is not visited again. package: the name of the project's own.
+    seen: objects that are saved or were visited, by identity; the walk skips them. package: the name of the project's
+    own package.
     """
 
     def __init__(self, seen: dict[int, Any], package: str) -> None:
         self.found: dict[str, Value] = {}
         self._package = package
-        self._seen = seen  # holds the objects too: the identity of one that is gone could be given to another
+        self._seen = seen  # keeps the objects alive: a new object could get the identity of one that is gone
         self._left = LEAVES
 
     def begin(self) -> None:
@@ -174,7 +175,7 @@ class _Walk:
         if isinstance(function, classmethod | staticmethod | types.MethodType):
             self.value(path, function.__func__, depth)
             owner = getattr(function, "__self__", None)
-            if type(owner).__module__.partition(".")[0] == self._package:  # perhaps nothing else holds it
+            if type(owner).__module__.partition(".")[0] == self._package:  # perhaps nothing else refers to it
                 self.value(path, owner, depth)
         elif isinstance(function, CACHED):
             misses = function.cache_info().misses
@@ -203,7 +204,7 @@ class _Walk:
             local = inspect.getgeneratorlocals(value)
             self.leaf(path, (value.gi_frame.f_lasti if value.gi_frame else -1, str(list(local))), "a Python generator")
             inner: dict[str, Any] = local
-        elif isinstance(value, nn.Module):  # no model has registered it, so its weights are outside too
+        elif isinstance(value, nn.Module):  # it is no part of the model, so its weights are outside too
             tensors = {**dict(value.named_parameters()), **dict(value.named_buffers())}
             inner = tensors | {name: each for name, each in vars(value).items() if name not in MODULE}
         else:

@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensor
 from savepoint.data import digest_of
 from savepoint.errors import UserError
 
-DEPTH, ITEMS = 6, 64  # how deep to look into a value, and at how many items of a sequence
+DEPTH, ITEMS = 6, 64  # levels of nesting, and items of a sequence, that are looked at
 VALUES = 2**20  # a larger tensor is sampled
 PLAIN = bool | int | float | complex | str | bytes | None
 ADDRESS = re.compile(r" at 0x[0-9a-f]+|\b0x[0-9a-f]+")
@@ -28,7 +28,7 @@ def digest(value: Any) -> str:
     try:
         return digest_of(contents(value))[:16]
     except RuntimeError as error:
-        # Skipping it would hide a difference.
+        # Skipping the value could hide a difference.
         raise UserError(f"A value of the class {type(value).__name__} cannot be compared: {error}") from error
 
 
@@ -75,7 +75,7 @@ def _tensor(value: Tensor) -> Any:
 
 
 def few_words(value: Any) -> str:
-    """Describe a tensor or array: its value if it has one, otherwise how many it has."""
+    """Describe a tensor or array: its value if it has only one, otherwise the number of its values."""
     if not isinstance(value, Tensor):
         return str(value.item()) if value.size == 1 else f"an array of {value.size} values"
     readable = value.layout is torch.strided and _tensor(value) is value

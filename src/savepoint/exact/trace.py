@@ -19,7 +19,11 @@ from savepoint.trackers import NoTracker
 
 
 class Order(NamedTuple):
-    """What one process is asked to train, and the files that it writes. clock_offset: see `traps.Traps`."""
+    """What one process is asked to train, and the files that it writes.
+
+    directory: the run's. trace, notes: paths of the files. clock_offset: see `traps.Traps`. resume: go on from the
+    newest checkpoint. workers: `data.num_workers`.
+    """
 
     directory: str
     repository: str
@@ -67,6 +71,6 @@ def _train(order: Order, watch: Watch) -> None:
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
-    # At once: what is traced and what traces it refer to each other, and loading workers that nobody has let go of make
-    # an orderly exit wait for ever.
+    # End at once. The watch and what it watches refer to each other, so loading workers may still be held, and an
+    # orderly exit would wait for them for ever.
     os._exit(code)

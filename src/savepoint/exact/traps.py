@@ -1,7 +1,7 @@
 """Watch the sources of randomness and time that no seed decides, and note which line of the project asks for them.
 
-For `verify --exact` alone. Every source works as before. No class is replaced: C extensions, subclasses and type checks
-depend on the real ones. Three means cover everything:
+Only `verify --exact` uses this. Every source works as before. No class is replaced: C extensions, subclasses and type
+checks depend on the real ones. Three means cover everything:
 
 - Functions of a module (`time.time`, `os.urandom`) and Python methods (`random.Random.seed`) are wrapped in place.
 - NumPy's generators are classes written in C. All fetch their entropy from one Python function, which is wrapped.
@@ -36,11 +36,12 @@ import torch
 from numpy.random import _pickle, bit_generator
 
 UNSEEDED, CLOCK = "without a seed", "the clock"
+_CLOCKS = ("now", "utcnow", "today")  # methods of datetime's classes
 # Decides from a call's arguments whether to note it. None stands for an argument that was left out.
 Rule = Callable[[tuple[Any, ...]], bool]
 Shift = Callable[[Any], Any]
 _HOOK = "__savepoint_watched__"  # what the changed source of the project calls
-# What these make without a seed is the name of a file, or is given another generator's state at once.
+# Unseeded draws in these modules do no harm: they name a file, or the generator is given another state at once.
 _HARMLESS = frozenset(module.__file__ for module in (tempfile, copy, _pickle))
 
 
@@ -75,13 +76,13 @@ def _outside(frame: FrameType | None) -> FrameType | None:
 
 
 class Traps:
-    """Notes of where the project asks for unseeded randomness or for the time.
+    """Notes each place where the project asks for unseeded randomness or for the time.
 
     An unseeded generator deep inside a library counts for the line of the project that called the library. A clock,
     which libraries read all the time, counts only where the project itself reads it.
 
     project: the directory of the watched code. notes: the file that gets a line for each place. clock_offset: seconds
-    by which the time of day is ahead for the project's own code, so that two runs of the same minute differ if they
+    that are added to the time of day that the project's own code reads. Two runs of the same minute then differ if they
     depend on the hour or the day. Durations stay what they are.
     """
 
@@ -151,7 +152,7 @@ class Traps:
         setattr(cls, name, method)
 
     def _watched(self, method: Any) -> Any:
-        """Return a method that the project looks up; a wrapped one if it reads the clock or draws a random seed."""
+        """Return a method that the project looks up, wrapped if it reads the clock or draws a random seed."""
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if name == "seed" and isinstance(owner, torch.Generator):
             return _Wrapped(method, self, "calls torch.Generator.seed(), that no seed decides", _always)
@@ -162,9 +163,9 @@ class Traps:
         return method
 
     def note(self, words: str, *, deep: bool) -> bool:
-        """Note the line of the project that asked. Returns: whether the project itself asked, not a library.
+        """Note the line of the project that asked. Returns: whether the project itself asked, and not a library.
 
-        deep: a library that the project called counts for the project.
+        words: what was asked for. deep: whether a library that the project called counts for the project.
         """
         frame = _outside(sys._getframe())
         own = frame is not None and self._is_own(frame)
@@ -188,7 +189,7 @@ class Traps:
 
 
 class _Wrapped:
-    """A function in place of another. Unlike a Python function it does not become a method inside a class body."""
+    """Stands in for a function. Unlike a Python function, it does not become a method in the body of a class."""
 
     def __init__(
         self,
@@ -213,11 +214,8 @@ class _Wrapped:
         return self._real.__qualname__  # pickled by name, as the real function is
 
 
-_CLOCKS = ("now", "utcnow", "today")
-
-
 class _Finder(importlib.machinery.PathFinder):
-    """Finds the modules of a package, the project's own, and has their syntax trees changed as they are loaded."""
+    """Finds the modules of the project's own package, and has their syntax trees changed as they are loaded."""
 
     def __init__(self, package: str) -> None:
         self._package = package

@@ -22,9 +22,9 @@ EPOCHS, WINDOWS, VALIDATION = 2, 4, 4  # epochs; updates in each; batches of eac
 def planned(batches: int, accumulate: int) -> tuple[int, int, int]:
     """Plan a short epoch. Returns: its batches, its updates, and the update after which a checkpoint is saved.
 
-    The last window is shorter than the others where possible. The checkpoint is in the middle of the second epoch:
-    after an evaluation, and before updates that need what it holds. With one update in an epoch, it is at the end of
-    the first.
+    batches: in an epoch of the run. accumulate: batches in an update. The last update has fewer where possible.
+    The checkpoint is in the middle of the second epoch, after an evaluation and before updates that need what it holds.
+    If an epoch has one update, the checkpoint is at the end of the first epoch.
     """
     short = min(batches, WINDOWS * accumulate - (accumulate > 1))
     updates = -(-short // accumulate)
@@ -59,6 +59,7 @@ class Watch:
         self._forwards = 0
 
     def __call__(self, state: TrainState, parts: Parts) -> Parts:
+        """Put hooks into a run that was built. Returns: the parts with which it is short and recorded."""
         self.state, self.parts = state, parts
         self.trace.write(about(state, parts, package=self.package))
         settings = parts.settings
@@ -129,7 +130,7 @@ class Watch:
         self.trace.record("batch", dict(probe.leaves(batch, "batch")))
 
     def forward(self) -> None:
-        """Note which batch the coming forward pass trains on. A searching optimizer goes through a window again."""
+        """Set the place of the coming forward pass: its batch. A searching optimizer goes through a window again."""
         if self.validating:
             return
         self._at(self._window[self._forwards % len(self._window)])
@@ -140,7 +141,7 @@ class Watch:
 
 
 class _Training:
-    """The batches of the training split, recorded as the loop asks for them."""
+    """Stands in for the batches of the training split, and records each as the loop asks for it."""
 
     def __init__(self, watch: Watch, batches: Batches | Stream) -> None:
         self._watch, self._batches = watch, batches
@@ -173,7 +174,7 @@ class _Validation(_Training):
 
 
 class _Task:
-    """A task whose outcomes and metrics are recorded."""
+    """Stands in for a task, and records its outcomes and metrics."""
 
     def __init__(self, watch: Watch, task: Any) -> None:
         self._watch, self._task = watch, task
@@ -230,10 +231,7 @@ class _Task:
 
 def about(state: TrainState, parts: Parts, *, package: str) -> dict[str, Any]:
     """Return the class and module of each part that can be responsible for a difference, and the project's files."""
-    named: dict[str, Any] = {
-        "task": parts.task,
-        "data": parts.train.dataset,
-    }
+    named: dict[str, Any] = {"task": parts.task, "data": parts.train.dataset}
     for name, one in state.optimizers.items():
         prefix = f"optimizers.{name}." if name else ""
         named |= {f"{prefix}optimizer": one.optimizer, f"{prefix}scheduler": one.scheduler}
@@ -242,4 +240,4 @@ def about(state: TrainState, parts: Parts, *, package: str) -> dict[str, Any]:
     mine = [module for name, module in sys.modules.items() if name.split(".")[0] == package]
     files = {module.__name__: module.__file__ for module in mine if getattr(module, "__file__", None)}
     classes = {name: [type(each).__qualname__, type(each).__module__] for name, each in named.items()}
-    return {"classes": classes, "files": files, "deterministic": parts.settings.trainer.deterministic}
+    return {"classes": classes, "files": files}

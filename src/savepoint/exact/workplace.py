@@ -25,7 +25,7 @@ LINES = 40  # of a failed run's output that are shown
 
 @dataclass(frozen=True)
 class Workplace:
-    """The directory of the short runs. config: what all of them train. processes: those that were started, by name."""
+    """The directory of the short runs. config: what all of them train. processes: by the name of the short run."""
 
     root: Path
     repository: Path
@@ -35,7 +35,11 @@ class Workplace:
     def begin(
         self, name: str, *, hash_seed: int, clock_offset: int = 0, resumes: str | None = None, workers: int = 0
     ) -> None:
-        """Start a short run. resumes: the run whose checkpoint in the middle it continues from."""
+        """Start a short run.
+
+        hash_seed: PYTHONHASHSEED. clock_offset: see `traps.Traps`. resumes: the short run from whose middle it goes on;
+        None to begin anew. workers: `data.num_workers`.
+        """
         directory = self.root / name
         if resumes is None:
             config = trust.dump_config(self.config)
@@ -68,7 +72,7 @@ class Workplace:
         """Wait for a short run and return what it recorded. Raises: FailedError if it did not reach its end."""
         process = self.processes[name]
         status = process.wait()
-        system.signals.kill(process)  # its loading workers, if any are left
+        system.signals.kill(process)  # and its loading workers, if any are left
         if status:
             printed = (self.root / f"{name}.output").read_text(encoding="locale", errors="replace")
             raise FailedError(status, printed.strip())
