@@ -1,4 +1,4 @@
-"""`python src/savepoint/template …`: with the standard library alone, for copier, cookiecutter and upgrades."""
+"""Run `python src/savepoint/template …` with the standard library alone, for copier, cookiecutter and upgrades."""
 
 import io
 import sys
@@ -8,7 +8,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  copier and cookiecutter run this 
     sys.exit(f"error: Savepoint needs Python 3.11 or newer, and this is {sys.version.split()[0]}.")
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-sys.path[0] = str(REPOSITORY / "src")  # it was this folder, whose modules would hide others
+sys.path[0] = str(REPOSITORY / "src")  # in place of this folder, whose modules would hide others
 
 from savepoint.errors import UserError  # noqa: E402
 from savepoint.template.verbs import run  # noqa: E402

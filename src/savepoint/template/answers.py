@@ -1,4 +1,4 @@
-"""What a new project is asked for. copier.yml and cookiecutter.json ask the same questions."""
+"""Fill in and check the answers that make a new project. copier.yml and cookiecutter.json ask the same questions."""
 
 import keyword
 import re
@@ -42,9 +42,9 @@ class Answers:
 
 
 def default_answers(directory_name: str, given: Mapping[str, str]) -> Answers:
-    """Fill in what was not given. directory_name: the last part of the project's path, from which its names are made.
+    """Fill in the answers that were not given. directory_name: the last part of the project's path, its default name.
 
-    Raises: UserError with a line for each answer that cannot be.
+    Raises: UserError with a line for each answer that is not allowed.
     """
     name = given.get("name") or directory_name
     answers = Answers(
@@ -73,7 +73,7 @@ def read_answers(stored: Any) -> Answers:
 
 
 def check(answers: Answers) -> list[str]:
-    """Return a line for each answer that cannot be."""
+    """Return a line for each answer that is not allowed."""
     faults = []
     if not answers.name or not answers.name.isprintable() or len(answers.name) > 100:
         faults.append(f"name {answers.name!r}: give a name of one line, at most 100 characters.")
@@ -95,7 +95,7 @@ def check(answers: Answers) -> list[str]:
 
 
 def package_name(name: str) -> str:
-    """Make the name of a package of any text.
+    """Make the name of a package from any text.
 
     >>> package_name("Überlab — Vision 2"), package_name("2 late"), package_name("物理"), package_name("torch")
     ('uberlab_vision_2', 'project_2_late', 'project', 'my_torch')
@@ -108,7 +108,7 @@ def package_name(name: str) -> str:
 
 
 def _git_name() -> str:
-    """Return the user's name as git knows it, or nothing."""
+    """Return the user's name as git knows it; "" if git knows none."""
     try:
         asked = subprocess.run(["git", "config", "user.name"], capture_output=True, stdin=subprocess.DEVNULL)
     except OSError:

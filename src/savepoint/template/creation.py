@@ -15,14 +15,14 @@ from savepoint.template.record import RECORD, write_record
 USAGE = """\
 usage: python -m savepoint new DIR [--name TEXT] [--package NAME] [--author TEXT] [--licence MIT|BSD-3-Clause|none]
                                    [--tracker mlflow|none] [--examples all|one|none]"""
-# What copier and cookiecutter may have made in a project's directory before this module completes it.
+# Files that copier and cookiecutter may have made in a project's directory before this module completes it.
 _THEIRS = {".copier-answers.yml", ".git", ".gitkeep"}
 
 
 def new_project(template: Path, arguments: list[str]) -> int:
     """Write a project into a new directory: `python -m savepoint new`. arguments: as typed. Returns: the exit code.
 
-    Raises: UserError if the directory exists and is not empty, or an answer cannot be.
+    Raises: UserError if the directory exists and is not empty, or an answer is not allowed.
     """
     directory, given, _ = _parse(arguments)
     place = Path(directory).resolve()
@@ -39,8 +39,8 @@ def new_project(template: Path, arguments: list[str]) -> int:
 def complete_project(template: Path, arguments: list[str]) -> int:
     """Write a project into the directory that copier or cookiecutter made for it. Returns: the exit code.
 
-    arguments: as for `new`. With --update, copier brings a newer version: what is the project's own is not written.
-    Raises: UserError if the directory holds anything else, or an answer cannot be.
+    arguments: as for `new`. copier adds --update when it brings a newer version; the project's own files then stay.
+    Raises: UserError if the directory holds anything else, or an answer is not allowed.
     """
     directory, given, updating = _parse(arguments)
     place = Path(directory).resolve()
@@ -55,7 +55,7 @@ def complete_project(template: Path, arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> tuple[str, dict[str, str], bool]:
-    """Return the directory, the answers that were given, and whether --update was."""
+    """Return the directory, the answers that were given, and whether --update was given."""
     parser = _Parser(prog="python -m savepoint new", usage=USAGE.removeprefix("usage: "), add_help=False)
     parser.add_argument("directory")
     for field in fields(Answers):
@@ -72,7 +72,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _write(directory: Path, planned: Plan, *, own: bool) -> None:
-    """Write the files of a plan, and the record of them. own: also what belongs to the project alone."""
+    """Write the files of a plan, and the record of them. own: whether to write the project's own files too."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for path in planned.files:
@@ -109,7 +109,7 @@ def first_commit(directory: Path, planned: Plan) -> str:
     steps: tuple[tuple[str, ...], ...] = (
         ("init", "--quiet", "--initial-branch=main"),
         ("add", "--all"),
-        # No hook of the user's for all repositories, and no question for a signing key.
+        # Without the hooks that the user has for all repositories, and without a question for a signing key.
         (*identity, "-c", f"core.hooksPath={os.devnull}", "commit", "--quiet", "--no-gpg-sign", "-m", message),
     )
     for step in steps:

@@ -1,4 +1,4 @@
-"""Which files of the template belong to which worked example. A project keeps all of them, one, or none."""
+"""Tell which files of the template belong to a worked example. A project keeps all of them, one, or none."""
 
 # The one example that shows all parts: handwritten digits, classified by a small network.
 ONE = (
@@ -10,7 +10,7 @@ ONE = (
     "src/project/tasks/classification.py",
     "src/project/tasks/plots.py",
 )
-# Folders of which every file is part of an example, with what a project keeps in any case.
+# Folders whose files all belong to an example, except those that a project keeps in any case.
 FOLDERS = (
     *("conf/model/", "conf/data/", "conf/task/", "conf/experiment/"),
     *("src/project/models/", "src/project/data/", "src/project/tasks/", "tests/project/"),

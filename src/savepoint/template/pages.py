@@ -1,4 +1,4 @@
-"""The files of a project that are written anew: README, CHANGELOG, LICENSE."""
+"""Write the pages of a project that are not the template's: README, CHANGELOG, LICENSE."""
 
 from savepoint.template.answers import Answers
 

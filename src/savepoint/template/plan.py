@@ -1,4 +1,4 @@
-"""Every file of a project, from the template's files and the answers. Creation, copier and upgrades write this plan."""
+"""Plan every file of a project from the template and the answers. Creation, copier and upgrades write this plan."""
 
 import os
 import re
@@ -33,7 +33,10 @@ _IGNORED = {"__pycache__", "node_modules", ".mypy_cache", ".pytest_cache", ".ruf
 
 @dataclass(frozen=True)
 class Plan:
-    """The files of a project by path, with / between folders. executable: scripts. version, commit: the template's."""
+    """The files of a project.
+
+    files: contents by path, with / between folders. executable: the paths of scripts. version, commit: the template's.
+    """
 
     answers: Answers
     files: dict[str, bytes]
@@ -47,12 +50,12 @@ class Plan:
 
     @staticmethod
     def engine(path: str) -> bool:
-        """Whether a file is part of the engine or of its tests, which a project leaves alone."""
+        """Whether a file belongs to the engine or its tests, which a project leaves alone."""
         return path.startswith(("src/savepoint/", f"{ORIGINALS}/"))
 
 
 def plan(template: Path, answers: Answers) -> Plan:
-    """Return everything that a project made from this template consists of.
+    """Return all files of a project that is made from this template.
 
     template: a clone of Savepoint, or an unpacked archive of one.
     Raises: UserError if the directory is no template.
@@ -80,7 +83,7 @@ def plan(template: Path, answers: Answers) -> Plan:
 
 
 def _paths(template: Path) -> list[str]:
-    """List the template's files: those that git tracks, or all that it would not ignore where there is no git."""
+    """List the template's files: those that git tracks. Without git, those that it would not ignore."""
     if (listed := _git(template, "ls-files", "-z")) is not None:
         return [each for each in listed.split("\0") if each and (template / each).is_file()]
     found = []
@@ -101,7 +104,7 @@ def _renamed(path: str, content: bytes, answers: Answers) -> bytes:
 
 
 def _relinked(path: str, content: bytes, present: set[str]) -> bytes:
-    """Point the links of a page to where the project has their targets: some are among the originals only."""
+    """Point the links of a page to where the project has their targets. Some are only among the originals."""
     if not path.endswith(".md"):
         return content
     folder = PurePosixPath(path).parent

@@ -1,4 +1,4 @@
-"""`.savepoint.json`: what the template wrote into a project. An upgrade tells by it what was edited since."""
+"""Read and write `.savepoint.json`: what the template wrote into a project. Upgrades tell by it what was edited."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ RECORD = ".savepoint.json"
 
 @dataclass(frozen=True)
 class Record:
-    """files: the digest of each file that the template wrote, by path. version, commit: the template's."""
+    """What the template wrote. version, commit: the template's. files: the digest of each file, by path."""
 
     answers: Answers
     version: str
@@ -32,7 +32,7 @@ def digest(content: bytes) -> str:
 
 
 def write_record(directory: Path, plan: Plan, kept: dict[str, str]) -> None:
-    """Record what a plan wrote. kept: files of an earlier plan that are not the template's any more, with digests."""
+    """Record what a plan wrote. kept: the digests, as an earlier plan wrote them, of edited files that stay."""
     written = {path: digest(content) for path, content in plan.files.items() if not plan.own(path)}
     record = {
         "version": plan.version,

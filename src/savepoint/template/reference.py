@@ -1,4 +1,4 @@
-"""docs/configs.md of a project, which has names of its own and some of the options: what `make docs` writes there."""
+"""Write docs/configs.md for a project, which has its own names and only some options, as `make docs` does there."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ PAGE, CONFIG = "docs/configs.md", "conf/config.yaml"
 
 
 def of_project(page: str, files: Mapping[str, bytes]) -> str:
-    """Return the template's page with the project's files of conf/, and without options that it has no file for.
+    """Return the template's page with the project's files of conf/, without options for which the project has no file.
 
     files: the project's, by path.
     """

@@ -15,7 +15,7 @@ USAGE = "usage: python -m savepoint test-engine [arguments of pytest]"
 
 
 def run_engine_tests(repository: Path, arguments: list[str]) -> int:
-    """Run the engine's whole suite. arguments: for pytest; those of `make test` if there are none.
+    """Run all tests of the engine. arguments: for pytest; those of `make test` if there are none.
 
     Returns: pytest's exit code.
     """
@@ -29,7 +29,7 @@ def run_engine_tests(repository: Path, arguments: list[str]) -> int:
 
 
 def assemble(project: Path, template: Path) -> None:
-    """Put the template together again: its files lie in tests/engine/, all but the engine itself.
+    """Put the template together again from tests/engine/, which has all its files but the engine, and from the engine.
 
     Raises: UserError if the project has no tests/engine/.
     """

@@ -20,17 +20,17 @@ _COPIER = ".copier-answers.yml"
 
 
 def upgrade_project(project: Path, arguments: list[str]) -> int:
-    """Upgrade a project by the newer version's own `upgrade`, which knows what has moved. Returns: the exit code.
+    """Let the newer version upgrade a project: its code knows which files have moved. Returns: the exit code.
 
     arguments: --from, and a clone of the template or an archive of one (.zip, .tar.gz).
-    Raises: UserError if it is neither.
+    Raises: UserError if that is neither, or if this is no project.
     """
     match arguments:
         case ["--from", place] if place:
             source = Path(place)
         case _:
             raise UserError(f"Upgrade from where? {USAGE}")
-    read_record(project)  # tells at once what is no project
+    read_record(project)  # refuses at once what is no project
     if source.is_dir():
         return _run_newer(project, source.resolve())
     if not source.exists():
@@ -109,7 +109,7 @@ def _edited_engine(project: Path, record: Record, new: Plan, template: Path) -> 
     for path in sorted(known):
         now, newer = _state(project, path), digest(new.files[path]) if path in new.files else None
         if now in (record.files.get(path), newer):
-            continue  # also what an upgrade that was interrupted has replaced
+            continue  # equal to the newer file if an interrupted upgrade has replaced it already
         if now is None:
             faults.append(f"{path}: deleted")
         elif path not in record.files:
@@ -120,7 +120,7 @@ def _edited_engine(project: Path, record: Record, new: Plan, template: Path) -> 
 
 
 class _Base:
-    """The files of a project as the template wrote them: from the project's own git history, or from the template's."""
+    """Finds files as the template wrote them, in the project's own git history or in the template's."""
 
     def __init__(self, project: Path, record: Record, template: Path) -> None:
         asked = _git(project, "log", "-1", "--format=%H", "--", RECORD)
@@ -164,9 +164,9 @@ def _lines(before: bytes | None, now: bytes) -> str:
 
 
 def _replace(project: Path, record: Record, new: Plan) -> dict[str, str]:
-    """Write what is the template's, and remove what the newer version has no more.
+    """Write the template's files, and remove those that the newer version no longer has.
 
-    Returns: the files that were edited here and so stay, with the digest of what the template had written.
+    Returns: the files that stay because they were edited here, with the digest of what the template had written.
     """
     yours = {}
     for path in new.files:
@@ -195,7 +195,7 @@ def _remove_empty(folder: Path, project: Path) -> None:
 
 
 def _changelog(project: Path, new: Plan) -> list[str]:
-    """Return the lines of the template's CHANGELOG that are new."""
+    """Return the lines of the template's CHANGELOG that the project does not have yet."""
     path = f"{ORIGINALS}/CHANGELOG.md"
     file = project / path
     before = set(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else set()
@@ -203,7 +203,7 @@ def _changelog(project: Path, new: Plan) -> list[str]:
 
 
 def _report(project: Path, record: Record, new: Plan, yours: dict[str, str], changes: list[str]) -> None:
-    """Print what changed, what stayed, and what is to do."""
+    """Print what changed, what stayed, and what to do next."""
     written = {path: digest(content) for path, content in new.files.items() if not new.own(path)}
     changed = [path for path, now in written.items() if record.files.get(path) != now]
     changed += record.files.keys() - written.keys()

@@ -1,4 +1,4 @@
-"""The commands of this wing: new, upgrade, test-engine, and those that copier, cookiecutter and upgrades call."""
+"""Run the commands of this wing: new, upgrade, test-engine, and those that copier, cookiecutter and upgrades call."""
 
 from pathlib import Path
 
