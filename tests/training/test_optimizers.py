@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,14 +18,15 @@ from typing import Any
 import pytest
 import torch
 from tools import needs
+from tools.optimizing import facts, loaded, shared_rate
 from tools.processes import Zygote
 from torch import Tensor, nn, optim
 
 from savepoint import checkpoint
 from savepoint.checkpoint import layout
-from savepoint.errors import CheckpointError, ConfigError
+from savepoint.errors import ConfigError
 from savepoint.system import rng
-from savepoint.training import optimizers, state
+from savepoint.training import optimizer_state, optimizers, state
 from savepoint.training.optimization import NoSchedule, Optimization
 from savepoint.training.state import TrainState
 from savepoint.trust import instantiate
@@ -88,14 +88,6 @@ class Bag(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         result: Tensor = self.table((inputs.abs() * 10).long().clamp(max=39)) + self.bias
         return result
-
-
-def shared_rate(model: nn.Module, kind: Any = optim.Adam, **options: Any) -> optim.Optimizer:
-    """Two groups whose learning rate is one tensor, and keys of the user's own in a group."""
-    rate, named = torch.tensor(0.01), list(model.named_parameters())
-    mine = {1: ("a", None), "ids": [3, 1]}
-    groups = [{"params": named[:2], "lr": rate, "mine": mine}, {"params": named[2:], "lr": rate}]
-    return kind(groups, **options)  # type: ignore[no-any-return]
 
 
 def with_fallback(model: nn.Module, main: Any, rest: Any, **node: Any) -> optim.Optimizer:
@@ -203,20 +195,6 @@ def save(one: TrainState, root: Path) -> Path:
     return checkpoint.save(root, model=model, state=tree, documents=documents, metadata={})
 
 
-def facts(value: Any) -> Any:
-    """A value with all that has to come back: types, dtypes, strides, devices, bits."""
-    if isinstance(value, Tensor):
-        dense = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
-        layout = (value.layout, value.is_coalesced() if value.is_sparse else value.stride())
-        bits = dense.contiguous().reshape(-1).view(torch.uint8).tolist()
-        return type(value).__name__, value.dtype, tuple(value.shape), str(layout), str(value.device), bits
-    if isinstance(value, dict):
-        return type(value).__name__, [(repr(key), facts(item)) for key, item in value.items()]
-    if isinstance(value, list | tuple):
-        return type(value).__name__, [facts(item) for item in value]
-    return repr(value)
-
-
 def digest(one: TrainState) -> str:
     """Of the model without its strides, which are the model's own (model.safetensors has none), and of the optimizer."""
     model = one.model.state_dict()
@@ -288,157 +266,6 @@ def test_a_new_process_goes_on_to_the_same_bits(digests: tuple[dict[str, str], d
 def test_every_optimizer_of_torch_is_among_the_cases() -> None:
     assert len(CLASSES) == 14 + needs.HAS_MUON
     assert {case.split()[0] for case in CASES} >= CLASSES
-
-
-# What is refused, and what stays as it is
-
-
-def loaded(one: optim.Optimizer) -> dict[str, Any]:
-    return copy.deepcopy(one.state_dict())
-
-
-def named(*names: str, kind: Any = optim.SGD, **options: Any) -> optim.Optimizer:
-    one: optim.Optimizer = kind([(name, nn.Parameter(torch.ones(2))) for name in names], **options)
-    return one
-
-
-@pytest.mark.parametrize(
-    ("here", "there", "told"),
-    [
-        ("ab", "ba", "in another place: b, a."),
-        ("abcd", "abdc", "in another place: d, c."),
-        ("axc", "abc", "only in the checkpoint: b; only in the config: x."),
-        ("ab", "abc", "only in the checkpoint: c."),
-        ("abc", "ab", "only in the config: c."),
-        ("abc", "bc", "only in the config: a."),
-        ("bac", "abcd", "only in the checkpoint: d; in another place: a, b."),
-        ("bacd", "abc", "only in the config: d; in another place: a, b."),
-        ("g", "abcdef", "only in the checkpoint: a, b, c, d, e, f; only in the config: g."),
-        ("", "abcdefghij", "only in the checkpoint: a, b, c, d, e, f and 4 more; only in the config: z."),
-    ],
-)
-def test_parameters_are_matched_by_name(here: str, there: str, told: str) -> None:
-    one = named(*(here or "z"))
-    before = copy.deepcopy(one.state_dict())
-    with pytest.raises(CheckpointError) as error:
-        optimizers.restore(one, loaded(named(*there)), where="DIR")
-    assert str(error.value) == f"DIR: its optimizer does not have the parameters that the config builds; {told}"
-    assert one.state_dict() == before
-
-
-def test_a_parameter_in_another_group_is_named() -> None:
-    parameters = {name: nn.Parameter(torch.ones(2)) for name in "abc"}
-    one = optim.SGD([{"params": [(n, parameters[n]) for n in names]} for names in ("a", "bc")])
-    other = optim.SGD([{"params": [(n, parameters[n]) for n in names]} for names in ("ab", "c")])
-    with pytest.raises(CheckpointError, match=r"in another place: b, c\.$"):
-        optimizers.restore(one, loaded(other), where="DIR")
-
-
-def grouped(*groups: str) -> optim.Optimizer:
-    """A letter is a parameter's name; a dot is a parameter without one."""
-    fresh = [[(name, nn.Parameter(torch.ones(2))) for name in names] for names in groups]
-    return optim.SGD([{"params": [(n, p) if n != "." else p for n, p in group]} for group in fresh])
-
-
-@pytest.mark.parametrize(
-    ("here", "there", "told"),
-    [
-        ([".."], ["."], "groups of [1] parameters in the checkpoint, of [2] in the config."),
-        ([".."], [".", "."], "groups of [1, 1] parameters in the checkpoint, of [2] in the config."),
-        (["a"], ["."], "only in the config: a."),
-        (["."], ["a"], "only in the checkpoint: a."),
-        (["ab", "cd"], ["cb", "ad"], "in another place: c, a."),
-    ],
-)
-def test_groups_are_compared_by_names_and_sizes(here: list[str], there: list[str], told: str) -> None:
-    optimizers.restore(grouped(*here), loaded(grouped(*here)), where="DIR")
-    with pytest.raises(CheckpointError) as error:
-        optimizers.restore(grouped(*here), loaded(grouped(*there)), where="DIR")
-    assert str(error.value).endswith(f"; {told}")
-
-
-def test_a_rate_goes_where_this_runs_is_and_stays_one() -> None:
-    one, other = shared_rate(Net()), shared_rate(Net())
-    for group in other.param_groups:
-        group["lr"] = torch.tensor(0.5, device="meta")
-    optimizers.restore(other, loaded(one), where="DIR")
-    first, second = (group["lr"] for group in other.param_groups)
-    assert first is second and first.device.type == "meta"
-    other.param_groups[0]["lr"] = torch.tensor(0.5)
-    optimizers.restore(other, loaded(one), where="DIR")
-    assert [group["lr"].device.type for group in other.param_groups] == ["cpu", "meta"]
-
-
-def test_a_rate_is_what_it_was_a_tensor_or_none() -> None:
-    rates: list[Any] = [0.5, torch.tensor(0.25)]
-    for here, there in (rates, rates[::-1]):
-        one, other = (named("a", kind=optim.Adam, lr=rate) for rate in (there, here))
-        one.param_groups[0]["mine"] = torch.ones(1)
-        optimizers.restore(other, loaded(one), where="DIR")
-        assert facts(other.param_groups[0]["lr"]) == facts(there)
-        assert facts(other.param_groups[0]["mine"]) == facts(torch.ones(1))
-
-
-def test_state_goes_where_the_parameter_is_and_stays_shared() -> None:
-    one, other = named("a"), optim.SGD([("a", nn.Parameter(torch.ones(2, device="meta")))])
-    shared = torch.ones(2)
-    one.state[one.param_groups[0]["params"][0]] = {"list": [shared], "tuple": (shared,), "dict": {"in": shared}}
-    optimizers.restore(other, loaded(one), where="DIR")
-    entry = other.state[other.param_groups[0]["params"][0]]
-    assert entry["list"][0] is entry["tuple"][0] is entry["dict"]["in"] and entry["list"][0].device.type == "meta"
-
-
-class Renewed(optim.SGD):
-    """Its state once was a number, and had less in it, as that of torch's own was and had."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for entry in self.state.values():
-            if isinstance(entry, dict) and "step" in entry:
-                entry |= {"step": torch.tensor(float(entry["step"])), "new": 1}
-
-
-def test_state_of_an_older_torch_becomes_what_the_newer_one_makes_of_it() -> None:
-    one, other = (named("a", kind=Renewed) for _ in range(2))
-    saved = loaded(one)
-    saved["state"] = {0: {"step": 3}}
-    optimizers.restore(other, saved, where="DIR")
-    assert facts(other.state_dict()["state"]) == facts({0: {"step": torch.tensor(3.0), "new": 1}})
-
-
-def test_state_that_belongs_to_no_parameter_stays() -> None:
-    one, other = (named("a") for _ in range(2))
-    one.state["mine"] = {"count": 3}  # type: ignore[index]
-    saved = loaded(one) | {"state": {"mine": {"count": 3}, 7: {"count": 4}}}
-    optimizers.restore(other, saved, where="DIR")
-    assert dict(other.state) == {"mine": {"count": 3}, 7: {"count": 4}}
-
-
-def test_a_shared_rate_stays_one_tensor_and_not_the_checkpoints() -> None:
-    one, other = (shared_rate(Net()) for _ in range(2))
-    saved = loaded(one)
-    optimizers.restore(other, saved, where="DIR")
-    first, second = (group["lr"] for group in other.param_groups)
-    assert first is second
-    first.fill_(7.0)
-    assert saved["param_groups"][0]["lr"].item() == pytest.approx(0.01)
-    assert other.param_groups[0]["mine"] == {1: ("a", None), "ids": [3, 1]}
-
-
-def test_state_that_torch_would_turn_into_something_else_stays() -> None:
-    one, other = (named("a", momentum=0.9, lr=0.1) for _ in range(2))
-    parameter = one.param_groups[0]["params"][0]
-    shared = torch.ones(2, dtype=torch.float64)
-    odd = {"text": "t", "none": None, "pair": (1, 2.0), "twice": [shared, shared], "int": torch.tensor(3), "b": True,
-           "ordered": OrderedDict(b=1, a=torch.ones(1, dtype=torch.float64))}  # fmt: skip
-    one.state[parameter] = odd
-    saved = loaded(one)
-    optimizers.restore(other, saved, where="DIR")
-    entry = other.state[other.param_groups[0]["params"][0]]
-    assert facts(entry) == facts(odd)
-    assert entry["twice"][0] is entry["twice"][1]
-    entry["twice"][0].zero_()
-    assert saved["state"][0]["twice"][0].sum() == 2
 
 
 def test_restored_tensors_lie_in_aligned_memory_of_their_own(tmp_path: Path) -> None:
@@ -541,7 +368,7 @@ def test_a_fallback_trains_what_the_main_optimizer_leaves() -> None:
     assert [type(part).__name__ for part in (one.main, one.fallback)] == ["Muon", "AdamW"]
     assert one.main.param_groups[0] is one.param_groups[0] and one.fallback.param_groups[0] is one.param_groups[1]
     assert one.main.state is one.state is one.fallback.state
-    optimizers.restore(one, loaded(one), where="DIR")
+    optimizer_state.restore(one, loaded(one), where="DIR")
     assert one.main.param_groups[0] is one.param_groups[0] and one.fallback.param_groups[0] is one.param_groups[1]
     assert one.main.state is one.state is one.fallback.state
 
@@ -568,7 +395,7 @@ def test_any_other_optimizer_can_be_the_fallback_and_goes_on_to_the_same_bits(
     for _ in range(2):
         step(model, one)
     again.load_state_dict(model.state_dict())
-    optimizers.restore(other, loaded(one), where="DIR")
+    optimizer_state.restore(other, loaded(one), where="DIR")
     for group in (*one.param_groups, *other.param_groups):  # as a schedule would
         group["lr"] = 0.25
     step(model, one)
@@ -663,7 +490,7 @@ STEPS: list[tuple[Callable[..., None], bool]] = [
 
 @pytest.mark.parametrize(("step", "needs"), STEPS)
 def test_a_step_searches_that_cannot_be_called_without_a_closure(step: Callable[..., None], needs: bool) -> None:
-    one = named("a", kind=type("Mine", (optim.SGD,), {}))
+    one = type("Mine", (optim.SGD,), {})([("a", nn.Parameter(torch.ones(2)))])
     type(one).step = step  # type: ignore[method-assign,assignment]
     assert optimizers.searches(one) is needs
 

@@ -5,7 +5,7 @@ Rooms, in reading order:
     step          one optimizer update
     evaluation    when an evaluation is due; one evaluation
     figures       pictures and texts that a task draws of its model
-    logbook       what is logged, and when
+    logbook       log what a run measures
     state         TrainState, which is saved, and Parts, which are rebuilt from the config
     own_update    updates that a fork's task writes out itself, with `step.minimize`
     optimization  an optimizer with its schedule and its scaler: what is saved of them
@@ -16,11 +16,12 @@ Rooms, in reading order:
     rehearsal     check on few samples that model, data and task fit each other
     example       one call of the model, kept with the run
     patterns      divide a model's parameters among optimizers
-    optimizers    build optimizers and restore them exactly
+    optimizers    build optimizers
+    optimizer_state  restore an optimizer to the last bit
     schedules     build a learning-rate schedule and plan its length
     combinations  combinations of options that torch refuses or gets wrong
     fork          begin from a checkpoint of a run whose config differs
-    fork_optimizers  its optimizers: what goes on, and with which rates
+    fork_optimizers  the optimizers of a fork: what goes on, and with which rates
     scoring       evaluate a checkpoint apart from training: the test split
     preparation   build a run and restore its checkpoint
     supervision   around the loop: train.log, signals, failures, how the run ended
@@ -31,8 +32,8 @@ Rooms, in reading order:
 
 import os
 
-# OpenMP's threads spin while they wait for each other. Where another process wants the same cores (the tracker's is
-# one), a spinning thread keeps off the very thread that it waits for: digits trained 20 times slower. torch reads this
+# OpenMP's threads spin while they wait for each other. If another process wants the same cores, as the tracker's does,
+# a spinning thread keeps off the very thread that it waits for: digits trained 20 times slower. torch reads this
 # when it loads, so it is set before the first import of torch below.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -11,7 +11,7 @@ from savepoint.config import Settings
 
 
 def make_average(model: nn.Module, settings: Settings) -> "Average | None":
-    """Build the average of the model's weights that `trainer.ema_decay` asks for, if it does."""
+    """Build the average of the model's weights that `trainer.ema_decay` asks for; None if it asks for none."""
     decay = settings.trainer.ema_decay
     return None if decay is None else Average(model, decay)
 

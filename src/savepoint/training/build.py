@@ -38,7 +38,7 @@ def assemble(
     if checkpoint is not None:
         _compare(config["model"], checkpoint, source)
     device = pick_device(settings.trainer.device)
-    # Puts the device in use. CUDA makes a device's generator then, with a seed at random: one set before would be lost.
+    # This puts the device in use before the seed is set: CUDA then makes the device's generator, with a random seed.
     torch.empty(0, device=device)
     system.rng.seed(settings.seed)
     with registry.collecting() as registered:
@@ -83,7 +83,7 @@ def _optimizations(
     make: Callable[..., Any],
     own_update: bool,
 ) -> dict[str, Optimization]:
-    """Build each optimizer with its schedule and its scaler. own_update: the task decides what each one steps on."""
+    """Build each optimizer with its schedule and its scaler. own_update: whether the task makes updates itself."""
     amp, nodes, found = settings.amp, by_name(config["scheduler"]), {}
     scale = functools.partial(
         Scaler,
@@ -131,9 +131,9 @@ def _join(group: str, name: str) -> str:
 
 
 def compiled(model: nn.Module, task: Any, settings: Settings) -> Any:
-    """Compile the model where `trainer.compile` asks for it.
+    """Compile the model if `trainer.compile` asks for it. Returns: what the task calls.
 
-    For a task with an update of its own, which may call the direct children one by one, each is compiled alone.
+    A task with an update of its own may call the direct children of the model one by one, so each is compiled alone.
     """
     if not settings.trainer.compile:
         return model
@@ -149,7 +149,7 @@ def compiled(model: nn.Module, task: Any, settings: Settings) -> Any:
             "run may get other bits. Use torch 2.13 or newer, or accept that with trainer.deterministic=false."
         )
     if not hasattr(task, "update"):
-        # The plain model stays the one that is saved: a compiled wrapper would prefix every name with `_orig_mod.`.
+        # The plain model is the one that is saved: a compiled wrapper would prefix every name with `_orig_mod.`.
         return torch.compile(model, options=options)
     for child in model.children():
         child.compile(options=options)
@@ -175,12 +175,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def _compare(node: Any, checkpoint: Checkpoint, source: Path) -> None:
-    """Refuse a checkpoint of another model. The model is built on the meta device: only names and shapes, no memory."""
+    """Refuse a checkpoint of another model. A model on the meta device has names and shapes, and takes no memory."""
     try:
         with system.rng.isolated(), registry.collecting(), torch.device("meta"):
             model = trust.make(node, path="model", source=source)
     except ConfigError:
-        return  # a model that reads values while it is built is compared after that
+        return  # a model that reads values while it is built is compared when it is restored
     fits(model, checkpoint)
 
 
@@ -195,9 +195,9 @@ def _check_task(task: Any, train: Any) -> None:
 
 
 def _check_monitors(settings: Settings, task: Any, evaluated: set[str] | None) -> None:
-    """Check that whatever follows a metric follows one that is logged.
+    """Check that every monitored metric is one that is logged.
 
-    evaluated: the names that an evaluation of the task's own measures, where they are known.
+    evaluated: the names that an evaluation of the task's own measures; None if it has none, or they are not known.
     """
     trained = ["loss", *task.metrics]
     splits = ("val/", "val/ema_") if settings.trainer.ema_decay is not None else ("val/",)

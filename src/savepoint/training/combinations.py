@@ -24,9 +24,9 @@ _RATES = ("max_lr", "base_lr", "swa_lr")
 
 @dataclass(frozen=True)
 class Setup:
-    """The combination to check. node: the scheduler's config, since torch refuses some schedulers as it builds them.
+    """The combination to check.
 
-    path: the place of `node` in the config.
+    node: the scheduler's config, because torch refuses some schedulers when it builds them. path: its place.
     """
 
     node: dict[str, Any]
@@ -136,7 +136,7 @@ def _plateau_inside(setup: Setup) -> Iterator[str]:
 
 
 def _chain_that_begins_later(setup: Setup) -> Iterator[str]:
-    """SequentialLR starts its second schedule by a method that these two lack."""
+    """SequentialLR starts its second schedule by a method that SequentialLR and ChainedScheduler lack."""
     for path, node, target in setup.schedules:
         inner = node.get("schedulers") if target == _CHAINS[0] else None
         for index, each in enumerate(inner if isinstance(inner, list) else []):
@@ -167,7 +167,7 @@ def _sparse_gradients(setup: Setup) -> Iterator[str]:
 
 
 def _refuses_sparse(part: Optimizer, group: dict[str, Any]) -> str | None:
-    """Return the option that rules out sparse gradients; "" for an optimizer that never takes them, None if it does."""
+    """Return " with <option>" if an option rules out sparse gradients, "" if the class does, None if nothing does."""
     if isinstance(part, torch.optim.SGD | torch.optim.Adagrad):
         options = [key for key in ("weight_decay", "fused") if group.get(key)]
         return f" with {options[0]}" if options else None
@@ -190,7 +190,7 @@ def _made_for_other_loops(setup: Setup) -> Iterator[str]:
 
 
 def _limits_unchecked_by_torch(setup: Setup) -> Iterator[str]:
-    """Values with which a step of the optimizer raises an exception, at once or after many steps."""
+    """These values make a step of the optimizer raise an exception, at once or after many steps."""
     for part in setup.parts:
         for group in part.param_groups:
             for key, (allowed, expected) in LIMITS.get(type(part), {}).items():

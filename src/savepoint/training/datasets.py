@@ -71,7 +71,7 @@ def _named(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _collate(node: Any, source: Path) -> Any:
-    """Build what makes a batch of a list of samples; None for torch's own way."""
+    """Build what makes a batch of a list of samples. None stands for torch's default_collate."""
     if node is None:
         return None
     collate = trust.make(node, path="data.collate", source=source)
@@ -83,8 +83,8 @@ def _collate(node: Any, source: Path) -> Any:
 
 
 def check_sizes(settings: Settings, train: Batches | Stream | NoData, val: Batches | Stream | NoData) -> None:
-    """Check that both splits have samples, and a batch of training fits. Raises: ConfigError if not."""
-    # A sampler has a length of its own, which has been checked.
+    """Check that a batch fits into the training set, and that the validation set is not empty. Raises: ConfigError."""
+    # A sampler has a length of its own, which was checked when the order was made.
     if not train.sampled and train.samples is not None and settings.data.batch_size > train.samples:
         raise ConfigError(
             f"data.batch_size={settings.data.batch_size} exceeds the training set ({train.samples} samples). "

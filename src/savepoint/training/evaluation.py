@@ -13,10 +13,10 @@ from savepoint.training.state import Parts, TrainState
 
 
 def due(state: TrainState, parts: Parts) -> bool:
-    """Whether the state is one that the config wants evaluated, and that has not been evaluated yet.
+    """Whether the config wants this state evaluated, and it has not been evaluated yet.
 
-    These are: the end of each epoch, or with `trainer.evaluate_every_n_steps` every n-th update and the planned end;
-    and with `trainer.evaluate_first` the state before the first update.
+    The config wants the end of each epoch evaluated; or, with `trainer.evaluate_every_n_steps`, every n-th update and
+    the planned end. With `trainer.evaluate_first` it also wants the state before the first update evaluated.
     """
     trainer = parts.settings.trainer
     if state.evaluated == state.step:
@@ -32,7 +32,7 @@ def due(state: TrainState, parts: Parts) -> bool:
 def evaluate(state: TrainState, parts: Parts, stop: system.signals.Stop) -> dict[str, float] | None:
     """Measure loss and metrics over the validation set.
 
-    Returns: values by name, with those of averaged weights under `ema_loss` and so on; None if `stop.signal` was set
+    Returns: values by name, those of averaged weights under `ema_loss` and so on; None if `stop.signal` was set
     meanwhile.
     """
     measured = _evaluate(state.model, parts.forward, state.epoch, parts, stop)
@@ -51,8 +51,7 @@ class Stopped(Exception):
 def validating(model: nn.Module, parts: Parts, epoch: int, stop: system.signals.Stop) -> Iterator[Iterator[Any]]:
     """Provide the batches of validation, which raise Stopped once `stop.signal` is set.
 
-    The model is in evaluation mode. Every generator and every module's mode is afterwards as before, so training is
-    unaffected.
+    The model is in evaluation mode. Afterwards every generator is as it was, and so is the mode of every module.
     """
     with (
         system.rng.isolated(),
@@ -71,7 +70,7 @@ def _evaluate(
         return {}  # no data
     with contextlib.suppress(Stopped), validating(model, parts, epoch, stop) as batches:
         values = measure(parts.task, forward, batches, parts) if own else _means(forward, batches, parts)
-        # A task that catches every error has also caught the end of its batches.
+        # A task that catches every exception has also caught Stopped.
         return None if own and stop.signal is not None else values
     return None
 
@@ -103,7 +102,7 @@ def measure(task: Any, forward: Callable[..., Any], batches: Iterable[Any], part
 
 
 def _means(forward: Callable[..., Any], batches: Iterable[Any], parts: Parts) -> dict[str, float]:
-    """Compute the means over all samples."""
+    """Compute the loss and the metrics over all samples."""
     sums: dict[str, Tensor] = {}
     samples = 0
     for batch in batches:

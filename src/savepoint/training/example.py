@@ -1,6 +1,6 @@
-"""One call of the model on a sample of validation, kept with the run: what a model takes and gives.
+"""Keep one call of the model on a validation sample with the run: what the model takes and gives.
 
-A safetensors file that a tracker turns into a signature.
+It is a safetensors file, which a tracker turns into the model's signature.
 """
 
 import inspect
@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-MOST_BYTES = 16_000_000  # of a sample; a larger one is no example that anybody looks at
+MOST_BYTES = 16_000_000  # of a sample; nobody looks at a larger example
 
 Call = tuple[dict[str, Any], Any]  # the arguments by name, and what the model returned
 
 
 @contextmanager
 def noting(model: nn.Module) -> Iterator[list[Call]]:
-    """Collect the calls of a model in the body."""
+    """Collect the calls of a model in this block. Yields: the list of them."""
     calls: list[Call] = []
     try:
         names = inspect.signature(model.forward)
@@ -41,10 +41,10 @@ def noting(model: nn.Module) -> Iterator[list[Call]]:
 def pack(calls: list[Call]) -> bytes | None:
     """Return a safetensors file of the first sample of the last call: `inputs/<name>` and `outputs/<name>`.
 
-    Its metadata has the shapes under `shapes`, as JSON, with -1 for a size that differs between the calls, or is the
-    number of samples. The only output is called `output`, those of a tuple `output_0` and so on.
-    calls: of the same model, with tensors of at least one dimension.
-    Returns: None for a model that takes or gives anything but tensors, or more than MOST_BYTES of them.
+    A single output is called `output`; those of a tuple are `output_0` and so on. The metadata has the shapes as JSON,
+    under `shapes`. A size in them is -1 if it is the number of samples, or differs between the calls.
+    calls: of the same model. Returns: None if the model takes or gives anything but tensors of at least one dimension,
+    or more than MOST_BYTES of them.
     """
     found = [_named(call) for call in calls]
     if not found or any(each is None or each.keys() != (found[-1] or {}).keys() for each in found):
@@ -65,7 +65,7 @@ def pack(calls: list[Call]) -> bytes | None:
 
 
 def _named(call: Call) -> dict[str, Tensor] | None:
-    """Return all tensors of a call by name; None if there is anything else in it."""
+    """Return all tensors of a call by name; None if the call has anything else."""
     arguments, output = call
     if isinstance(output, Tensor):
         outputs = {"output": output}

@@ -1,4 +1,4 @@
-"""Pictures and texts that a task draws of its model, in the run directory under `figures/`."""
+"""Write the pictures and texts that a task draws of its model into the run directory, under `figures/`."""
 
 import contextlib
 import io
@@ -20,17 +20,17 @@ from savepoint.training.state import Parts, TrainState
 MOST = 32  # figures of one drawing
 KEPT = 50  # newest files of each figure
 NAME = re.compile(r"[A-Za-z0-9][\w .-]{0,63}", re.ASCII)
-# Without the version of matplotlib, so that equal pictures are equal files.
+# Leaves out the version of matplotlib, so that equal pictures are equal files.
 _BARE: Any = {"Software": None}
 log = logging.getLogger("savepoint")
 
 
 def draw_if_due(state: TrainState, parts: Parts, directory: Path, stop: system.signals.Stop) -> bool:
-    """Let the task draw its figures of an epoch that ends, and write each to `directory/<name>/<checkpoint's name>`.
+    """Let the task draw its figures at the end of an epoch, and write each to `directory/<name>/<checkpoint's name>`.
 
-    They are due every `trainer.figures_every_n_epochs`, if the task has `figures`. A disk that refuses a figure is
-    warned about, and training goes on without the figure.
-    Returns: False if `stop.signal` was set meanwhile. A resumed run then draws them.
+    They are due every `trainer.figures_every_n_epochs`, if the task has `figures`. If the disk refuses a figure, a
+    warning says so, and training goes on without the figure.
+    Returns: False if `stop.signal` was set meanwhile. A resumed run then draws the figures.
     Raises: ConfigError for what is no figure.
     """
     every = parts.settings.trainer.figures_every_n_epochs
@@ -51,7 +51,7 @@ def draw_if_due(state: TrainState, parts: Parts, directory: Path, stop: system.s
 
 
 def render(task: Any, forward: Any, batches: Any, parts: Parts) -> dict[str, tuple[str, bytes]]:
-    """Let a task draw, and turn what it draws into files. Returns: suffix and contents of each, by its name."""
+    """Let a task draw, and turn its figures into files. Returns: suffix and contents of each, by the figure's name."""
     with parts.autocasting():
         drawn = task.figures(forward, evaluation.on_device(batches, parts))
     kind = type(task).__name__
@@ -87,7 +87,7 @@ def _file(name: str, figure: Any) -> tuple[str, bytes]:
 def _pixels(name: str, image: Any) -> Any:
     """Convert an image to bytes, (height, width, 3).
 
-    image: (height, width), or (1 or 3, height, width); uint8, or floats in 0..1.
+    image: (height, width), or (1 or 3, height, width), as uint8 or as floats in 0..1.
     """
     pixels = image.detach().cpu().float().numpy() if isinstance(image, Tensor) else np.asarray(image, dtype=np.float32)
     if pixels.ndim == 2:

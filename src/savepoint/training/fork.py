@@ -1,7 +1,7 @@
 """Begin from a checkpoint of a run whose config differs: the full state, except where the difference takes effect.
 
-A checkpoint is adapted before it is restored, so there is one way to restore. What the difference does not touch stays
-as it was saved. A part that is new, or is another one now, starts as it was built, and a note says so.
+The checkpoint is adapted, and then restored like any other. What the difference does not touch stays as it was saved. A
+part that is new, or that another one has replaced, starts as it was built, and a note says so.
 """
 
 import math
@@ -23,7 +23,7 @@ def adapt(
 ) -> tuple[Checkpoint, list[str]]:
     """Return the checkpoint as `state.restore` takes it into a run with another config, and notes for the log.
 
-    fresh: the state as the new config builds it. Its schedules are stepped to where the run is. make: `trust.make`.
+    fresh: the state as the new config builds it. This steps its schedules to where the run is. make: `trust.make`.
     Raises: ConfigError for a difference that could have no effect.
     """
     fits(fresh.model, checkpoint)
@@ -51,7 +51,7 @@ def adapt(
 
 
 def _adapt_registered(saved: Node, new: Node, notes: list[str]) -> None:
-    """Keep the registered state that the fork has too; let what is new begin as it was built."""
+    """Keep the registered state that the fork registers too. New registered state begins as it was built."""
     there, here = saved.get("registered") or {}, new["registered"]
     saved["registered"] = {name: there.get(name, value) for name, value in here.items()}
     for words, names in (("begins fresh", here.keys() - there.keys()), ("is gone", there.keys() - here.keys())):
@@ -61,7 +61,7 @@ def _adapt_registered(saved: Node, new: Node, notes: list[str]) -> None:
 def _adapt_position(
     saved: Node, new: Node, checkpoint: Checkpoint, parts: Parts, difference: Difference, notes: list[str]
 ) -> None:
-    """Say where in the data the fork goes on. Epoch and step are kept."""
+    """Decide where in the data the fork goes on. Epoch and step are kept."""
     streams = [each is not None for each in (saved.get("stream"), new["stream"])]
     samples = ((checkpoint.provenance.get("data") or {}).get("train") or {}).get("samples")
     other = samples != parts.train.samples or difference.touches("seed", "data.sampler", "data.shuffle")
@@ -85,7 +85,7 @@ def _adapt_position(
 
 
 def _average_of(checkpoint: Checkpoint, fresh: Node | None) -> Node | None:
-    """Return an average that begins at the checkpoint's weights. fresh: as it was built, None for no average."""
+    """Return an average that begins at the checkpoint's weights. fresh: the average as built; None for no average."""
     if fresh is None:
         return None
     return {key: checkpoint.model.get(key.removeprefix("module."), value) for key, value in fresh.items()}

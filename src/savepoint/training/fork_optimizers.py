@@ -1,4 +1,4 @@
-"""Adapt the optimizers of a checkpoint to a fork, each with its schedule and scaler: what goes on, at which rates."""
+"""Adapt the optimizers of a checkpoint to a fork, each with its schedule and its scaler."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from savepoint.training.state import TrainState
 
 # What schedules write into the groups of an optimizer.
 _SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
-_CYCLED = ("momentum", "betas")  # by OneCycleLR and CyclicLR, if they are asked to
+_CYCLED = ("momentum", "betas")  # what OneCycleLR and CyclicLR write too, if they cycle the momentum
 # Schedules that replace the optimizer's own rate, and the keys that decide it in its place.
 _OWNERS = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr and max_lr"}
 
@@ -37,7 +37,7 @@ def adapt_optimizers(
 
 
 class _Part:
-    """One optimizer of the fork with its schedule and its scaler, and what the checkpoint has of it, if anything."""
+    """One optimizer of the fork with its schedule and its scaler, and the entries that the checkpoint has of it."""
 
     def __init__(
         self, name: str, fresh: Optimization, saved: Node | None, settings: Settings, difference: Difference
@@ -52,7 +52,7 @@ class _Part:
         self.schedules = [nodes.get(name, nodes.get("", {})) for nodes in schedulers]
 
     def adapt(self, model: nn.Module, state: Node, notes: list[str], *, make: Any) -> Node:
-        """Return the entries that the optimizer begins with. state: the checkpoint's, for its epoch and step."""
+        """Return the entries that the optimizer begins with. state: the checkpoint's, which has its epoch and step."""
         fresh, saved = optimization.capture({"": self.fresh}), self.saved
         reason = self._begins_fresh()
         if saved is None or reason is not None:
@@ -98,7 +98,7 @@ class _Part:
         return self.difference.before, self.difference.after
 
     def _begins_fresh(self) -> str | None:
-        """Say why the state of the optimizer cannot go on, or return None if it can."""
+        """Return why the optimizer's state cannot go on; None if it can."""
         then, now = self.nodes
         if self.saved is None or then is None or now is None:
             return "the checkpoint has none of that name"
@@ -191,9 +191,10 @@ def _plain(optimizer: Optimizer) -> list[Node]:
 
 
 def _missing_state(optimizer: Optimizer, saved: Node) -> list[str]:
-    """Name what these options keep for each parameter and the checkpoint lacks: max_exp_avg_sq for amsgrad, say.
+    """Name the state that these options need for each parameter and the checkpoint lacks, as amsgrad's max_exp_avg_sq.
 
-    Found out by a step on a parameter of one element. Optimizers that cannot make it are taken to need nothing.
+    A step on a parameter of one element shows what is needed. An optimizer that cannot make the step counts as one that
+    needs nothing.
     """
     there = {key for entry in saved.values() if isinstance(entry, dict) for key in entry}
     missing: set[str] = set()

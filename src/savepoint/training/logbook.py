@@ -19,7 +19,7 @@ log = logging.getLogger("savepoint")
 
 
 class Logbook:
-    """What is logged while a run trains, and where. A step has one line at most: a tracker keeps one point for each."""
+    """Logs what a run measures while it trains. A step gets one line at most: a tracker keeps one point for each."""
 
     def __init__(self, state: TrainState, parts: Parts, saves: Saves, tracker: Tracker, progress: Progress) -> None:
         self._state, self._parts = state, parts
@@ -35,21 +35,21 @@ class Logbook:
     def update(self) -> None:
         """Show an update that was made, and log it every `trainer.log_every_n_steps`.
 
-        Where an evaluation is due, its line will have the values.
+        If an evaluation is due now, its line will have the values of this update.
         """
         state = self._state
         self._progress.advance(epoch=state.epoch, step=state.step)
         if self._due() and not evaluation.due(state, self._parts):
             recent = self._recent()
             self._saves.history.append(step=state.step, epoch=state.epoch, values=recent | self._speed())
-            # Not the rest: the norm of an update that float16 skips is infinite, a metric of few samples may be NaN.
+            # The loss alone: the norm of an update that float16 skips is infinite, a metric of few samples may be NaN.
             self._notice_nonfinite({"train/recent_loss": recent["train/recent_loss"]})
             self._tracker.wake()
         if self._meter.due() and (usage := self._meter.read()):
             runs.append_usage(self._saves.usage, step=state.step, values=usage)
 
     def evaluation(self, measured: Mapping[str, float]) -> None:
-        """Log an evaluation: what it measured, and the training metrics over the samples since the one before."""
+        """Log an evaluation: what it measured, and the training metrics over the samples since the last evaluation."""
         state, parts = self._state, self._parts
         metrics, recent = {f"val/{name}": value for name, value in measured.items()}, {}
         speed = {}
@@ -72,9 +72,9 @@ class Logbook:
         return every is not None and self._state.step % every == 0
 
     def _rates(self) -> dict[str, float]:
-        """Name the learning rates of the last update: `lr`, then `lr/1`, … for the parameter groups of one optimizer.
+        """Return the learning rates of the last update: `lr`, then `lr/1`, … for the parameter groups of one optimizer.
 
-        Those of an optimizer with a name begin with `lr/<name>`.
+        Rates of an optimizer with a name begin with `lr/<name>`.
         """
         return {
             f"lr/{name}".rstrip("/") + (f"/{index}" if index else ""): rate
@@ -83,9 +83,9 @@ class Logbook:
         }
 
     def _recent(self) -> dict[str, float]:
-        """Compute loss and metrics of the samples since they were last logged, and whatever tells of trouble.
+        """Compute loss and metrics over the samples since they were last logged, and the numbers that tell of trouble.
 
-        Waits for the device: do not call it every step.
+        This waits for the device, so it must not be called at every step.
         """
         state, (loss, samples), before = self._state, self._state.logged, self._state.logged_sums
         state.logged = float(state.sums["loss"]), state.samples
@@ -99,7 +99,7 @@ class Logbook:
         return recent | self._rates() | self._trouble()
 
     def _trouble(self) -> dict[str, float]:
-        """Read the norms of gradients, and the scales of float16 with the number of updates that they skipped."""
+        """Read the norms of gradients, the scales of float16, the number of skipped updates, and the GPU's memory."""
         found = {f"train/grad_norm/{name}".rstrip("/"): float(norm) for name, norm in self._state.grad_norms.items()}
         scalers = {name: one.scaler for name, one in self._state.optimizers.items() if one.scaler.is_enabled()}
         if len({id(scaler) for scaler in scalers.values()}) == 1:
@@ -112,7 +112,7 @@ class Logbook:
         return found
 
     def _speed(self) -> dict[str, float]:
-        """Compute the samples a second since the clock was started."""
+        """Compute the samples per second since the clock was started."""
         return {SPEED: (self._state.samples - self._samples) / (time.perf_counter() - self._started)}
 
     def _notice_nonfinite(self, values: Mapping[str, float]) -> None:

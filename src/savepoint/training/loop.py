@@ -19,6 +19,7 @@ def fit(
 ) -> None:
     """Train from wherever `state` stands to the planned end, or until `stop.signal` is set, and save the result.
 
+    state: changed in place. saves: where checkpoints and the history go. tracker: woken when there is something new.
     Raises: NonFiniteError if a logged value is NaN or infinite and `trainer.on_nonfinite` is `stop`. That state is not
     saved.
     """
@@ -26,18 +27,18 @@ def fit(
     logbook = Logbook(state, parts, saves, tracker, progress)
     by_steps = trainer.evaluate_every_n_steps is not None
     state.model.train()
-    # Without this, torch warns about a schedule that steps before the first update of this process. That is right where
-    # a run resumes at the end of an epoch, and where the scaler skips the first update.
+    # Without this, torch warns about a schedule that steps before the first update of this process. That step is right
+    # where a run resumes at the end of an epoch, and where the scaler skips the first update.
     for one in state.optimizers.values():
         one.optimizer._opt_called = True  # type: ignore[attr-defined]
 
     while not finished(state, parts) and stop.signal is None:
-        # A model may prepare itself for an epoch, from the epoch's number alone: a run that resumes within the epoch
-        # calls this again.
+        # A model may prepare itself for an epoch. It may use nothing but the epoch's number, because a run that resumes
+        # within the epoch calls this again.
         if begin := getattr(state.model, "begin_epoch", None):
             begin(state.epoch)
         batches = parts.train.epoch(state.epoch, start=state.batch)
-        # Due here before the first update, and where the run was interrupted during an evaluation.
+        # An evaluation is due here before the first update, and after an interruption during an evaluation.
         interrupted = by_steps and state.step > 0 and evaluation.due(state, parts)
         if not _evaluate_if_due(state, parts, logbook, stop):
             break
@@ -67,12 +68,12 @@ def fit(
             saves.save(state)
         tracker.wake()
 
-    # Whatever the cadence: nothing that has been trained is thrown away.
+    # Save whatever the cadence is, so that nothing that has been trained is lost.
     saves.save(state, last=True)
 
 
 def finished(state: TrainState, parts: Parts) -> bool:
-    """Whether the planned end is reached, and whatever is due there is done."""
+    """Whether the planned end is reached, and everything that is due there is done."""
     trainer = parts.settings.trainer
     if trainer.max_epochs is not None and state.epoch >= trainer.max_epochs:
         return True
@@ -89,9 +90,9 @@ def _due(every: int | None, count: int) -> bool:
 
 
 def _evaluate_if_due(state: TrainState, parts: Parts, logbook: Logbook, stop: system.signals.Stop) -> bool:
-    """Make an evaluation if one is due: measure, log, note the best, and step the schedules that follow a metric.
+    """Make an evaluation if one is due: measure, log, note the best value, and step the schedules that follow a metric.
 
-    Returns: False if `stop.signal` was set meanwhile. Then the state is as before, and the evaluation still due.
+    Returns: False if `stop.signal` was set meanwhile. The state is then as before, and the evaluation still due.
     """
     if not evaluation.due(state, parts):
         return True
@@ -109,7 +110,8 @@ def _step_plateaus(state: TrainState, parts: Parts) -> None:
     """Step the schedules that follow a metric."""
     every = parts.settings.trainer.evaluate_every_n_steps
     if every is not None and state.step % every != 0:
-        # Evaluated because training ends here. A run that is extended has the rates of one that was planned longer.
+        # This evaluation was made only because training ends here. A run that was planned longer would not make it, and
+        # an extended run must have the same rates as that one.
         return
     for name, one in state.optimizers.items():
         monitor = parts.settings.schedule(name).monitor

@@ -1,4 +1,4 @@
-"""An optimizer with its learning-rate schedule and its gradient scaler: what a checkpoint saves of them together."""
+"""Hold an optimizer with its learning-rate schedule and its gradient scaler, and save and restore them together."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from savepoint.checkpoint import Checkpoint
 from savepoint.errors import CheckpointError, short_list
-from savepoint.training import optimizers, schedules
+from savepoint.training import optimizer_state, schedules
 
 
 class Scheduler(Protocol):
@@ -60,7 +60,7 @@ class Scaler(torch.amp.GradScaler):
 class Optimization:
     """An optimizer and what belongs to it.
 
-    scaler: of its losses in float16. Optimizers that step on one loss share one.
+    scaler: scales its losses in float16. Optimizers that step on one loss share a scaler.
     """
 
     optimizer: Optimizer
@@ -74,8 +74,8 @@ class Optimization:
         self.learning_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
 
-# What a checkpoint has of each optimizer. The only one of a config without names has these among the other entries of
-# the state; those with names have them in `optimizers`, by name.
+# What a checkpoint has of each optimizer. Optimizers with names have these entries in `optimizers`, by name. The only
+# optimizer of a config without names has them among the other entries of the state.
 _ENTRIES: dict[str, type | UnionType] = {
     **dict.fromkeys(("optimizer", "scheduler", "scaler"), dict),
     "learning_rates": list,
@@ -84,7 +84,7 @@ _ENTRIES: dict[str, type | UnionType] = {
 
 
 def capture(here: dict[str, Optimization]) -> dict[str, Any]:
-    """Collect the state of each optimizer as entries of a checkpoint's state."""
+    """Collect the state of each optimizer as entries of a checkpoint's state. here: the optimizers by name."""
     entries = {
         name: {
             "optimizer": one.optimizer.state_dict(),
@@ -129,7 +129,7 @@ def restore(here: dict[str, Optimization], checkpoint: Checkpoint) -> None:
         saved, prefix = there[name], f"optimizers.{name}." if name else ""
         # The scheduler was built before this. If it were built after, four of torch's would start from the wrong rate.
         with naming(checkpoint, f"{prefix}optimizer"):
-            optimizers.restore(one.optimizer, saved["optimizer"], where=str(checkpoint.path))
+            optimizer_state.restore(one.optimizer, saved["optimizer"], where=str(checkpoint.path))
         with naming(checkpoint, f"{prefix}scheduler"):
             schedules.restore(one.scheduler, saved["scheduler"])
         if one.scaler.is_enabled():

@@ -1,6 +1,5 @@
-"""Build the optimizers of a run from its config, and restore them from a checkpoint to the last bit."""
+"""Build the optimizers of a run from its config."""
 
-import copy
 import functools
 import inspect
 from collections import defaultdict
@@ -8,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from savepoint import trust
 from savepoint.config import by_name, match
-from savepoint.errors import CheckpointError, ConfigError, short_list
+from savepoint.errors import ConfigError
 from savepoint.training import patterns
 from savepoint.training.patterns import Named
 
@@ -33,7 +32,7 @@ class Both(Optimizer):
         # The defaults that both have: schedules look here for what they may change in every group.
         common = {key: value for key, value in main.defaults.items() if key in fallback.defaults}
         super().__init__([*main.param_groups, *fallback.param_groups], common)
-        # Adagrad fills its state as it is built. Without that torch 2.9 fails, and 2.13 fills it at the first step.
+        # Adagrad fills its state when it is built. Without that state torch 2.9 fails; 2.13 fills it at the first step.
         self.state.update({**main.state, **fallback.state})
         self._link()
 
@@ -54,7 +53,7 @@ class Both(Optimizer):
     def _link(self) -> None:
         cut = len(self.main.param_groups)
         for part, groups in ((self.main, self.param_groups[:cut]), (self.fallback, self.param_groups[cut:])):
-            # Each one sees its own state alone: Adagrad takes the first entry as an example of all.
+            # Each optimizer sees its own state alone: Adagrad takes the first entry as an example of all.
             own = {p: self.state[p] for group in groups for p in group["params"] if p in self.state}
             part.__setstate__({"state": defaultdict(dict, own), "param_groups": groups})
             part.state = self.state
@@ -107,7 +106,7 @@ def build(
         raise ConfigError(f"{path}.weight_decay_on=matrices: {names} has no weight_decay. Leave it at all.")
     checks: Any = torch.sparse.check_sparse_tensor_invariants
     if sparse(model) and not checks.is_enabled():
-        checks.disable()  # explicitly, because otherwise torch warns about its own optimizers
+        checks.disable()  # if nobody says it, torch warns about its own optimizers
     parameters = list(model.named_parameters()) if parameters is None else parameters
     if rest is None:
         return _one(main, parameters, decay_on, path=path, groups=groups)
@@ -132,80 +131,6 @@ def sparse(model: nn.Module) -> list[str]:
     others = [module for module in model.modules() if not any(module is each for each in embeddings)]
     own -= {id(p) for module in others for p in module.parameters(recurse=False)}
     return [name for name, parameter in model.named_parameters() if id(parameter) in own]
-
-
-def restore(optimizer: Optimizer, saved: dict[str, Any], *, where: str) -> None:
-    """Restore a freshly built optimizer: every value with its type, dtype, strides and sharing.
-
-    saved: the state_dict, as loaded. where: the checkpoint, for the error.
-    Raises: CheckpointError that lists the parameters in which the two differ.
-    """
-    _check_names(optimizer, saved, where)
-    before = [dict(group) for group in optimizer.param_groups]
-    # Copied, because training must not write into the checkpoint, and because tensors inside a file's bytes are aligned
-    # differently from torch's own, so that kernels may differ. A deep copy keeps strides and sharing.
-    exact = copy.deepcopy(saved)
-    optimizer.load_state_dict(exact)
-    moved: dict[tuple[int, torch.device], Tensor] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, entry in exact["state"].items():
-        if index not in range(len(parameters)):
-            continue  # an entry of no parameter, which torch has taken as it is
-        parameter = parameters[index]
-        # torch casts floating state to the parameter's dtype (NAdam's mu_product, ASGD's eta): undo that.
-        optimizer.state[parameter] = _uncast(entry, optimizer.state[parameter], moved)
-    for group, fresh in zip(optimizer.param_groups, before, strict=True):
-        for key, value in group.items():  # a rate that is a tensor moves to the device of this run's
-            if isinstance(value, Tensor) and isinstance(fresh.get(key), Tensor):
-                group[key] = _moved(value, fresh[key].device, moved)
-
-
-def _uncast(exact: Any, loaded: Any, moved: dict[tuple[int, torch.device], Tensor]) -> Any:
-    """Return the saved value on the device where torch put it. A number that torch turned into a tensor stays one."""
-    if isinstance(exact, Tensor):
-        return _moved(exact, loaded.device, moved)
-    if isinstance(exact, dict):
-        exact.update({key: _uncast(exact.get(key, value), value, moved) for key, value in loaded.items()})
-        return exact
-    if isinstance(exact, list | tuple):
-        return type(exact)([_uncast(a, b, moved) for a, b in zip(exact, loaded, strict=True)])
-    return loaded if isinstance(loaded, Tensor) else exact
-
-
-def _moved(tensor: Tensor, device: torch.device, moved: dict[tuple[int, torch.device], Tensor]) -> Tensor:
-    """Move a tensor, once even if it occurs in two places. moved: the tensors moved so far, by identity."""
-    return moved.setdefault((id(tensor), device), tensor.to(device))
-
-
-def _check_names(optimizer: Optimizer, saved: dict[str, Any], where: str) -> None:
-    here = [group.get("param_names") for group in optimizer.state_dict()["param_groups"]]
-    there = [group.get("param_names") for group in saved["param_groups"]]
-    sizes = [[len(group["params"]) for group in one] for one in (optimizer.param_groups, saved["param_groups"])]
-    if here == there and sizes[0] == sizes[1]:
-        return
-    # torch matches by position: two parameters of one shape that swapped places would swap their moments.
-    places_here, places_there = _places(here), _places(there)
-    kinds = {
-        "only in the checkpoint": [name for name in places_there if name not in places_here],
-        "only in the config": [name for name in places_here if name not in places_there],
-        "in another place": [n for n in places_there if n in places_here and places_here[n] != places_there[n]],
-    }
-    if kinds["only in the checkpoint"] or kinds["only in the config"]:
-        kinds["in another place"] = _displaced(here, there)
-    faults = [f"{kind}: {short_list(names, most=6)}" for kind, names in kinds.items() if names]
-    told = "; ".join(faults or [f"groups of {sizes[1]} parameters in the checkpoint, of {sizes[0]} in the config"])
-    raise CheckpointError(f"{where}: its optimizer does not have the parameters that the config builds; {told}.")
-
-
-def _places(groups: list[list[str] | None]) -> dict[str, tuple[int, int]]:
-    return {name: (i, j) for i, names in enumerate(groups) for j, name in enumerate(names or [])}
-
-
-def _displaced(here: list[list[str] | None], there: list[list[str] | None]) -> list[str]:
-    """List names that both have, but in another group or order, names that only one has left out."""
-    both = set(_places(here)) & set(_places(there))
-    one, other = (_places([[n for n in names or [] if n in both] for names in groups]) for groups in (here, there))
-    return [name for name in other if one[name] != other[name]]
 
 
 def _one(partial: Any, parameters: Named, decay_on: str, *, path: str, groups: list[Any] | None = None) -> Optimizer:
@@ -236,7 +161,7 @@ def _grouped(partial: Any, parameters: Named, groups: list[Any], path: str) -> l
             raise ConfigError(f"{where}.parameters={group['parameters']}: an earlier group has all that it matches.")
         left = [(name, parameter) for name, parameter in left if name not in matched]
         values = {key: value for key, value in group.items() if key != "parameters"}
-        # torch checks the values of a whole optimizer, and takes anything in a group.
+        # torch checks the values of an optimizer, and none of a group. So one optimizer is made of these values.
         trust.call(
             functools.partial(partial, **values), [nn.Parameter(torch.zeros((1,) * taken[0][1].dim()))], path=where
         )

@@ -1,6 +1,6 @@
-"""Updates of a task's own: `task.update(step, batch)` decides what each optimizer steps on, and when.
+"""Let a task make its own updates: `task.update(step, batch)` decides what each optimizer steps on, and when.
 
-For GANs, distillation, adversarial and reinforcement learning, and whatever else is not one loss and one step.
+This serves GANs, distillation, adversarial and reinforcement learning, and whatever else is not one loss and one step.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,7 +29,7 @@ def own_update(state: TrainState, parts: Parts, window: list[Any]) -> int:
 
 
 def clip(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
-    """Scale gradients down to a norm, if there is a limit. Returns: their norm before, 0-dim, on the device."""
+    """Scale gradients down to a norm of at most `limit`; None keeps them. Returns: the norm before, a 0-dim tensor."""
     given = [parameter for parameter in parameters if parameter.grad is not None]
     if limit is None:
         return nn.utils.get_total_norm([each.grad for each in given if each.grad is not None])
@@ -40,7 +40,7 @@ class Step:
     """One update, as `task.update` sees it: the model, the optimizers by name, and `minimize`.
 
     model: the whole model. With `trainer.compile` it is compiled part by part, each direct child alone.
-    number: updates completed before this one. epoch: epochs completed. device: where the batch is.
+    number: the count of updates completed before this one. epoch: the count of epochs completed. device: the batch's.
     """
 
     def __init__(self, state: TrainState, parts: Parts, *, batches: int) -> None:
@@ -72,8 +72,8 @@ class Step:
     ) -> None:
         """Make one step of an optimizer on a loss. Only the parameters of that optimizer get a gradient.
 
-        Takes care of the precision of `amp`, of scaling in float16, of clipping, and of `trainer.accumulate`: then the
-        gradient is added up over the window's batches, and the optimizer steps once, in the last one.
+        This takes care of the precision of `amp`, of scaling in float16, of clipping, and of `trainer.accumulate`: with
+        that, the gradient is added up over the window's batches, and the optimizer steps once, in the last batch.
 
         loss: 0-dim, with its graph. optimizer: its name in the config; left out where there is only one.
         samples: how many samples the loss is a mean over. Needed with trainer.accumulate, to weight the batches.
@@ -98,7 +98,7 @@ class Step:
         self._left -= 1
         for share in self._shares.values():
             share.minimized = False
-            if self._left == 0 and share.samples:  # it was minimized in earlier batches of the window alone
+            if self._left == 0 and share.samples:  # it was minimized in an earlier batch of the window, not in this one
                 share.step()
         return outcome
 
@@ -126,7 +126,7 @@ class Step:
 
 
 class _Share:
-    """An optimizer's share of an update: its gradient so far, and the samples that it is a sum over."""
+    """An optimizer's share of an update: its gradient so far, and the number of samples in that gradient."""
 
     def __init__(self, one: Optimization, parts: Parts, *, wants_norm: bool) -> None:
         self.one, self._wants_norm = one, wants_norm
@@ -139,7 +139,7 @@ class _Share:
     def differentiate(self, loss: Tensor, samples: int, *, retain_graph: bool) -> None:
         self._unit = self._unit or samples
         self.samples += samples
-        # Relative to the first batch; the division by the window's size follows in `step`.
+        # Weighted relative to the first batch. The division by the window's size follows in `step`.
         weighted = loss if samples == self._unit else loss * (samples / self._unit)
         parameters = [parameter for parameter in self._parameters() if parameter.requires_grad]
         with torch.autocast(self._kind, enabled=False):

@@ -14,7 +14,7 @@ Named = list[tuple[str, nn.Parameter]]
 def divide(nodes: Mapping[str, dict[str, Any]], model: nn.Module) -> dict[str, Named]:
     """Divide a model's parameters among optimizers, by the `parameters` of each one's config.
 
-    A parameter that is frozen as the model is built may be left to none.
+    nodes: the optimizers' configs by name. A parameter that is frozen when the model is built may belong to none.
     Raises: ConfigError that names the parameters that none or two would train.
     """
     named = list(model.named_parameters())

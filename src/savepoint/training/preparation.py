@@ -34,7 +34,7 @@ def prepare(job: runs.Job) -> tuple[TrainState, Parts]:
     try:
         state, parts = _build(job)
     except BaseException:
-        end_workers()  # the data may have been looked at in one
+        end_workers()  # a worker may have loaded the samples that were looked at
         raise
     config = job.config_text.encode()
     path = job.run.directory / runs.CONFIG
@@ -67,7 +67,7 @@ def _build(job: runs.Job) -> tuple[TrainState, Parts]:
             state.restore(train_state, resumed)
         elif settings.init_from is not None:
             _load_weights(job, train_state)
-    # What a resume has not loaded again stays on record: the weights that the run began with.
+    # Weights that the run began with stay on record, even if this resume has not loaded them again.
     loaded += [each for each in recorded or [] if each not in loaded]
     if loaded:
         job.run.update(weights=loaded)
@@ -100,7 +100,7 @@ def _fork(job: runs.Job, train_state: TrainState, parts: Parts, difference: Diff
 
 @contextlib.contextmanager
 def _misfits_of_a_fork(job: runs.Job) -> Iterator[None]:
-    """Say of a checkpoint that does not fit a fork's other model how its weights can be used nevertheless."""
+    """If a checkpoint does not fit the other model of a fork, add to the error how to use its weights nevertheless."""
     try:
         yield
     except MisfitError as error:
@@ -114,13 +114,16 @@ def _misfits_of_a_fork(job: runs.Job) -> Iterator[None]:
 
 
 def environment(settings: Settings, *, threads: int) -> None:
-    """Settings of the whole process. All are set, also to what torch begins with: a sweep's jobs share a process."""
+    """Apply the settings that hold for the whole process. threads: how many torch computes with on the CPU.
+
+    Each is set, even to torch's own default: the jobs of a sweep share a process.
+    """
     trainer = settings.trainer
     torch.set_num_threads(threads)
-    # cuBLAS reads it when its first handle is made, and without it is not deterministic.
+    # Without this variable cuBLAS is not deterministic. cuBLAS reads it when its first handle is made.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(trainer.deterministic)
-    # On by default in that mode, and only there to make a read of uninitialised memory repeatable; it costs a fill.
+    # torch turns this on in that mode. It only makes reads of uninitialised memory repeatable, and costs a fill each.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not trainer.deterministic
     torch.autograd.set_detect_anomaly(trainer.detect_anomaly)
@@ -133,7 +136,7 @@ def _load_weights(job: runs.Job, train_state: TrainState) -> None:
     source = job.weights or weights.find(query, job.repository)
     read = weights.read(source, query=query)
     notes = weights.load(train_state.model, read, job.settings.init)
-    # The very checkpoint or file: `latest` and a relative path would mean others if this run starts over.
+    # The config gets the very checkpoint or file: `latest` or a relative path may mean another if this run starts over.
     if isinstance(source, Path):
         job.config["init_from"] = str(source)
     else:
@@ -173,7 +176,7 @@ def _fingerprints(
 ) -> dict[str, dict[str, Any]]:
     """Return the fingerprint of each split.
 
-    difference: of a fork, whose data may be others where its config says so.
+    difference: the fork's, if there is one. A fork whose config changes the data may have other data.
     Raises: UserError if the checkpoint was trained on other data.
     """
     if difference and difference.touches("data.dataset", "seed"):

@@ -22,8 +22,10 @@ log = logging.getLogger("savepoint")
 
 
 class Progress(Protocol):
+    """Shows how far a run is."""
+
     def advance(self, *, epoch: int, step: int) -> None:
-        """Note that an update is done. Called at every step, so it has to cost next to nothing."""
+        """Note that an update is done. The loop calls this at every step, so it has to cost next to nothing."""
         ...
 
     def row(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
@@ -34,8 +36,8 @@ class Progress(Protocol):
 class Table:
     """One row of text for each evaluation under one header, never wider than `width` columns.
 
-    Metrics that do not fit are left out. Losses come first, then what was measured in validation.
-    epochs, steps: the planned end, which sets the width of the first two columns.
+    Metrics that do not fit are left out: losses stay longest, then metrics of validation.
+    epochs, steps: the planned end, which decides the width of the first two columns.
     """
 
     def __init__(self, *, width: int, epochs: int | None, steps: int) -> None:
@@ -131,7 +133,7 @@ def show(*, epochs: int | None, steps: int, done: int) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def logs(directory: Path) -> Iterator[None]:
-    """Send what is logged to the terminal as it is, and to the run's train.log with the time and without secrets."""
+    """Send log messages to the terminal, and with the time and without secrets to the run's train.log."""
     terminal = logging.StreamHandler(_Stdout())
     terminal.setFormatter(_Shown())
     terminal.addFilter(lambda record: not record.exc_info)  # Python prints the traceback itself
@@ -211,12 +213,12 @@ def _with_paths(record: logging.LogRecord, show: Callable[[Path], Path]) -> logg
 
 
 def _rank(name: str) -> tuple[bool, bool, bool]:
-    """Sort key of a metric: losses first, then what was measured in validation, the learning rates and speed last."""
+    """Return the sort key of a metric: losses first, then metrics of validation; learning rates and speed last."""
     return name not in ("train/loss", "val/loss"), not name.startswith("val/"), name.startswith(("lr", "system/"))
 
 
 def _short(name: str) -> str:
-    """Shorten a name to NAME_WIDTH columns. The middle goes, because long names often differ at their ends.
+    """Shorten a name to NAME_WIDTH columns. The middle is left out, because long names often differ at their ends.
 
     >>> _short("val/precision_at_10"), _short("val/accuracy")
     ('val/preci..at_10', 'val/accuracy')

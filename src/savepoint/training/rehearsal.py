@@ -1,6 +1,6 @@
 """Check on few samples of each split that model, data and task fit each other, before a run begins.
 
-Otherwise the first batch would tell, and leave the directory of a run that never trained.
+Otherwise the first batch would show it, and leave behind the directory of a run that never trained.
 """
 
 import copy
@@ -32,18 +32,18 @@ def rehearse(state: TrainState, parts: Parts, *, source: Path) -> tuple[set[str]
     """Call the task on a training and on a validation batch, and leave no trace.
 
     An update of the task's own is made without the steps of its optimizers; an evaluation of its own gets one batch.
-    Model and task are copies, so buffers, counters and what a fork registers stay as they are; generators are restored.
-    Models that cannot be copied are not rehearsed.
+    Model and task are copies, so buffers, counters and what a fork registers stay as they are. Generators are restored.
+    A model that cannot be copied is not rehearsed.
 
     source: the directory that holds the `project` package.
-    Returns: the names that an evaluation of the task's own measures, if it has one and they are known now; and what
-    `example.pack` makes of the calls of the model.
+    Returns: the names that an evaluation of the task's own measures, and what `example.pack` makes of the calls of the
+    model. The names are None if the task has no evaluation or they are not known, and empty without validation data.
     Raises: ConfigError or BuildError that names the classes, the batch and the line of the fork's own code.
     """
     with system.rng.isolated():
         try:
             model, task = copy.deepcopy((state.model, parts.task))
-        except Exception:  # a lock or an open file among its attributes, for example: the first batch will tell
+        except Exception:  # for example a lock or an open file among the attributes: the first batch will show faults
             return None, None
         update = functools.partial(_update, state) if hasattr(task, "update") else _call
         evaluate = _evaluate if hasattr(task, "evaluate") else _call
@@ -60,7 +60,7 @@ def rehearse(state: TrainState, parts: Parts, *, source: Path) -> tuple[set[str]
 def _try(
     call: Callable[..., set[str] | None], model: nn.Module, task: Any, parts: Parts, split: str, source: Path
 ) -> set[str] | None:
-    """Make a call with two samples, and if that fails with a whole batch. Returns: its result, None if it has none."""
+    """Make a call with two samples; if it fails, with a whole batch. Returns: its result, None if it has none."""
     batches = parts.train if split == "training" else parts.val
     try:
         return call(model, task, batches.glance(), parts, split)
@@ -73,7 +73,7 @@ def _try(
         except Exception as error:
             if call not in (_evaluate, _draw) or not isinstance(error, ValueError):
                 raise _fault(error, (model, batches.dataset, task), batch, split, source) from error
-            # The word of metric libraries for samples on which a metric is undefined.
+            # Metric libraries raise ValueError for samples on which a metric is undefined.
             name, words = "evaluate" if call is _evaluate else "figures", " ".join(str(error).split())
             log.warning("%s of %s was tried on one batch of validation and failed, which more samples may mend: %s",
                         name, type(task).__name__, words)  # fmt: skip
@@ -126,7 +126,7 @@ def _check_loss(task: Any, outcome: Outcome) -> None:
 
 
 class _Rehearsed(Step):
-    """An update in which losses are differentiated and no optimizer steps. model: a copy."""
+    """An update that differentiates losses and lets no optimizer step. model: a copy of the run's."""
 
     def __init__(self, state: TrainState, parts: Parts, model: nn.Module) -> None:
         super().__init__(state, parts, batches=1)

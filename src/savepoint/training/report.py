@@ -1,4 +1,4 @@
-"""Log messages at the start and the end of a run, and word its failures."""
+"""Log messages at the start and the end of a run, and put its failures into words."""
 
 import logging
 from typing import Any
@@ -38,7 +38,7 @@ def introduce(job: runs.Job, parts: Parts, train_state: TrainState, source: dict
 
 
 def drift(resumed: checkpoint.Checkpoint, source: dict[str, Any], patch: str | None) -> list[str]:
-    """Return a line for each thing that is other than it was for a checkpoint. Each says what it may change.
+    """Return a line for each thing that has changed since a checkpoint. Each line says what that may change.
 
     source: this process's provenance. patch: its uncommitted changes.
     """
@@ -88,7 +88,7 @@ def conclude(job: runs.Job, train_state: TrainState, saves: Saves) -> None:
 
 
 def summary(job: runs.Job, train_state: TrainState, saves: Saves) -> str:
-    """Say in Markdown what was reached, where it is saved, and the command that goes on from there."""
+    """Return in Markdown what was reached, where it is saved, and the command that goes on from there."""
     lines = []
     if train_state.best is not None:
         lines.append(f"Best **{_best(job, train_state.best)}**.")
@@ -105,7 +105,7 @@ def _best(job: runs.Job, best: dict[str, Any]) -> str:
 
 
 def _further(job: runs.Job, train_state: TrainState) -> str | None:
-    """Return the override that makes the run go on, or None if none would."""
+    """Return the override with which the run goes on: "" if it needs none, None if no override would do."""
     trainer = job.settings.trainer
     if job.run.record["status"] != "finished":
         return ""
@@ -124,7 +124,7 @@ def _kept(job: runs.Job) -> str:
 
 
 def worker_killed(job: runs.Job, cause: str) -> str:
-    """Word the death of a loading worker. cause: what torch says of it."""
+    """Return the message about a loading worker that died. cause: torch's words."""
     count = job.settings.data.num_workers
     started = job.run.metrics.exists()  # otherwise nothing of the run is kept
     return (
@@ -135,7 +135,7 @@ def worker_killed(job: runs.Job, cause: str) -> str:
 
 
 def disk_refused(job: runs.Job, error: OSError) -> str:
-    """Word a disk that refuses to be written: what is kept, and the command that goes on."""
+    """Return the message about a disk that refuses to be written: what is kept, and the command that goes on."""
     kept = _kept(job)
     if not job.run.directory.is_dir():
         return f"The run directory is gone: {job.run.directory}. Start another run."

@@ -24,8 +24,8 @@ log = logging.getLogger("savepoint")
 class Saves:
     """The checkpoints and the metric history of one run, as its training loop writes them.
 
-    config, patch, provenance: stored in every checkpoint; patch is None if the working tree is clean.
-    resumed_from: name of the checkpoint that this process started from. It is kept until a newer one is durable.
+    config, patch, provenance: stored in every checkpoint. patch: None if the working tree is clean.
+    resumed_from: the name of the checkpoint that this process started from. It is kept until a newer one is durable.
     """
 
     def __init__(
@@ -74,7 +74,10 @@ class Saves:
         return minutes is not None and time.monotonic() - self._saved >= 60 * minutes
 
     def wait(self) -> None:
-        """Wait until the save in the background is durable or has failed. Raises: its error, but not the disk's."""
+        """Wait until the save in the background is durable or has failed.
+
+        Raises: the error that stopped it. A disk that refused it was only warned about.
+        """
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             under_way.result()

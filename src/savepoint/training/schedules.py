@@ -1,4 +1,4 @@
-"""Build the learning-rate schedule of a run, planned to the end of training, from the inside out."""
+"""Build the learning-rate schedule of a run, planned to the end of training. Inner schedules are built first."""
 
 import copy
 import functools
@@ -36,9 +36,8 @@ def build(
 ) -> tuple[Any, int | None]:
     """Build the schedule that the config's group `node` describes.
 
-    name: the optimizer's. path: the place of `node` in the config.
-    batches: how many one epoch has. make: `trust.make`.
-    Returns: the schedule, and the planned end if its length depends on that; (None, None) without a schedule.
+    batches: the number of them in an epoch. make: `trust.make`. name: the optimizer's. path: the place of `node`.
+    Returns: the schedule, and the planned end of training if its length depends on that end; (None, None) for none.
     Raises: ConfigError that names the key.
     """
     own = {key: value for key, value in node.items() if key not in OWN}
@@ -105,9 +104,9 @@ def planned_end(settings: Settings, batches: int, *, interval: str) -> int:
 
 
 def planned_key(node: dict[str, Any], end: int) -> tuple[str, int] | None:
-    """Return the key and the value of the length that depends on the planned end of training.
+    """Return the key and the value of the length that depends on the planned end of training; None if no length does.
 
-    None if none does. A length that is null up to the next milestone does not depend on that end.
+    A schedule that ends at the next one's milestone does not depend on that end.
     """
     key = _null_length(node)
     if key is not None:
@@ -122,7 +121,7 @@ def _planned(node: dict[str, Any], begins: int, ends: int) -> dict[str, Any]:
     """Fill in each length that is null: from where that schedule begins to where the next one takes over."""
     planned = dict(node)
     if key := _null_length(node):
-        planned[key] = max(1, ends - begins)  # 1 for a schedule that begins after the end of training
+        planned[key] = max(1, ends - begins)  # at least 1, also for a schedule that begins after the end of training
     if _inner(node):
         planned["schedulers"] = [_planned(*window) for window in _windows(node, begins, ends)]
     return planned

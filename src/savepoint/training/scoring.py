@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint apart from training, on any split: for one on the test split, which training never sees."""
+"""Evaluate a checkpoint apart from training, on any split, such as the test split, which training never sees."""
 
 import logging
 from pathlib import Path
@@ -32,13 +32,13 @@ def score(
     source: Path,
     stop: system.signals.Stop,
 ) -> dict[str, float] | None:
-    """Measure what the task measures in validation, on a split, with a checkpoint's weights.
+    """Measure on a split what the task measures in validation, with a checkpoint's weights.
 
     config, settings: a config and its settings, from `trust.check_config`. split: `val` or `test`.
     source: the directory that holds the `project` package.
     Returns: values by name; None if `stop.signal` was set meanwhile.
-    Raises: ConfigError if something cannot be built, for one if the data set has no such split; CheckpointError if
-    the checkpoint does not fit.
+    Raises: ConfigError if something cannot be built, for example because the data set has no such split;
+    CheckpointError if the checkpoint does not fit.
     """
     with weights.tracing(loaded.provenance.get("weights")):
         state, parts = _assemble(config, settings, split=split, source=source)
@@ -48,7 +48,7 @@ def score(
 
 
 def _assemble(config: dict[str, Any], settings: Settings, *, split: str, source: Path) -> tuple[TrainState, Parts]:
-    """Build the model, the task and one split of the data, and nothing that only training needs."""
+    """Build the model, the task and one split of the data, without what only training needs."""
     device = build.pick_device(settings.trainer.device)
     system.rng.seed(settings.seed)
     with registry.collecting() as registered:
@@ -68,9 +68,9 @@ def _assemble(config: dict[str, Any], settings: Settings, *, split: str, source:
 
 
 def score_test(job: Job, state: TrainState, parts: Parts, stop: system.signals.Stop) -> None:
-    """Evaluate the best checkpoint on the test split, once training is finished, where `trainer.test` asks for it.
+    """Evaluate the best checkpoint on the test split after training is finished, if `trainer.test` asks for it.
 
-    Without a `checkpoint.monitor`, or where none of the kept checkpoints was measured, it is the last one.
+    Without a `checkpoint.monitor`, or if none of the kept checkpoints was measured, the last checkpoint is evaluated.
     """
     if not job.settings.trainer.test or not finished(state, parts):
         return
@@ -98,9 +98,9 @@ def score_test(job: Job, state: TrainState, parts: Parts, stop: system.signals.S
 def example_call(
     config: dict[str, Any], settings: Settings, model: nn.Module, *, source: Path, whole: bool
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments with which the task calls the model on validation data, to trace the model with.
+    """Return the arguments with which the task calls the model on validation data, so that the model can be traced.
 
-    model: on the CPU, in evaluation mode. whole: a whole batch, otherwise two samples.
+    model: on the CPU, in evaluation mode. whole: whether to take a whole batch, in place of two samples.
     Returns: positional arguments and keywords of the first call.
     Raises: ConfigError if something cannot be built, or there are no data; UserError if the task calls no model.
     """

@@ -47,7 +47,7 @@ class TrainState:
     # Sums over the samples since the last evaluation, on the device, and the number of these samples.
     sums: dict[str, Tensor] = field(default_factory=dict)
     samples: int = 0
-    # When train/recent_loss was last logged: the sum of losses and the number of samples; and the other sums.
+    # The sums when train/recent_loss was last logged: that of losses, with the number of samples; and the others.
     logged: tuple[float, int] = (0.0, 0)
     logged_sums: dict[str, Tensor] = field(default_factory=dict)
     # The norm of the last gradient before it was clipped, by the name of the optimizer; "" for all parameters.
@@ -79,13 +79,13 @@ class Parts:
     example: bytes | None = None
 
     def autocasting(self) -> contextlib.AbstractContextManager[Any]:
-        """Compute what the body computes in the precision of `amp`."""
+        """Return a context that computes in the precision of `amp`."""
         if self.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast)
 
     def wants_norm(self, state: TrainState) -> bool:
-        """Whether the norm of the coming update's gradient is logged, and nothing else computes it."""
+        """Whether the norm of the coming update's gradient is logged because `trainer.log_grad_norm` asks for it."""
         trainer = self.settings.trainer
         every = trainer.log_every_n_steps
         return trainer.log_grad_norm and every is not None and (state.step + 1) % every == 0
@@ -107,7 +107,7 @@ _PLAIN: dict[str, type | UnionType] = {
     "logged": tuple,
     "sums": dict,
 }
-# Fields that the first checkpoints lack. Those evaluated after every epoch, and only then.
+# Fields that the first checkpoints lack. Their runs evaluated after every epoch, and only then.
 _LATER: dict[str, type | UnionType] = {
     "evaluated": int | None,
     "stale": int,
@@ -126,10 +126,10 @@ def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tree = {name: getattr(state, name) for name in _PLAIN | _LATER}
     tree |= optimization.capture(state.optimizers)
     tree |= {
-        # A state_dict also has entries that no safetensors file holds, and the versions of modules.
+        # A state_dict also has entries that no safetensors file can hold, and the versions of modules.
         "model_extra": {name: value for name, value in whole.items() if name not in model},
         "model_versions": {name: entry.get("version") for name, entry in getattr(whole, "_metadata", {}).items()},
-        # A state_dict lacks this: layers that training froze or unfroze would be as they were built.
+        # A state_dict lacks this. Without it, layers that training froze or unfroze would be as they were built.
         "frozen": [name for name, parameter in state.model.named_parameters() if not parameter.requires_grad],
         "averaged": state.averaged.state_dict() if state.averaged else None,
         "registered": {name: stateful.state_dict() for name, stateful in state.registered.items()},
@@ -177,7 +177,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
 
 
 def restore_for_evaluation(state: TrainState, checkpoint: Checkpoint) -> None:
-    """Restore what an evaluation depends on, and not what only training needs. Raises: CheckpointError."""
+    """Restore what an evaluation depends on, without what only training needs. Raises: CheckpointError."""
     _check_entries(checkpoint)
     restore_model(state.model, checkpoint)
     saved = checkpoint.state
@@ -224,7 +224,7 @@ def _restore_stream(stream: Stream | None, checkpoint: Checkpoint) -> None:
 
 
 def fits(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Check that a checkpoint is one of a training, and has the names, shapes and dtypes of the model.
+    """Check that a checkpoint holds a training state, with the names, shapes and dtypes of the model.
 
     The model may be on the meta device. Raises: CheckpointError that lists what is missing, unexpected or different.
     """

@@ -31,8 +31,8 @@ def update(state: TrainState, parts: Parts, window: list[Any]) -> None:
         one.scaler.update()  # the optimizers of one loss share a scaler
     if state.averaged is not None:
         state.averaged.update_parameters(state.model)
-    # Here, before any checkpoint is taken, because gradients are never saved. With names, the model may have some that
-    # no optimizer knows of: those of frozen parameters, or of a task's own backward passes.
+    # This comes before any checkpoint, because gradients are never saved. If optimizers have names, the model may have
+    # gradients that no optimizer knows of: those of frozen parameters, or of a task's own backward passes.
     (state.optimizers[""].optimizer if "" in state.optimizers else state.model).zero_grad()
     state.samples += samples
     state.batch += len(window)

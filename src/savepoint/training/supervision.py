@@ -1,4 +1,4 @@
-"""Around the loop: log, save, show progress, listen for signals, and record how the run ended."""
+"""Support the loop: log, save, show progress, listen for signals, and record how the run ended."""
 
 import contextlib
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # every optimizer imports it at its first call; here `memory.permanent` covers it
+import torch._dynamo  # every optimizer imports it at its first call; imported here, it is under `memory.permanent`
 
 from savepoint import checkpoint, runs, system, trust
 from savepoint.data import end_workers, worker_death
@@ -20,9 +20,9 @@ from savepoint.training.loop import finished
 from savepoint.training.saves import Saves
 from savepoint.training.state import Parts, TrainState
 
-# How long the end of a run waits for points that the tracker has not stored yet.
+# How long the end of a run waits for points that the tracker has not stored yet, by the run's status.
 TRACKER_SECONDS = {"finished": 60.0, "failed": 60.0, "interrupted": 15.0}
-IMPATIENT_SECONDS = 1.0  # the same, after a second Ctrl-C
+IMPATIENT_SECONDS = 1.0  # after a second Ctrl-C
 log = logging.getLogger("savepoint")
 
 
@@ -51,7 +51,7 @@ def _explaining_failures(job: runs.Job) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, OSError) and runs.is_disk_error(error, job.run.directory):
             raise
-        # A library may turn Ctrl-C into an error of its own, so this is asked before anything else is believed.
+        # A library may turn Ctrl-C into an error of its own, so Ctrl-C is looked for before the error is believed.
         if isinstance(error, KeyboardInterrupt) or system.signals.pressed():
             if job.run.record["status"] == "running":
                 job.run.update(status="interrupted")
@@ -88,8 +88,8 @@ def supervise(
 ) -> Iterator[tuple[Saves, progress.Progress, system.signals.Stop]]:
     """Announce the run, provide what the loop reports to while the body trains, and record how the run ended.
 
-    Yields: where checkpoints go, the progress display, and whether somebody asked the run to stop.
-    Raises: Interrupted if the run was asked to stop and did, with everything saved.
+    Yields: where checkpoints go, the progress display, and whether the run was asked to stop.
+    Raises: Interrupted if the run was asked to stop, and stopped with everything saved.
     """
     source = _provenance(job, parts)
     patch = runs.uncommitted_changes(job.repository)
@@ -99,7 +99,7 @@ def supervise(
     status, patient = "failed", True
     try:
         with system.signals.watch(job.run.stop_file) as stop, _progress(parts, state) as shown, _profiled(job):
-            if system.signals.pressed():  # while a library was imported that swallowed the interrupt
+            if system.signals.pressed():  # a library swallowed the interrupt while it was imported
                 raise KeyboardInterrupt
             if job.fork is not None:
                 saves.save(state)  # from here on the fork needs nothing of its parent

@@ -1,4 +1,4 @@
-"""The interface between a fork's model and data and the engine: a task turns a batch into a loss and metrics."""
+"""Declare the interface between a fork and the engine: a task turns a batch into a loss and metrics."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,12 +44,12 @@ class Task(Protocol):
 
     `evaluate(model, batches) -> dict[str, float]` makes a whole evaluation itself, for metrics that are no sums over
     samples, such as AUROC. The model is in evaluation mode, the batches are on its device, no gradients are computed,
-    and whatever is drawn changes no generator. Its names are logged under `val/`; return `loss` too if something is to
-    follow it.
+    and random draws change no generator of training. The values are logged under `val/`. Return `loss` too if a
+    monitor is to follow it.
 
-    `figures(model, batches) -> dict[str, Figure | image | str]` draws what the model predicts, in the same setting,
-    every `trainer.figures_every_n_epochs`: matplotlib figures, images (height, width) or (1 or 3, height, width) as
-    uint8 or floats in 0..1, and texts.
+    `figures(model, batches) -> dict[str, Figure | image | str]` draws what the model predicts, under the same
+    conditions, every `trainer.figures_every_n_epochs`. It returns matplotlib figures, images, (height, width) or (1 or
+    3, height, width) as uint8 or as floats in 0..1, and texts.
 
     metrics: the names that `compute` returns, so that `checkpoint.monitor` can be checked before training.
     """
