@@ -13,6 +13,7 @@ import pytest
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
+from tools import tensorfiles
 from torch import Tensor
 
 from savepoint.checkpoint import tensorfile
@@ -31,8 +32,8 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 def written(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> dict[str, Tensor]:
     path.unlink(missing_ok=True)
-    tensorfile.write(path, tensors, metadata or {})
-    return tensorfile.read(bytearray(path.read_bytes()), name="file")[0]
+    tensorfiles.write(path, tensors, metadata or {})
+    return tensorfiles.read(bytearray(path.read_bytes()), name="file")[0]
 
 
 def random_bits(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -64,7 +65,7 @@ def test_reading_gives_back_every_bit_of_every_dtype(tmp_path: Path) -> None:
 
 def test_safetensors_reads_every_dtype_that_we_write(tmp_path: Path) -> None:
     tensors = one_of_each()
-    tensorfile.write(tmp_path / "file", tensors, {"format": "pt", "commit": "abc"})
+    tensorfiles.write(tmp_path / "file", tensors, {"format": "pt", "commit": "abc"})
     theirs = load_file(tmp_path / "file")
     assert theirs.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -76,7 +77,7 @@ def test_safetensors_reads_every_dtype_that_we_write(tmp_path: Path) -> None:
 def test_we_read_every_dtype_that_safetensors_writes(tmp_path: Path) -> None:
     tensors = one_of_each()
     save_file(tensors, tmp_path / "file", {"format": "pt", "commit": "abc"})
-    ours, metadata = tensorfile.read(bytearray((tmp_path / "file").read_bytes()), name="file")
+    ours, metadata = tensorfiles.read(bytearray((tmp_path / "file").read_bytes()), name="file")
     assert metadata == {"format": "pt", "commit": "abc"}
     assert ours.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -91,7 +92,7 @@ def test_a_file_without_tensors_or_metadata_is_sound_for_both(tmp_path: Path) ->
 def test_size_and_digest_are_those_of_the_file(tmp_path: Path) -> None:
     import hashlib
 
-    told = tensorfile.write(tmp_path / "file", one_of_each(), {"a": "b"})
+    told = tensorfiles.write(tmp_path / "file", one_of_each(), {"a": "b"})
     data = (tmp_path / "file").read_bytes()
     assert (told.size, told.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
@@ -104,7 +105,8 @@ names = [f"name{i}" for i in range(40)]
 metadata = {f"key{i}": str(i) for i in range(40)}
 order = names if sys.argv[2] == "forward" else names[::-1]
 tensors = {name: torch.full((int(name[4:]) + 1,), 1.5, dtype=torch.float64 if name[-1] in "13" else torch.float16) for name in order}
-tensorfile.write(Path(sys.argv[1]), tensors, {key: metadata[key] for key in (metadata if sys.argv[2] == "forward" else list(metadata)[::-1])})
+plan = tensorfile.Plan(tensors, {key: metadata[key] for key in (metadata if sys.argv[2] == "forward" else list(metadata)[::-1])})
+Path(sys.argv[1]).write_bytes(b"".join(plan.chunks()))
 """
 
 
@@ -196,7 +198,7 @@ def test_a_large_tensor_that_lies_as_it_is_written_is_one_piece_of_its_own_memor
 def test_the_same_file_from_other_memory_leaves_the_first_one_alone() -> None:
     first = tensorfile.Plan({"a": numbers(3)}, {"b": "c"})
     second = first.with_tensors([torch.tensor([7, 8, 9], dtype=torch.uint8)])
-    assert (second.header, second.size) == (first.header, first.size)
+    assert (second.header, second.bytes) == (first.header, first.bytes)
     assert [bytes(b"".join(plan.chunks()))[-3:] for plan in (first, second)] == [b"\0\1\2", b"\7\x08\x09"]
 
 
@@ -206,7 +208,7 @@ def test_no_metadata_are_no_entry_of_the_header() -> None:
 
 def test_every_tensor_is_aligned_to_its_own_size(tmp_path: Path) -> None:
     """So that a reader can map the file, and ours need not copy."""
-    tensorfile.write(tmp_path / "file", one_of_each(), {"odd": "x"})
+    tensorfiles.write(tmp_path / "file", one_of_each(), {"odd": "x"})
     header = tensorfile.read_header((tmp_path / "file").read_bytes(), name="file")
     for e in header.entries.values():
         assert (header.start + e["data_offsets"][0]) % tensorfile.DTYPES[e["dtype"]].itemsize == 0
@@ -216,7 +218,7 @@ def test_another_writers_unaligned_tensors_are_read(tmp_path: Path) -> None:
     """The format does not promise alignment."""
     body = b"\x07" + np.float64(1.25).tobytes()
     header = {"a": entry("U8", [1], 0, 1), "b": entry("F64", [], 1, 9)}
-    tensors, _ = tensorfile.read(raw(header, body), name="file")
+    tensors, _ = tensorfiles.read(raw(header, body), name="file")
     assert tensors["a"].tolist() == [7] and tensors["b"].item() == 1.25
     assert tensors["b"].data_ptr() % 8 == 0
 
@@ -224,7 +226,7 @@ def test_another_writers_unaligned_tensors_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spaces", range(8))
 def test_tensors_behind_a_header_of_any_length_are_read(spaces: int) -> None:
     header = json.dumps({"b": entry("F64", [], 0, 8)}).encode() + b" " * spaces
-    tensors, _ = tensorfile.read(raw(header, np.float64(1.25).tobytes()), name="file")
+    tensors, _ = tensorfiles.read(raw(header, np.float64(1.25).tobytes()), name="file")
     assert tensors["b"].item() == 1.25 and tensors["b"].data_ptr() % 8 == 0
 
 
@@ -232,7 +234,7 @@ def test_tensors_behind_a_header_of_any_length_are_read(spaces: int) -> None:
 def test_the_mode_follows_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
-        tensorfile.write(tmp_path / "file", {"a": torch.ones(1)}, {})
+        tensorfiles.write(tmp_path / "file", {"a": torch.ones(1)}, {})
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
@@ -241,28 +243,28 @@ def test_the_mode_follows_the_umask(tmp_path: Path, umask: int, mode: int) -> No
 def test_all_bytes_are_synced_before_write_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
-    told = tensorfile.write(tmp_path / "file", {"a": torch.ones(1000)}, {})
+    told = tensorfiles.write(tmp_path / "file", {"a": torch.ones(1000)}, {})
     assert synced == [told.size]
 
 
 def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"old")
     with pytest.raises(FileExistsError):
-        tensorfile.write(tmp_path / "file", {}, {})
+        tensorfiles.write(tmp_path / "file", {}, {})
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
 def test_a_tensor_cannot_take_the_name_of_the_metadata(tmp_path: Path) -> None:
     """The library writes such a file, and nobody can read it."""
     with pytest.raises(AssertionError):
-        tensorfile.write(tmp_path / "file", {"__metadata__": torch.ones(1)}, {})
+        tensorfiles.write(tmp_path / "file", {"__metadata__": torch.ones(1)}, {})
     assert not (tmp_path / "file").exists()
 
 
 def test_tensors_are_not_copied_out_of_the_files_bytes(tmp_path: Path) -> None:
-    tensorfile.write(tmp_path / "file", {"a": torch.zeros(4, dtype=torch.uint8)}, {})
+    tensorfiles.write(tmp_path / "file", {"a": torch.zeros(4, dtype=torch.uint8)}, {})
     data = bytearray((tmp_path / "file").read_bytes())
-    tensors, _ = tensorfile.read(data, name="file")
+    tensors, _ = tensorfiles.read(data, name="file")
     data[-4:] = b"\x01\x02\x03\x04"
     assert tensors["a"].tolist() == [1, 2, 3, 4]
 
@@ -339,7 +341,7 @@ DAMAGE: dict[str, bytearray] = {
 @pytest.mark.parametrize("data", DAMAGE.values(), ids=DAMAGE.keys())
 def test_damage_is_refused_by_the_files_name(data: bytearray) -> None:
     with pytest.raises(CheckpointError, match=r"^the/file: "):
-        tensorfile.read(data, name="the/file")
+        tensorfiles.read(data, name="the/file")
 
 
 def test_a_shape_of_a_million_sizes_is_refused_at_once() -> None:
@@ -348,21 +350,21 @@ def test_a_shape_of_a_million_sizes_is_refused_at_once() -> None:
 
     started = time.process_time()
     with pytest.raises(CheckpointError):
-        tensorfile.read(raw({"a": entry("U8", [2**47] * 300_000, 0, 1)}, b"\0"), name="file")
+        tensorfiles.read(raw({"a": entry("U8", [2**47] * 300_000, 0, 1)}, b"\0"), name="file")
     assert time.process_time() - started < 20
 
 
 def test_the_undamaged_file_of_these_tests_is_read() -> None:
-    tensors, metadata = tensorfile.read(raw(GOOD, b"\0" * 8), name="file")
+    tensors, metadata = tensorfiles.read(raw(GOOD, b"\0" * 8), name="file")
     assert tensors["a"].tolist() == [0.0, 0.0] and metadata == {}
 
 
 def test_every_shorter_file_is_refused(tmp_path: Path) -> None:
-    tensorfile.write(tmp_path / "file", {"a": torch.ones(3), "b": torch.ones(2, dtype=torch.bool)}, {"c": "d"})
+    tensorfiles.write(tmp_path / "file", {"a": torch.ones(3), "b": torch.ones(2, dtype=torch.bool)}, {"c": "d"})
     data = (tmp_path / "file").read_bytes()
     for length in range(len(data)):
         with pytest.raises(CheckpointError):
-            tensorfile.read(bytearray(data[:length]), name="file")
+            tensorfiles.read(bytearray(data[:length]), name="file")
 
 
 @pytest.mark.parametrize(
@@ -370,20 +372,20 @@ def test_every_shorter_file_is_refused(tmp_path: Path) -> None:
 )
 def test_a_name_that_would_lead_a_reader_elsewhere_is_refused(tmp_path: Path, outside: str) -> None:
     with pytest.raises(CheckpointError, match="file: it has a tensor named"):
-        tensorfile.read(raw({outside: entry("U8", [1], 0, 1)}, b"\x05"), name="file")
+        tensorfiles.read(raw({outside: entry("U8", [1], 0, 1)}, b"\x05"), name="file")
     with pytest.raises(AssertionError):
-        tensorfile.write(tmp_path / "file", {outside: torch.ones(1)}, {})
+        tensorfiles.write(tmp_path / "file", {outside: torch.ones(1)}, {})
 
 
 @pytest.mark.parametrize("inside", ["a..b", "...", "a/.../b", "~", "", "layer.0/weight", ".hidden"])
 def test_a_name_with_dots_that_leads_nowhere_is_read(inside: str) -> None:
-    tensors, _ = tensorfile.read(raw({inside: entry("U8", [1], 0, 1)}, b"\x05"), name="file")
+    tensors, _ = tensorfiles.read(raw({inside: entry("U8", [1], 0, 1)}, b"\x05"), name="file")
     assert tensors[inside].tolist() == [5]
 
 
 def test_tensors_may_stand_in_the_header_in_any_order() -> None:
     header = {"b": entry("U8", [1], 1, 2), "a": entry("U8", [1], 0, 1), "empty": entry("U8", [0], 1, 1)}
-    tensors, _ = tensorfile.read(raw(header, b"\x01\x02"), name="file")
+    tensors, _ = tensorfiles.read(raw(header, b"\x01\x02"), name="file")
     assert (tensors["a"].item(), tensors["b"].item()) == (1, 2)
 
 
@@ -391,7 +393,7 @@ def test_a_header_longer_than_the_format_allows_is_refused(monkeypatch: pytest.M
     data = raw(GOOD, b"\0" * 8)
     monkeypatch.setattr(tensorfile, "MAX_HEADER", int.from_bytes(data[:8], "little"))
     with pytest.raises(CheckpointError, match="not a safetensors file"):
-        tensorfile.read(data, name="file")
+        tensorfiles.read(data, name="file")
 
 
 def test_a_header_can_be_read_without_the_tensors_and_is_checked_alone() -> None:

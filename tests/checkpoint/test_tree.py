@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from tools import tensorfiles
 from tools.trees import same, trees
 from torch import Tensor
 
-from savepoint.checkpoint import tensorfile
 from savepoint.checkpoint.encoding import DTYPES
 from savepoint.checkpoint.tree import MAX_DEPTH, TreeError, join, split
 
@@ -25,9 +25,9 @@ def through_disk(path: Path, tree: Any) -> Any:
     """What a checkpoint does to a tree: a tensor file and strict JSON."""
     tensors, values = split(tree)
     path.unlink(missing_ok=True)
-    tensorfile.write(path, tensors, {})
+    tensorfiles.write(path, tensors, {})
     text = json.dumps(values, allow_nan=False)
-    back, _ = tensorfile.read(bytearray(path.read_bytes()), name="file")
+    back, _ = tensorfiles.read(bytearray(path.read_bytes()), name="file")
     return join(back, json.loads(text))
 
 

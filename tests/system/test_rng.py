@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tools import tensorfiles
 
-from savepoint.checkpoint import tensorfile, tree
+from savepoint.checkpoint import tree
 from savepoint.system import rng
 
 
@@ -72,9 +73,9 @@ def test_states_survive_the_disk(tmp_path: Path) -> None:
     rng.seed(2**64 - 1)
     drawn()
     tensors, values = tree.split(rng.capture())
-    tensorfile.write(tmp_path / "file", tensors, {})
+    tensorfiles.write(tmp_path / "file", tensors, {})
     expected = drawn()
-    back, _ = tensorfile.read(bytearray((tmp_path / "file").read_bytes()), name="file")
+    back, _ = tensorfiles.read(bytearray((tmp_path / "file").read_bytes()), name="file")
     rng.restore(tree.join(back, json.loads(json.dumps(values, allow_nan=False))))
     assert drawn() == expected
 

@@ -17,13 +17,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from savepoint import system, trust
+from savepoint import trust
 from savepoint.errors import CheckpointError
 
 DTYPES = {
@@ -75,8 +74,10 @@ class Header:
 
 
 class Plan:
-    """A file that is not written yet.
+    """A file that is not written yet. Equal tensors and metadata give equal bytes in every process.
 
+    The arguments are dense tensors of a dtype in `DTYPES`, on any device, with any strides, and the file's metadata.
+    The tensors are written row-major.
     header: the file's first bytes. tensors: in the order in which their bytes follow; referred to, not copied.
     bytes: the number of bytes after the header.
     """
@@ -93,11 +94,6 @@ class Plan:
         other = copy(self)
         other.tensors = tensors
         return other
-
-    @property
-    def size(self) -> int:
-        """Return the whole file's size in bytes."""
-        return len(self.header) + self.bytes
 
     def chunks(self) -> Iterator[memoryview]:
         """Yield the file's bytes. Contiguous tensors on the CPU are not copied, others in pieces of `PIECE` bytes."""
@@ -127,16 +123,6 @@ def _header(
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, end
-
-
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Written:
-    """Write a new file and wait until it is on the disk. Equal tensors and metadata give equal bytes in every process.
-
-    tensors: dense tensors of a dtype in `DTYPES`, on any device, with any strides. They are written row-major.
-    Raises: OSError if the disk refuses.
-    """
-    plan = Plan(tensors, metadata)
-    return Written(size=system.files.write(path, plan.chunks()), sha256=plan.sha256())
 
 
 def nameable(name: str) -> bool:
@@ -171,12 +157,6 @@ def _bytes(tensor: Tensor) -> memoryview:
     # Not `reshape`: a contiguous tensor may have any stride in dimensions of size 1, which `view` then refuses.
     array: Any = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
     return memoryview(array)
-
-
-def read(data: trust.Memory, *, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors and metadata from a whole file's bytes. The errors are those of `read_header` and `read_tensors`."""
-    header = read_header(data, name=name)
-    return read_tensors(data, header, name=name), header.metadata
 
 
 def read_header(data: bytes | trust.Memory, *, name: str) -> Header:

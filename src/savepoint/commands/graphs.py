@@ -100,14 +100,11 @@ def _write_onnx(model: nn.Module, inputs: Inputs, keywords: dict[str, Any], path
     names = [each.name for each in session.get_inputs()]
 
     def run(inputs: Inputs, keywords: dict[str, Any]) -> Any:
-        given = [value for value in pytree.tree_leaves((inputs, keywords)) if isinstance(value, Tensor)]
-        return [torch.from_numpy(each) for each in session.run(None, dict(zip(names, map(_array, given), strict=True)))]
+        leaves = pytree.tree_leaves((inputs, keywords))
+        given = [value.detach().cpu().numpy() for value in leaves if isinstance(value, Tensor)]
+        return [torch.from_numpy(each) for each in session.run(None, dict(zip(names, given, strict=True)))]
 
     return run
-
-
-def _array(value: Tensor) -> Any:
-    return value.detach().cpu().numpy()
 
 
 def _dynamic(model: nn.Module, inputs: Inputs, keywords: dict[str, Any]) -> Any:

@@ -78,7 +78,8 @@ def _filtered(rows: list[Overview], text: str) -> list[Overview]:
     """Keep the rows that a filter lets through. Raises: UserError for a status or a key that does not exist."""
     key, equals, pattern = text.partition("=")
     if not equals:
-        return [row for row in rows if any(text.lower() in each.lower() for each in _searched(row))]
+        sought = text.lower()
+        return [row for row in rows if any(sought in each.lower() for each in (row.id, row.name or "", *row.overrides))]
     if key == "name":
         return [row for row in rows if fnmatch.fnmatchcase(row.name or "", pattern)]
     if key == "status":
@@ -92,10 +93,6 @@ def _filtered(rows: list[Overview], text: str) -> list[Overview]:
         there = short_list(sorted(known), most=12)
         raise UserError(f"{text}: no run has the key {key}.{hint} There are the keys of the configs, and {there}.")
     return [row for row, values in held if any(_equal(value, pattern) for value in values)]
-
-
-def _searched(row: Overview) -> list[str]:
-    return [row.id, row.name or "", *row.overrides]
 
 
 def _values(row: Overview, key: str) -> list[Any]:

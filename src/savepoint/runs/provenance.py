@@ -82,7 +82,8 @@ def code_differences(then: dict[str, Any], now: dict[str, Any], patches: tuple[s
 def in_patch(path: Path) -> bool:
     """Whether an untracked file is small source, which a patch includes. All else is data."""
     source = path.suffix in SOURCE_SUFFIXES and path.is_file() and path.stat().st_size <= MAX_UNTRACKED
-    return source and not _in_a_run(path)
+    # A file in a run's directory is an output of the code, even where git does not ignore it.
+    return source and not any((parent / "run.json").is_file() for parent in path.parents)
 
 
 def provenance_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -134,11 +135,6 @@ def _git(repository: Path, *arguments: str, strip: bool = True, ok: tuple[int, .
         return None
     text = done.stdout.decode(errors="surrogateescape")
     return text.strip() if strip else text
-
-
-def _in_a_run(path: Path) -> bool:
-    """Whether a file lies in a run's directory. It is then an output of the code, even where git does not ignore it."""
-    return any((parent / "run.json").is_file() for parent in path.parents)
 
 
 def _version(package: str) -> str | None:

@@ -24,7 +24,6 @@ def make_batches(
     split: `train`, `val` or `test`. source: the directory that holds the `project` package.
     Raises: ConfigError for what is no data set, and for a sampler or a collate that does not go with it.
     """
-    make = functools.partial(trust.make, source=source)
     node, options = config["data"]["dataset"], settings.data
     if node is None:
         assert options.limit_batches is not None  # trust.check_config has seen to that
@@ -50,7 +49,7 @@ def make_batches(
             "or __iter__, state_dict and load_state_dict (a stream)."
         )
     if sampler is not None:
-        maker = make({**sampler, "_partial_": True}, path="data.sampler")
+        maker = trust.make({**sampler, "_partial_": True}, path="data.sampler", source=source)
         sampler = trust.call(maker, path="data.sampler", dataset=dataset)
     return Batches(dataset, sampler=sampler, **about)
 

@@ -46,9 +46,9 @@ class _Part:
         self.path = f"optimizer.{name}".rstrip(".")
         self.interval = settings.schedule(name).interval
         self.monitor = settings.schedule(name).monitor
-        both = (difference.before, difference.after)
-        self.nodes = [by_name(config["optimizer"]).get(name) for config in both]
-        schedulers = [by_name(config["scheduler"]) for config in both]
+        self.configs = (difference.before, difference.after)
+        self.nodes = [by_name(config["optimizer"]).get(name) for config in self.configs]
+        schedulers = [by_name(config["scheduler"]) for config in self.configs]
         self.schedules = [nodes.get(name, nodes.get("", {})) for nodes in schedulers]
 
     def adapt(self, model: nn.Module, state: Node, notes: list[str], *, make: Any) -> Node:
@@ -64,7 +64,7 @@ class _Part:
             entries["scaler"] = fresh["scaler"]
             if fresh["scaler"]:
                 notes.append(f"{self.path}: the scale of gradients begins anew")
-        built = [optimizers.build_all(each["optimizer"], model, make=make)[self.name] for each in self._configs()]
+        built = [optimizers.build_all(each["optimizer"], model, make=make)[self.name] for each in self.configs]
         then, now = (_plain(each) for each in built)
         planned = saved["schedule_length"] != self.fresh.schedule_length
         rates = [[float(group["lr"]) for group in groups] for groups in (then, now)]
@@ -93,9 +93,6 @@ class _Part:
         if _differs(before, after):
             notes.append(f"{self.path}: the learning rate goes on at {float(after):.6g}, and was {float(before):.6g}")
         return entries
-
-    def _configs(self) -> tuple[Node, Node]:
-        return self.difference.before, self.difference.after
 
     def _begins_fresh(self) -> str | None:
         """Return why the optimizer's state cannot go on; None if it can."""
