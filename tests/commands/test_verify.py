@@ -17,6 +17,7 @@ from tools.processes import REPOSITORY
 from tools.workshop import NAMES, Workshop
 
 from savepoint import __main__, checkpoint, runs
+from savepoint.checkpoint import SUPERSEDED
 from savepoint.checkpoint.layout import CONFIG, MANIFEST, MODEL, PROVENANCE, STATE, TRAINING
 from savepoint.commands import verify
 from savepoint.errors import UserError
@@ -557,6 +558,13 @@ def test_leftovers_are_told_and_are_no_fault(directory: Path, root: Path) -> Non
         f"half written or half deleted, removed when the run next starts: .tmp-{NEWEST}-17, .tmp-pruned-y-1",
     ]
     assert said.sound and said.outlook == f"{BEGIN} {NEWEST}"
+
+
+def test_a_checkpoint_whose_replacement_was_cut_short_is_told(directory: Path, root: Path) -> None:
+    (root / NEWEST).rename(root / f"{SUPERSEDED}{NEWEST}")
+    said = told(directory)
+    assert said.more == [f"half replaced, given its name back when the run next starts: {NEWEST}"]
+    assert said.sound
 
 
 def test_what_verify_calls_set_aside_is_what_resume_set_aside(workshop: Workshop, directory: Path) -> None:

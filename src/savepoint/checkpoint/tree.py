@@ -61,7 +61,7 @@ def join(tensors: dict[str, Tensor], values: Any) -> Any:
 
 class _Splitter:
     def __init__(self) -> None:
-        # By the tensor's id: the tensor, the path where it was found first, and its node, which `tensors` fills in.
+        # Tensors by id: each with the path where it was found first, and its node, which `tensors` fills in.
         self._leaves: dict[int, tuple[Tensor, tuple[str, ...], dict[str, Any]]] = {}
 
     def tensors(self) -> dict[str, Tensor]:

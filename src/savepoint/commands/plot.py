@@ -112,7 +112,7 @@ def _logarithmic(curves: list[Curve]) -> bool:
 
 
 def sketch(curves: list[Curve]) -> list[str]:
-    """Draw the curves with letters, in at most 80 columns and 15 lines; then a line of explanation for each curve."""
+    """Draw the curves, each with a sign of its own, in 80 columns and 15 lines. Then comes a line for each sign."""
     scale = math.log10 if _logarithmic(curves) else float
     points = [[(step, scale(value)) for step, value in each[3]] for each in curves]
     steps, values = zip(*(pair for each in points for pair in each))

@@ -69,7 +69,7 @@ def _description(run: runs.Run, repository: Path) -> str:
             f"  directory    {run.directory}",
             f"  size         {tables.size(size)} in {len(files)} files",
             f"  checkpoints  {short_list(saved[::-1])}",
-            *([f"  also in it, and no file of a run: {short_list(foreign)}"] if foreign else []),
+            *([f"  other files in it: {short_list(foreign)}"] if foreign else []),
         ]
     )
 

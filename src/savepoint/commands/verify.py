@@ -69,12 +69,12 @@ def _refused(path: Path, source: Path) -> str | None:
 
 
 def _hidden(root: Path) -> Iterator[str]:
-    """Yield a line for what was set aside as damaged, and one for what is half written or half deleted."""
+    """Yield a line for each kind of hidden checkpoint: half replaced, set aside as damaged, half written or deleted."""
     names = sorted(entry.name for entry in os.scandir(root)) if root.is_dir() else []
     aside = [_line(name) for name in names if name.startswith(".damaged-")]
     superseded = [name.removeprefix(SUPERSEDED) for name in names if name.startswith(SUPERSEDED)]
-    if cut := [_line(name) for name in superseded if name not in names]:
-        yield f"cut short while it was replaced, back when the run next starts: {short_list(cut, most=4)}"
+    if hidden := [_line(name) for name in superseded if name not in names]:
+        yield f"half replaced, given its name back when the run next starts: {short_list(hidden, most=4)}"
     stale = [_line(name) for name in names if name.startswith(".tmp-") and not name.startswith(SUPERSEDED)]
     if aside:
         yield f"set aside as damaged before: {short_list(aside, most=4)}"

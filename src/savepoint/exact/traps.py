@@ -183,7 +183,7 @@ class Traps:
     def _write(self, place: str, words: str) -> None:
         if place not in self._places:
             self._places.add(place)
-            # In one write, since loading workers write to the same file.
+            # Written in one piece, because loading workers write to the same file.
             with self._notes.open("a", encoding="utf-8") as file:
                 file.write(f"{place}\t{words}\n")
 

@@ -70,7 +70,7 @@ class Watch:
             max_steps=None,
             patience=None,
             profile=False,
-            # In the middle of each epoch, where the run evaluates by steps.
+            # A run that evaluates by steps does so in the middle of each short epoch.
             evaluate_every_n_steps=settings.trainer.evaluate_every_n_steps and max(1, updates // 2),
         )
         never = dict.fromkeys(("every_n_epochs", "every_n_steps", "every_n_minutes"))

@@ -259,7 +259,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 def read(directory: Path) -> Run:
     """Open the run in `directory`. Raises: UserError if there is no run.json, or if it cannot be read."""
     try:
-        # Not `Path.read_bytes`, which takes longer than the rest of this function: a listing reads 10,000 records.
+        # `Path.read_bytes` would take longer than the rest of this function, and a listing reads 10,000 records.
         with open(f"{directory}{os.sep}{RECORD}", "rb", buffering=0) as file:
             record = json.loads(file.readall())
         if not isinstance(record, dict):

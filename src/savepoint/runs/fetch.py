@@ -35,7 +35,7 @@ def fetch(found: trackers.Found, repository: Path, settings: TrackerSettings) ->
         if not any(name.startswith(f"{CHECKPOINTS}/") for name in fetched):
             raise UserError(f"{title} has no checkpoint, so there is nothing to go on from. Was checkpoint.upload off?")
         record = _record(hidden / RECORD, found, settings, title)
-        # Where the run was started, to the second: the time in the name is local.
+        # The directory gets the name that it had where the run was started. The time in it is local.
         started = datetime.datetime.fromisoformat(record["started"]).astimezone()
         directory = repository / "runs" / f"{started:%Y-%m-%d}" / f"{started:%H%M%S}-{record['id']}"
         if directory.exists():

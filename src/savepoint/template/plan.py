@@ -24,7 +24,7 @@ _SHARED = (
 # Files that a project writes once, and that no upgrade touches.
 _OWN = ("README.md", "CHANGELOG.md", "LICENSE", "tests/project/")
 ORIGINALS = "tests/engine"
-# What git ignores, for a template that is no clone: folders at its root, and anywhere.
+# Folders that git ignores, for a template that is no clone: at its root, and anywhere.
 _IGNORED_ROOTS = {".git", ".venv", "runs", "sweeps", "build", "dist", "exports"} | {
     *("mlartifacts", "mlruns", ".aim", "aimartifacts")
 }

@@ -74,8 +74,8 @@ class Optimization:
         self.learning_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
 
-# What a checkpoint has of each optimizer. Optimizers with names have these entries in `optimizers`, by name. The only
-# optimizer of a config without names has them among the other entries of the state.
+# The entries of each optimizer in a checkpoint. Optimizers with names have theirs in `optimizers`, by name. The only
+# optimizer of a config without names has its entries among the others of the state.
 _ENTRIES: dict[str, type | UnionType] = {
     **dict.fromkeys(("optimizer", "scheduler", "scaler"), dict),
     "learning_rates": list,

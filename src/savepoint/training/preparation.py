@@ -100,7 +100,7 @@ def _fork(job: runs.Job, train_state: TrainState, parts: Parts, difference: Diff
 
 @contextlib.contextmanager
 def _misfits_of_a_fork(job: runs.Job) -> Iterator[None]:
-    """If a checkpoint does not fit the other model of a fork, add to the error how to use its weights nevertheless."""
+    """Add to the error of a checkpoint that does not fit a fork's model how to use its weights nevertheless."""
     try:
         yield
     except MisfitError as error:
