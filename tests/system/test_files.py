@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,21 @@ def test_a_released_lock_can_be_taken_by_another_process(tmp_path: Path) -> None
         assert taken.communicate("")[0] == "True\n"
 
 
+def test_a_lock_for_a_block_waits_for_the_other_process_and_is_freed_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "lock"
+    path.parent.mkdir()
+    with other(path) as holder:
+        assert holder.stdout and holder.stdout.readline() == "True\n"
+        killer = threading.Timer(0.3, holder.kill)
+        killer.start()
+        with files.locked(path):
+            assert holder.wait(0) is not None
+            with other(path) as refused:
+                assert refused.communicate("")[0] == "False\n"
+        with other(path) as taken:
+            assert taken.communicate("")[0] == "True\n"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path) -> None:
     """A data loading worker lives on for seconds after its parent was killed."""
@@ -256,6 +272,18 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path
         lock.release()
     finally:
         os.kill(child, 9)
+
+
+def test_a_file_system_without_locks_keeps_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    closed, release = [], files.Lock.release
+    monkeypatch.setattr(files.Lock, "acquire", refuse)
+    monkeypatch.setattr(files.Lock, "release", lambda lock: closed.append(release(lock)))
+    with pytest.raises(OSError, match="No locks"), files.locked(tmp_path / "lock"):
+        raise AssertionError("the block runs without the lock")
+    assert len(closed) == 1
 
 
 def test_a_file_system_without_locks_is_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
