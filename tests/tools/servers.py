@@ -1,6 +1,8 @@
 """Real servers for tests: PostgreSQL, S3 as moto plays it, and MLflow's own in front of them. All listen on 127.0.0.1."""
 
 import contextlib
+import http.client
+import http.server
 import importlib.util
 import os
 import shutil
@@ -9,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +20,9 @@ import pytest
 from tools.stores import wait_for
 
 # The newest of Debian's, which are not in PATH.
-PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("none"), key=lambda path: float(path.parent.name))
+PROGRAMS = max(
+    Path("/usr/lib/postgresql").glob("*/bin"), default=Path("none"), key=lambda path: float(path.parent.name)
+)
 KEYS = {"AWS_ACCESS_KEY_ID": "savepoint", "AWS_SECRET_ACCESS_KEY": "not-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 BUCKET = "runs"
 
@@ -42,19 +47,28 @@ class Server:
     """A server process. It can be killed as by a crash, and started again with the same data, on the same port.
 
     command: `PORT` in it stands for the port. user: whom the process belongs to; None for this process's own user.
+    ready: a command that fails until the server works, for one that takes connections earlier.
     """
 
     def __init__(
-        self, command: Sequence[str], *, log: Path, environment: Mapping[str, str] = os.environ, user: str | None = None
+        self,
+        command: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str] = os.environ,
+        user: str | None = None,
+        ready: Sequence[str] = (),
     ) -> None:
         self.port = free_port()
         self.log = log
-        self._command = [each.replace("PORT", str(self.port)) for each in command]
+        self._command, self._ready = (
+            [each.replace("PORT", str(self.port)) for each in one] for one in (command, ready)
+        )
         self._environment, self._user = dict(environment), user
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *, wait: bool = True) -> None:
-        """Start the process. wait: until it takes connections."""
+    def start(self) -> None:
+        """Start the process, and wait until it works."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -67,16 +81,14 @@ class Server:
                 group=self._user,
                 start_new_session=True,  # so that its workers end with it
             )
-        if wait:
-            wait_for(self.listens, seconds=90)
+        wait_for(self._works, seconds=90)
 
-    def listens(self) -> bool:
-        """Whether the server takes connections."""
+    def _works(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
             raise AssertionError(self.log.read_text(errors="replace")[-2000:])
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-            return True
+            return not self._ready or subprocess.run(self._ready, check=False).returncode == 0
         return False
 
     def kill(self, number: int = signal.SIGKILL) -> None:
@@ -104,7 +116,8 @@ def postgres() -> Iterator[Server]:
         assert made.returncode == 0, made.stderr
         (place / "data" / "pg_hba.conf").write_text(rules)
         command = [str(PROGRAMS / "postgres"), "-D", str(place / "data"), "-h", "127.0.0.1", "-p", "PORT", "-k", folder]
-        server = Server(command, log=place / "log", user=user)
+        ready = [str(PROGRAMS / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", "PORT"]
+        server = Server(command, log=place / "log", user=user, ready=ready)
         server.start()
         try:
             yield server
@@ -153,3 +166,74 @@ def mlflow(folder: Path, *, database: str, artifacts: str, **variables: str) -> 
         yield server
     finally:
         server.kill()
+
+
+class Gate:
+    """Stands in front of a server, and lets requests through or does something else to them.
+
+    manner: "open"; "slow", after `seconds`; "silent", never an answer; "error", each answer is 500; "login", each is a
+    web page; "away", each is a redirect to one; "lost", the server does what it is asked and its answer is lost.
+    only: what a request's path ends with that is not let through. seen: the paths of all requests.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.manner, self.only, self.seconds = "open", "", 10.0
+        self.seen: list[str] = []
+        gate = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                gate.seen.append(self.path)
+                manner = gate.manner if self.path.partition("?")[0].endswith(gate.only) else "open"
+                if manner in ("silent", "slow"):
+                    gate.closed.wait(600 if manner == "silent" else gate.seconds)
+                if manner == "silent":
+                    return
+                if manner in ANSWERS:
+                    status, headers, page = ANSWERS[manner]
+                else:
+                    status, headers, page = gate.forward(self.command, self.path, body, dict(self.headers), port)
+                if manner == "lost":
+                    gate.manner = "open"
+                    self.close_connection = True
+                    return
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(page)))
+                self.end_headers()
+                self.wfile.write(page)
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.closed = threading.Event()
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.handle_error = lambda *_: None  # who asked may be gone
+        self.uri = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @staticmethod
+    def forward(method: str, path: str, body: bytes, headers: dict[str, str], port: int) -> tuple[int, dict, bytes]:
+        headers.pop("Transfer-Encoding", None)  # as requests sends an empty file
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            kept = {name: value for name, value in answer.getheaders() if name.lower() == "content-type"}
+            return answer.status, kept, answer.read()
+
+    def close(self) -> None:
+        self.closed.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+PAGE = b"<!doctype html><title>Sign in</title>" + b"<p>Please sign in.</p>" * 40
+ANSWERS = {
+    "error": (500, {"Content-Type": "text/plain"}, b"Internal Server Error"),
+    "login": (200, {"Content-Type": "text/html"}, PAGE),
+    "away": (302, {"Location": "/login"}, b""),
+}

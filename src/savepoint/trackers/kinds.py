@@ -22,6 +22,7 @@ class Kind:
     page: the store, and the path of a run or sweep → its page. front: the store → the page that lists the runs.
     serve: a local store, a port → the server of its page, for this machine only. Raises UserError if it cannot work.
     connect: the store → the store, opened; called in the tracker's process. Raises UserError if waiting is pointless.
+    explain: an error of the store, the order → what it means to a person, or None: its own text is good enough.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Kind:
     front: Callable[[Message], Page]
     serve: Callable[[Message, str], Server]
     connect: Callable[[Message], Store]
+    explain: Callable[[Exception, Message], str | None]
 
 
 def load(name: str) -> Kind:

@@ -27,7 +27,7 @@ class Connection:
     """The store, opened once for all runs. Where that fails, it is tried again after `RETRY_SECONDS`."""
 
     def __init__(self, order: Message) -> None:
-        self._order = order
+        self.order = order
         self._store: Store | None = None
         self._error: Exception | None = None
         self._retry_at = 0.0  # on the clock of time.monotonic
@@ -38,7 +38,7 @@ class Connection:
             if self._error is not None and not now and time.monotonic() < self._retry_at:
                 raise self._error
             try:
-                self._store = kinds.load(self._order["kind"]).connect(self._order)
+                self._store = kinds.load(self.order["kind"]).connect(self.order)
             except Exception as error:
                 self._error, self._retry_at = error, time.monotonic() + RETRY_SECONDS
                 raise
@@ -139,7 +139,7 @@ class Rounds:
         except SupersededError:
             raise
         except Exception as error:  # whatever a store and its back ends raise, the other duties go on
-            why = describe(error, self._order["uri"])
+            why = describe(error, self._order)
             if self.failures.get(duty) != why:
                 sys.stderr.write(redact(traceback.format_exc()))
                 self._say("trouble", text=f"cannot {duty}: {why}")
@@ -211,17 +211,19 @@ def finish_sweep(connection: Connection, order: Message) -> Message:
             path = connection.open(now=True).finish_sweep(order["sweep_id"], status=order["status"], table=there)
     except Exception as error:  # as above
         sys.stderr.write(redact(traceback.format_exc()))
-        why = describe(error, order.get("uri", ""))
+        why = describe(error, connection.order)
     return {"sweep_failed": why, "sweep_path": path}
 
 
-def describe(error: Exception, uri: str) -> str:
-    """Return one line that tells a person what went wrong."""
+def describe(error: Exception, order: Message) -> str:
+    """Return one line that tells a person what went wrong. order: says which store it is about."""
     text = redact(" ".join(str(error).split()) or type(error).__name__)
     if isinstance(error, UserError):
         return text
+    if explained := kinds.load(order["kind"]).explain(error, order):
+        return redact(explained)
     if "Max retries exceeded" in text or "timed out" in text.lower():
-        return f"{redact(uri)} does not answer"
+        return f"{redact(order['uri'])} does not answer"
     return text if len(text) <= 200 else text[:200] + " …"
 
 

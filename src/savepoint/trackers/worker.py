@@ -69,7 +69,7 @@ def answer(order: Message, say: Say) -> None:
         say("done", failed=None, **found)
     except Exception as error:  # whatever a store and its back ends raise
         sys.stderr.write(redact(traceback.format_exc()))
-        say("done", failed=describe(error, order["uri"]))
+        say("done", failed=describe(error, order))
 
 
 def listen(inbox: Inbox, *, parent: int) -> None:

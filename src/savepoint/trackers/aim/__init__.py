@@ -33,4 +33,5 @@ KIND = Kind(
     front=front,
     serve=serve,
     connect=_connect,
+    explain=lambda error, order: None,
 )

@@ -3,6 +3,7 @@
 Rooms, in reading order:
     address   where MLflow keeps its runs and shows them
     database  whether a local database can work
+    words     what an error means
     client    open the store; in the tracker's process alone, like the next two rooms
     store     the calls to MLflow's API
     model     a checkpoint as a model of MLflow's
@@ -14,6 +15,7 @@ from pathlib import Path
 from savepoint import system
 from savepoint.trackers.kinds import Kind
 from savepoint.trackers.mlflow.address import absent, front, locate, page, serve
+from savepoint.trackers.mlflow.words import explain
 from savepoint.trackers.process import Message
 from savepoint.trackers.store import Store
 
@@ -46,4 +48,5 @@ KIND = Kind(
     front=front,
     serve=serve,
     connect=_connect,
+    explain=explain,
 )

@@ -1,15 +1,23 @@
 """Open MLflow's store: a database with its schema, an experiment, and the words for a store that cannot work."""
 
+import contextlib
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.exceptions import InvalidUrlException, MlflowException
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+from sqlalchemy import create_engine
+from sqlalchemy.exc import DBAPIError
 
 from savepoint import system
 from savepoint.errors import UserError
 from savepoint.trackers.process import Message
+
+BYTES_A_SECOND = 5e6  # that the storage of a server takes at least
 
 
 def connect(order: Message) -> MlflowClient:
@@ -24,6 +32,7 @@ def connect(order: Message) -> MlflowClient:
                 if _is_absent(database):
                     _create(database, artifacts=order["artifacts"])
     try:
+        _check_server(order["uri"])
         client = MlflowClient(tracking_uri=order["uri"])
         client.search_experiments(max_results=1)
     except (UnsupportedModelRegistryStoreURIException, InvalidUrlException) as error:
@@ -32,20 +41,24 @@ def connect(order: Message) -> MlflowClient:
     except ImportError as error:
         install = "Install what that address needs, or set tracker.uri to another store"
         raise UserError(f"the database at {order['uri']} has no driver here ({error}). {install}") from error
-    except MlflowException as error:
-        if error.error_code not in _REFUSALS:
-            raise
-        check = "Check tracker.uri, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        raise UserError(f"{order['uri']} {_REFUSALS[error.error_code]}. {check}") from error
     return client
 
 
-# Answers of a server that stay the same until somebody changes the address or the credentials.
-_REFUSALS = {
-    "UNAUTHENTICATED": "refuses the user or the password (401)",
-    "PERMISSION_DENIED": "forbids this user to list experiments (403)",
-    "ENDPOINT_NOT_FOUND": "is no MLflow server (404)",
-}
+def _check_server(uri: str) -> None:
+    """Find out whether a database's server lets us in. MLflow itself would retry for 100 seconds, whatever is wrong.
+
+    Raises: UserError with the server's words.
+    """
+    if urlsplit(uri).scheme.partition("+")[0] not in ("postgresql", "mysql", "mssql"):
+        return
+    engine = create_engine(uri)
+    try:
+        engine.connect().close()
+    except DBAPIError as error:
+        check = "Check the address, the user and the password in MLFLOW_TRACKING_URI"
+        raise UserError(f"{uri} lets nobody in ({' '.join(str(error.orig).split())}). {check}") from error
+    finally:
+        engine.dispose()
 
 
 def _is_absent(database: Path) -> bool:
@@ -69,7 +82,7 @@ def experiment(client: MlflowClient, name: str, *, artifacts: str | None) -> str
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
+            return _known(client.create_experiment(name, artifact_location=artifacts))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -81,4 +94,30 @@ def experiment(client: MlflowClient, name: str, *, artifacts: str | None) -> str
         raise UserError(
             f"the experiment {name!r} was deleted in MLflow. Set tracker.experiment to another, or: {restore}"
         )
-    return str(found.experiment_id)
+    return _known(found.experiment_id)
+
+
+def _known(experiment_id: str) -> str:
+    """Return an id. Raises: UserError if it is empty, as MLflow's client reads it from the answers of other servers."""
+    if not experiment_id:
+        raise UserError("the server answers, but is no MLflow server. Check tracker.uri and MLFLOW_TRACKING_URI")
+    return experiment_id
+
+
+@contextlib.contextmanager
+def requests_with(**variables: object) -> Iterator[None]:
+    """Give MLflow's requests to a server other settings. variables: without the MLFLOW_HTTP_REQUEST_ of their names."""
+    names = {f"MLFLOW_HTTP_REQUEST_{name}": str(value) for name, value in variables.items()}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def transfer(size: int) -> contextlib.AbstractContextManager[None]:
+    """Let a request take as long as so many bytes take. A server answers once it has passed all of a file on."""
+    seconds = float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", 15)) + size / BYTES_A_SECOND
+    return requests_with(TIMEOUT=math.ceil(seconds))

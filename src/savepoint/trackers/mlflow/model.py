@@ -28,6 +28,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from safetensors import safe_open
 
 from savepoint.errors import UserError
+from savepoint.trackers.mlflow import client as clients
 
 CHECKPOINT = "savepoint.checkpoint"  # the tag that says which checkpoint a model is of
 FILES = ("model.safetensors", "config.yaml", "provenance.json")
@@ -69,7 +70,8 @@ def log_model(
         with tempfile.TemporaryDirectory() as folder:
             written = Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id)
             _write(written, Path(folder), checkpoint, example, repository)
-            client.log_model_artifacts(model.model_id, folder)
+            with clients.transfer((checkpoint / FILES[0]).stat().st_size):
+                client.log_model_artifacts(model.model_id, folder)
         client.finalize_logged_model(model.model_id, "READY")
     if register_as:
         mlflow.set_tracking_uri(uri)

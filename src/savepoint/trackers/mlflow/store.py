@@ -57,7 +57,7 @@ class MlflowStore:
         if run is None:
             name = start["name"] or order["run_id"]
             began = int(order["since"] * 1000)
-            run = client.create_run(experiment_id, began, {RUN: order["run_id"]}, run_name=name)
+            run = self._create(experiment_id, RUN, order["run_id"], name=name, began=began)
         client.update_run(run.info.run_id, status="RUNNING")
         tags: dict[str, str] = start["tags"] | {RUN: order["run_id"], RUN_DIR: order["run_dir"]}
         if order["sweep"]:
@@ -99,6 +99,17 @@ class MlflowStore:
         runs = self._client.search_runs([experiment_id], query, max_results=1, order_by=order)
         return runs[0] if runs else None
 
+    def _create(self, experiment_id: str, tag: str, value: str, *, name: str, began: int | None) -> Run:
+        """Create a run that has a tag. began: in milliseconds, None for now."""
+        try:
+            with clients.requests_with(MAX_RETRIES=0):
+                return self._client.create_run(experiment_id, began, {tag: value}, run_name=name)
+        except MlflowException:
+            # Perhaps only the answer was lost. MLflow itself would ask again, and create a second run.
+            if found := self._tagged(experiment_id, tag, value):
+                return found
+            raise
+
     def _known(self, stored_id: str, *, run_id: str) -> Run | None:
         """Return the run with this id if its tags say that it is ours: an id in a run.json alone proves nothing."""
         try:
@@ -113,7 +124,7 @@ class MlflowStore:
         """Return the id of the run that a sweep's runs belong to; the first one creates it. Needs the store's lock."""
         parent = self._tagged(experiment_id, SWEEP, sweep["id"])
         if parent is None:
-            parent = self._client.create_run(experiment_id, run_name=sweep["name"], tags={SWEEP: sweep["id"]})
+            parent = self._create(experiment_id, SWEEP, sweep["id"], name=sweep["name"], began=None)
         return str(parent.info.run_id)
 
     def _link(self, run: "MlflowRun", parents: Sequence[str]) -> None:
@@ -207,13 +218,15 @@ class MlflowRun:
         return {info.path.rsplit("/", 1)[-1] for info in self._artifacts.list_artifacts(folder or None)}
 
     def put(self, file: Path, folder: str) -> None:
-        self._artifacts.log_artifact(str(file), folder or None)  # type: ignore[no-untyped-call]
+        with clients.transfer(file.stat().st_size):
+            self._artifacts.log_artifact(str(file), folder or None)  # type: ignore[no-untyped-call]
 
     def delete(self, path: str) -> None:
         self._artifacts.delete_artifacts(path)  # type: ignore[no-untyped-call]
 
     def download(self, path: str, to: Path) -> None:
-        self._artifacts.download_artifacts(path, str(to))  # type: ignore[no-untyped-call]
+        with clients.requests_with(TIMEOUT=600):  # until the server has got all of a file from its storage
+            self._artifacts.download_artifacts(path, str(to))  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Do nothing: MLflow holds nothing open for a run."""
