@@ -30,6 +30,11 @@ demo: setup  ## train, kill, resume, compare every bit
 ui: setup  ## the tracker's web page
 	.venv/bin/python -m savepoint ui
 
+server: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
+server: export MLFLOW_DISABLE_TELEMETRY = true
+server: setup  ## MLflow's server for a team: docs/tracking.md
+	.venv/bin/python -P -m mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///server/mlflow.db --artifacts-destination server/artifacts $(ARGS)
+
 test: setup  ## the tests: yours in under a minute; in Savepoint itself, the engine's too
 	.venv/bin/python -m pytest -n 3 --dist loadfile -m 'not long'
 
@@ -52,6 +57,10 @@ test-node: setup  ## read a checkpoint with JavaScript; needs npm
 	npm ci --prefix tests/node --silent
 	.venv/bin/python -m pytest tests/node
 
+test-servers: setup  ## MLflow's server, PostgreSQL and S3: killed, wrong, full; needs Debian's postgresql, and root
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[servers]' 'moto[s3]>=5,<6'
+	.venv/bin/python -m pytest -n 2 --dist loadfile tests/trackers/test_real_servers.py tests/trackers/test_servers_in_trouble.py tests/trackers/test_full_store.py
+
 test-versions:  ## the tests on other versions of Python, torch and the rest: make test-versions ARGS="--only torch-2.14"
 	$(PYTHON) tests/tools/versions.py $(ARGS)
 
@@ -71,5 +80,5 @@ bench: setup  ## what the README says about speed
 	.venv/bin/python benchmarks/step.py
 	.venv/bin/python benchmarks/checkpoint.py
 
-.PHONY: help setup train resume reproduce demo ui test test-all test-engine new upgrade chaos test-node test-versions test-accelerator check docs bench
+.PHONY: help setup train resume reproduce demo ui server test test-all test-engine new upgrade chaos test-node test-servers test-versions test-accelerator check docs bench
 .DEFAULT_GOAL := help

@@ -5,6 +5,8 @@ import http.client
 import http.server
 import importlib.util
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -12,11 +14,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from savepoint import trackers
+from savepoint.config import TrackerSettings
+from tools.processes import REPOSITORY
 from tools.stores import wait_for
 
 # The newest of Debian's, which are not in PATH.
@@ -25,17 +30,23 @@ PROGRAMS = max(
 )
 KEYS = {"AWS_ACCESS_KEY_ID": "savepoint", "AWS_SECRET_ACCESS_KEY": "not-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 BUCKET = "runs"
+Filler = Callable[[], Path]
 
 
 def need(*, program: Path | None = None, packages: Sequence[str] = ()) -> None:
-    """Skip this test, in one line, where something is missing. With CI=true that is an error: green means it ran."""
+    """Leave this test out where a program or a package of Python's is missing."""
     missing = [f"the Python package {each}" for each in packages if importlib.util.find_spec(each) is None]
     if program is not None and not program.exists():
         missing.append(f"PostgreSQL ({program.name})")
     if missing:
-        line = f"missing: {', '.join(missing)}. make test-servers says how to install it"
-        assert os.environ.get("CI") != "true", line
-        pytest.skip(line)
+        miss(", ".join(missing))
+
+
+def miss(what: str) -> None:
+    """Skip this test, in one line. With CI=true that is an error: there, green means that it ran."""
+    line = f"missing: {what}. docs/tracking.md says what `make test-servers` needs"
+    assert os.environ.get("CI") != "true", line
+    pytest.skip(line)
 
 
 def free_port() -> int:
@@ -151,21 +162,67 @@ def bucket_of(server: Server):
     )
 
 
+def documented(option: str, **values: object) -> str:
+    """The ARGS of `make server` in docs/tracking.md that have this option. values: in place of <names>."""
+    page = (REPOSITORY / "docs" / "tracking.md").read_text(encoding="utf-8")
+    (found,) = [each for each in re.findall(r'make server ARGS="(.*)"', page) if option in each]
+    return re.sub(r"<(\w+)>", lambda name: str(values[name[1]]), found)
+
+
 @contextlib.contextmanager
-def mlflow(folder: Path, *, database: str, artifacts: str, **variables: str) -> Iterator[Server]:
-    """MLflow's server. folder: an existing one, for its log. variables: of its environment."""
-    options = [f"--backend-store-uri={database}", f"--artifacts-destination={artifacts}", "--workers=1"]
-    options += ["--app-name=basic-auth"] if "MLFLOW_AUTH_ADMIN_PASSWORD" in variables else []
-    command = [sys.executable, "-P", "-m", "mlflow", "server", "--host=127.0.0.1", "--port=PORT", *options]
-    # As `make server` does: MLflow's job workers would outlive it.
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+def mlflow(folder: Path, arguments: str = "", **variables: str) -> Iterator[Server]:
+    """MLflow's server, as `make server ARGS=…` starts it in a folder. variables: of its environment."""
+    (recipe,) = re.findall(
+        r"^server: setup.*\n\t\S+/python (.*) \$\(ARGS\)$", (REPOSITORY / "Makefile").read_text(), re.M
+    )
+    options = ["--host=127.0.0.1", "--port=PORT", "--workers=1"]
+    command = [sys.executable, *shlex.split(recipe), *shlex.split(arguments), *options]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "AWS_"))}
-    server = Server(command, log=folder / "mlflow.log", environment={**inherited, **quiet, **variables})
+    fixed = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}  # as in the Makefile
+    server = Server(command, log=folder / "mlflow.log", environment={**inherited, **fixed, **variables})
     server.start()
     try:
         yield server
     finally:
         server.kill()
+
+
+@contextlib.contextmanager
+def small_disk(place: Path) -> Iterator[Filler]:
+    """A disk of 4 MB, mounted at an empty folder. Gives a function that fills it, and returns the file to delete."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode != 0:
+        miss("the right to mount a small disk, which root has")
+
+    def fill() -> Path:
+        filler = place / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(1024)):
+                pass
+        return filler
+
+    try:
+        yield fill
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@contextlib.contextmanager
+def opener(root: Path) -> Iterator[Callable[..., trackers.Tracker]]:
+    """Opens trackers of one run, `root`/run, in an experiment of its own, and leaves no process behind."""
+    (root / "run" / "checkpoints").mkdir(parents=True)
+    (root / "run" / "metrics.jsonl").touch()
+    with contextlib.ExitStack() as stack:
+
+        def open_one(uri: str | None, experiment: str = root.name, **arguments: object) -> trackers.Tracker:
+            settings = TrackerSettings(kind="mlflow", uri=uri, experiment=experiment)
+            run = {"run_dir": root / "run", "run_id": "ab12cd34", "repository": root}
+            tracker = trackers.open(settings, **run, **arguments)
+            stack.callback(tracker.abandon)
+            tracker.start(name=None, params={"lr": "0.1"}, tags={})
+            return tracker
+
+        yield open_one
 
 
 class Gate:

@@ -15,6 +15,7 @@ import pytest
 from savepoint.errors import UserError
 from savepoint.trackers.mlflow import KIND
 from savepoint.trackers.mlflow.database import check_database
+from savepoint.trackers.service import describe
 
 
 def make_database(path: Path) -> None:
@@ -101,14 +102,15 @@ def test_database_that_may_work_later_is_not_refused(kind: str, tmp_path: Path) 
 
 
 @contextlib.contextmanager
-def server(status: int) -> Iterator[str]:
+def server(status: int, body: str = "") -> Iterator[str]:
     """A server that answers everything with this status."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            self.wfile.write(body.encode())
 
         do_POST = do_GET
 
@@ -133,7 +135,11 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], object]
         warnings.simplefilter("ignore")  # MLflow's and SQLAlchemy's own, which no user of the worker sees
         from savepoint.trackers.mlflow import client
 
-        yield lambda uri: client.connect({"uri": uri, "database": None})
+        yield lambda uri: client.connect(order(uri))
+
+
+def order(uri: str) -> dict[str, object]:
+    return {"kind": "mlflow", "uri": uri, "experiment": "mine", "database": None}
 
 
 @pytest.mark.parametrize(
@@ -153,25 +159,68 @@ def test_address_that_can_never_work_is_refused(uri: str, words: str, connect: C
     assert str(refusal.value).startswith(words)
 
 
-@pytest.mark.parametrize(
-    ("status", "words"), [(401, "refuses the user"), (403, "forbids"), (404, "is no MLflow server")]
-)
-def test_server_that_refuses_can_never_work(status: int, words: str, connect: Callable[[str], object]) -> None:
-    with server(status) as uri, pytest.raises(UserError) as refusal:
-        connect(uri)
-    assert str(refusal.value).startswith(f"{uri} {words}") and "Check tracker.uri" in str(refusal.value)
+WHO = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+ANSWERS = [
+    (401, "", f"refuses the user or the password (401). Set {WHO}"),
+    (
+        403,
+        "",
+        f"forbids this to the user (403). Ask for the permission to edit the experiment 'mine', or set tracker.experiment to another, or {WHO}",
+    ),
+    (404, "", "is no MLflow server (404). Check tracker.uri and MLFLOW_TRACKING_URI"),
+    *((status, "", f"answers with an error ({status}). The server's log says why") for status in (429, 500, 502, 503)),
+    (
+        200,
+        "<title>Sign in</title>",
+        "does not answer as an MLflow server does, but maybe as a login page. Check tracker.uri and MLFLOW_TRACKING_URI",
+    ),
+]
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503])
-def test_server_in_trouble_may_work_later(status: int, connect: Callable[[str], object]) -> None:
-    with server(status) as uri, pytest.raises(Exception, match=r"Max retries|failed with error code") as failure:
+@pytest.mark.parametrize(("status", "body", "words"), ANSWERS)
+def test_what_a_server_answers_is_told_in_words(
+    status: int, body: str, words: str, connect: Callable[[str], object]
+) -> None:
+    with server(status, body) as uri, pytest.raises(Exception, match=r"API request|Max retries") as failure:
         connect(uri)
-    assert not isinstance(failure.value, UserError)
+    assert describe(failure.value, order(uri)) == f"{uri} {words}"
+
+
+def test_a_server_that_refuses_its_own_name_is_told_so(connect: Callable[[str], object]) -> None:
+    said = "Invalid Host header - possible DNS rebinding attack detected"
+    with server(403, said) as uri, pytest.raises(Exception, match="Invalid Host header") as failure:
+        connect(uri)
+    name = uri.removeprefix("http://")
+    words = f"refuses the name in its address (403). Add {name} to the server's --allowed-hosts"
+    assert describe(failure.value, order(uri)) == f"{uri} {words}"
+
+
+def test_a_server_that_is_not_mlflows_is_refused(connect: Callable[[str], object]) -> None:
+    from savepoint.trackers.mlflow.client import experiment
+
+    with server(200, "{}") as uri, pytest.raises(UserError, match="the server answers, but is no MLflow server"):
+        experiment(connect(uri), "mine", artifacts=None)
+
+
+def test_a_server_that_hangs_up_is_told_so(connect: Callable[[str], object]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def hang_up() -> None:
+            asking, _ = listening.accept()
+            asking.recv(65536)
+            asking.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        uri = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(Exception, match="Connection aborted") as failure:
+            connect(uri)
+    assert describe(failure.value, order(uri)) == f"{uri} broke the connection off. The server's log may say why"
 
 
 def test_server_that_is_down_may_work_later(connect: Callable[[str], object]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
     with pytest.raises(Exception, match="Max retries") as failure:
-        connect(f"http://127.0.0.1:{port}")
-    assert not isinstance(failure.value, UserError)
+        connect(uri)
+    assert describe(failure.value, order(uri)) == f"{uri} does not answer"

@@ -10,7 +10,7 @@ _MODULE = re.compile(
     r"\bproject(?=\.(?:models|data|tasks|schedulers|targets)\b)|(?<=\bfrom )project(?= import)|(?<=src/)project\b"
 )
 # Targets of the Makefile that run programs of tests/ and benchmarks/, which a project has among the originals alone.
-_TEMPLATE_TARGETS = ("chaos", "test-node", "test-versions", "test-accelerator", "bench", "new")
+_TEMPLATE_TARGETS = ("chaos", "test-node", "test-servers", "test-versions", "test-accelerator", "bench", "new")
 _EXCLUDED = ["src/savepoint", "tests/engine"]  # from the project's lint: the engine has its own
 
 

@@ -19,9 +19,11 @@ def explain(error: Exception, order: Message) -> str | None:
     uri, text = order["uri"], str(error)
     if "Invalid Host header" in text:
         name = urlsplit(uri).netloc.rpartition("@")[2]
-        return f"{uri} refuses the name in its address (403). Start the server with --allowed-hosts={name}"
+        return f"{uri} refuses the name in its address (403). Add {name} to the server's --allowed-hosts"
     if "not in a valid JSON format" in text or re.search(r"Exceeded \d+ redirects", text):
         return f"{uri} does not answer as an MLflow server does, but maybe as a login page. {_WHERE}"
+    if "Connection aborted" in text:
+        return f"{uri} broke the connection off. The server's log may say why"
     match _status(error):
         case 401:
             return f"{uri} refuses the user or the password (401). Set {_WHO}"
