@@ -612,6 +612,30 @@ def test_a_plain_directory_is_a_store_where_mlflow_allows_it(
     assert trackers.find_page(settings, repository=repository).store == (repository / "kept").as_uri()
 
 
+@pytest.mark.long
+def test_a_plain_directory_moves_into_a_database_as_its_refusal_says(
+    repository: Path, opened, announced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    log(repository, range(1, 4))
+    tracker = opened(settings=Settings(kind="mlflow", uri="kept"))
+    begin(tracker)
+    assert tracker.close("interrupted", 60) is None
+    (repository / "mlflow.db").unlink()
+    target = f"sqlite:///{(repository / 'mlflow.db').as_posix()}"
+    command = [sys.executable, "-P", "-m", "mlflow", "migrate-filestore", "--source", "kept", "--target", target]
+    subprocess.run(command, cwd=repository, check=True, capture_output=True)
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
+    with pytest.raises(ConfigError, match=r"`mlflow migrate-filestore` brings what is there\.$"):
+        opened(settings=Settings(kind="mlflow", uri="kept"))
+    log(repository, range(4, 6))
+    tracker = opened(known_run_id=announced[0])
+    begin(tracker)
+    assert tracker.close("finished", 60) is None
+    assert losses(repository) == expected(range(1, 6))
+    assert query(repository, "select run_uuid, status from runs") == [(announced[0], "FINISHED")]
+
+
 @pytest.mark.parametrize(
     ("uri", "words"),
     [

@@ -183,7 +183,8 @@ def test_what_a_server_answers_is_told_in_words(
 ) -> None:
     with server(status, body) as uri, pytest.raises(Exception, match=r"API request|Max retries") as failure:
         connect(uri)
-    assert describe(failure.value, order(uri)) == f"{uri} {words}"
+    with_password = uri.replace("://", "://me:secret@")
+    assert describe(failure.value, order(with_password)) == f"{uri} {words}"
 
 
 def test_a_server_that_refuses_its_own_name_is_told_so(connect: Callable[[str], object]) -> None:
