@@ -59,7 +59,7 @@ test-node: setup  ## read a checkpoint with JavaScript; needs npm
 
 test-servers: setup  ## MLflow's server, PostgreSQL and S3: killed, wrong, full; needs Debian's postgresql, and root
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[servers]' 'moto[s3]>=5,<6'
-	.venv/bin/python -m pytest -n 2 --dist loadfile tests/trackers/test_real_servers.py tests/trackers/test_servers_in_trouble.py tests/trackers/test_full_store.py
+	.venv/bin/python -m pytest -n 2 --dist loadfile tests/trackers/test_real_servers.py tests/trackers/test_servers_in_trouble.py tests/trackers/test_passwords.py tests/trackers/test_full_store.py
 
 test-versions:  ## the tests on other versions of Python, torch and the rest: make test-versions ARGS="--only torch-2.14"
 	$(PYTHON) tests/tools/versions.py $(ARGS)

@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,20 +34,21 @@ BUCKET = "runs"
 Filler = Callable[[], Path]
 
 
-def need(*, program: Path | None = None, packages: Sequence[str] = ()) -> None:
-    """Leave this test out where a program or a package of Python's is missing."""
-    missing = [f"the Python package {each}" for each in packages if importlib.util.find_spec(each) is None]
+def needing(*, program: Path | None = None, packages: Sequence[str] = ()) -> list[Any]:
+    """Return the params of a module's fixture, which skip its tests where a program or a package of Python's is missing.
+
+    With CI=true they do not, and the tests fail: there, green means that they ran.
+    """
+    missing = [each for each in packages if importlib.util.find_spec(each) is None]
     if program is not None and not program.exists():
-        missing.append(f"PostgreSQL ({program.name})")
-    if missing:
-        miss(", ".join(missing))
-
-
-def miss(what: str) -> None:
-    """Skip this test, in one line. With CI=true that is an error: there, green means that it ran."""
-    line = f"missing: {what}. docs/tracking.md says what `make test-servers` needs"
-    assert os.environ.get("CI") != "true", line
-    pytest.skip(line)
+        missing.append(program.name)
+    skip = pytest.mark.skip(
+        reason=f"missing: {', '.join(missing)}. `make test-servers` and `apt install postgresql` bring it"
+    )
+    # One line for a module: `skipif` would give one for each of its tests.
+    return [
+        pytest.param(None, id=pytest.HIDDEN_PARAM, marks=skip if missing and os.environ.get("CI") != "true" else ())
+    ]
 
 
 def free_port() -> int:
@@ -192,7 +194,8 @@ def small_disk(place: Path) -> Iterator[Filler]:
     """A disk of 4 MB, mounted at an empty folder. Gives a function that fills it, and returns the file to delete."""
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True)
     if mounted.returncode != 0:
-        miss("the right to mount a small disk, which root has")
+        assert os.environ.get("CI") != "true", mounted.stderr
+        pytest.skip("root alone can mount a small disk")
 
     def fill() -> Path:
         filler = place / "filler"

@@ -22,16 +22,23 @@ ON = "Training goes on; metrics.jsonl keeps every point."
 SMALL = ("trainer.threads=1", "data.limit_batches=2", "data.batch_size=16", "model=slow", "checkpoint.keep_last=2")
 
 
+@pytest.fixture(
+    scope="module",
+    autouse=True,
+    params=servers.needing(program=PROGRAMS / "postgres", packages=["psycopg", "moto", "boto3"]),
+)
+def installed() -> None:
+    """What these tests need is there."""
+
+
 @pytest.fixture(scope="module")
 def database() -> Iterator[Server]:
-    servers.need(program=PROGRAMS / "postgres", packages=["psycopg"])
     with servers.postgres() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    servers.need(packages=["moto", "boto3"])
     with servers.s3(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
