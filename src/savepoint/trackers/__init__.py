@@ -15,6 +15,7 @@ Rooms, in reading order:
     mirror     one run's copy in a store
     artifacts  its checkpoints and figures there
     points     metrics.jsonl as points: key, step, value, time
+    notes      what a tracker says of a run: where it started, what came of it, its forks
     plot       the picture of losses and rates that a tracker shows
     store      what a store has to do
     kinds      what is known of each kind of tracker

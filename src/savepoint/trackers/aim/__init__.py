@@ -2,7 +2,7 @@
 
 Rooms, in reading order:
     address   where Aim keeps its runs and shows them, and whether it can
-    contents  a run's params and description in the form in which Aim keeps them
+    contents  a run's params in the form in which Aim keeps them
     store     the calls to Aim's SDK; in the tracker's process alone
 """
 

@@ -1,8 +1,8 @@
-"""A run's names, params and description in the form in which Aim keeps them. Aim is not imported."""
+"""A run's names and params in the form in which Aim keeps them. Aim is not imported."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 OPTION = "option"  # of a group: `model.option` is cnn after model=cnn
@@ -64,31 +64,3 @@ def merged(kept: Any, fresh: Any) -> Any:
     if not isinstance(kept, dict) or not isinstance(fresh, dict):
         return kept
     return {**kept, **{key: merged(kept[key], value) if key in kept else value for key, value in fresh.items()}}
-
-
-def description(shown: str, *, origin: Sequence[str], outcome: tuple[str, str], fork: str | None = None) -> str:
-    """Return a run's description after a change, unless a person has written one: that one is kept.
-
-    shown: the description as it is. origin: links to the runs that this one was forked from. outcome: what came of the
-    run, as it was written last and as it is now. fork: a link to a run that was forked from this one, to be added.
-
-    >>> first = description("", origin=["run a"], outcome=("", "Best 1."))
-    >>> first
-    'Started from run a.\\n\\nBest 1.'
-    >>> second = description(first, origin=["run a"], outcome=("Best 1.", "Best 1."), fork="run c")
-    >>> description(second, origin=["run a"], outcome=("Best 1.", "Best 2."))
-    'Started from run a.\\n\\nBest 2.\\n\\nForked as run c.'
-    >>> description("Mine.", origin=["run a"], outcome=("Best 1.", "Best 2."), fork="run c")
-    'Mine.'
-    """
-    before, after = outcome
-    start = f"Started from {', '.join(origin)}." if origin else ""
-    forks = [part for part in shown.split("\n\n") if part.startswith("Forked as ")]
-    if shown not in ("", _joined(start, before, *forks)):
-        return shown
-    added = f"Forked as {fork}." if fork else ""
-    return _joined(start, after, *forks, "" if added in forks else added)
-
-
-def _joined(*parts: str) -> str:
-    return "\n\n".join(part for part in parts if part)

@@ -11,8 +11,9 @@ from typing import Any
 
 from savepoint import system
 from savepoint.errors import UserError
-from savepoint.trackers.aim.contents import allowed, description, merged, nested, stored_id
+from savepoint.trackers.aim.contents import allowed, merged, nested, stored_id
 from savepoint.trackers.artifacts import as_markdown
+from savepoint.trackers.notes import description
 from savepoint.trackers.points import Point
 from savepoint.trackers.process import Message
 
