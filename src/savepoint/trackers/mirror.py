@@ -134,8 +134,12 @@ class Mirror:
         self._drawn, self._drawn_at = drawable, time.monotonic()
 
     def close(self) -> None:
-        """Let go of the run in the store."""
-        self._run.close()
+        """Let go of the run in the store. Where that fails, no point counts as stored: some stores write then."""
+        try:
+            self._run.close()
+        except Exception:  # whatever a store raises, which is reported
+            self._say("stored", points=0)
+            raise
 
 
 @functools.cache

@@ -87,7 +87,6 @@ class Rounds:
         for follower in self._followers:
             follower.close()
         if self._mirror:
-            # Whatever a store raises here, all that the run has is stored, and its next process can open it.
             self._do("let go of the run", self._mirror.close, last=True)
         if self._turn:
             self._turn.release()
@@ -157,6 +156,7 @@ class Service:
         self._connection, self._say = Connection(first), say
         self._sweep: str | None = first["sweep"] and first["sweep"]["id"]
         self._runs: dict[str, Rounds] = {}
+        self._failed: dict[str, dict[str, str]] = {}  # of runs that could not be let go
 
     def take(self, order: Message) -> None:
         """Take an order about one run: follow, start, close or drop."""
@@ -176,8 +176,7 @@ class Service:
         """Do one round for each run."""
         for run_id, run in [*self._runs.items()]:
             run.run()
-            if run.done:
-                self._let_go(run_id)
+            if run.done and self._let_go(run_id):
                 self._say("closed", run_id=run_id)
 
     def finish(self, order: Message) -> None:
@@ -189,14 +188,19 @@ class Service:
             if run.done:
                 self._let_go(run_id)
         failed = {run_id: run.failures for run_id, run in self._runs.items() if run.failures}
-        self._say("done", failed=failed, **finish_sweep(self._connection, order))
+        self._say("done", failed=self._failed | failed, **finish_sweep(self._connection, order))
 
     def abandon(self) -> None:
         """Do the last round for each run, of a training process that is gone."""
         self.finish({"sweep_id": self._sweep, "status": "interrupted", "table": None})
 
-    def _let_go(self, run_id: str) -> None:
-        self._runs.pop(run_id).end()
+    def _let_go(self, run_id: str) -> bool:
+        """Let go of a run. Returns: whether that worked: some stores write then."""
+        run = self._runs.pop(run_id)
+        run.end()
+        if run.failures:
+            self._failed[run_id] = run.failures
+        return not run.failures
 
 
 def finish_sweep(connection: Connection, order: Message) -> Message:

@@ -52,7 +52,10 @@ class StoredRun(Protocol):
         """Copy a file or a folder of the run's artifacts to the same path below `to`."""
 
     def close(self) -> None:
-        """Let go of the run, so that another process can open it. No other method is called after this one."""
+        """Let go of the run, so that another process can open it. No other method is called after this one.
+
+        A store that keeps a run in one piece writes it here. What is raised is reported, and not tried again.
+        """
 
 
 class Store(Protocol):
