@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,9 @@ class Zygote:
         """preload: modules that the warm process imports too. variables: of the environment, for it and its children."""
         self._folder, self._count = folder, 0
         self._nursery: Nursery | None = None
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "HYDRA_"))}
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "HYDRA_", "CLEARML_"))
+        }
         self._process = subprocess.Popen(
             [sys.executable, str(repository / "tests" / "tools" / "zygote.py"), *preload],
             stdin=subprocess.PIPE,
@@ -61,9 +63,10 @@ class Zygote:
         disk: Path | None = None,
         strike: Strike | None = None,
         cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
         **fault: Any,
     ) -> Ended:
-        """once: the signal waits until this file holds something. again_after: seconds to a second signal.
+        """environment: variables beside the zygote's. once: the signal waits until this file holds something. again_after: seconds to a second signal.
 
         temporary: what everything takes for the system's temporary directory. disk: a directory whose disk does what
         `fault` says; see tests/tools/disk.py. strike: what happens at which moment of the training; see tests/tools/moments.py.
@@ -85,6 +88,7 @@ class Zygote:
             umask=umask,
             temporary=str(temporary) if temporary else None,
             cwd=str(cwd) if cwd else None,
+            environment=dict(environment or {}),
         )
         return Ended(answer["status"], answer["seconds"], output.read_text())
 
@@ -148,7 +152,7 @@ class Started:
 
 def command(script: str, *arguments: str, cwd: Path = REPOSITORY, **environment: str) -> Ended:
     """Run a script as a person would: a fresh interpreter, from the repository's root."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "HYDRA_"))}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "HYDRA_", "CLEARML_"))}
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / script), *arguments],

@@ -1,9 +1,9 @@
 """Warm interpreters: fork a process that has imported what is slow to import, in place of starting Python each time.
 
-torch takes two seconds to import, MLflow four, and Aim one. A test that asks for one of the fixtures `warm` and `nursery`, or
-for a `Warm` of its own, says so with its name; all others start Python as a person does. A child is run by a command
-line, with modules, arguments, environment and standard files of its own, and has everything of a new process except
-that what the warm one has imported is there already.
+torch takes two seconds to import, MLflow four, ClearML two, and Aim one. A test that asks for one of the fixtures
+`warm` and `nursery`, or for a `Warm` of its own, says so with its name; all others start Python as a person does. A
+child is run by a command line, with modules, arguments, environment and standard files of its own, and has everything
+of a new process except that what the warm one has imported is there already.
 
 Run as a program this is the warm interpreter: for each connection to its socket it takes an order and three standard
 files, forks a child that does the order, and answers with its process id and later with its exit status.
@@ -40,7 +40,10 @@ Popen = subprocess.Popen  # the real one, whatever stands in for it
 
 # What a run imports, and nothing of the engine's: a child takes that from the place that its command line names.
 LIBRARIES = ("torch._dynamo", "hydra._internal.hydra", "hydra.core.plugins", "torch.utils.data", "rich.progress")
-TRACKING = ("savepoint.trackers.plot", "savepoint.trackers.worker", "tools.warm:make_store", "tools.warm:import_aim")
+TRACKING = (
+    *("savepoint.trackers.plot", "savepoint.trackers.worker"),
+    *("tools.warm:make_store", "tools.warm:import_aim", "tools.warm:import_clearml"),
+)
 
 
 class Warm:
@@ -286,6 +289,13 @@ def import_aim() -> None:
     """Import Aim where it is installed. It takes a second."""
     if importlib.util.find_spec("aim"):
         importlib.import_module("aim")
+
+
+def import_clearml() -> None:
+    """Import ClearML where it is installed, as the tracker does. It takes two seconds."""
+    if importlib.util.find_spec("clearml"):
+        for name in ("clearml.storage.helper", "clearml.backend_interface.base", "clearml.utilities.plotly_reporter"):
+            importlib.import_module(name)
 
 
 BASE = [*sys.path]  # without this script's directory: it is started with -P

@@ -473,7 +473,7 @@ def test_worker_that_was_killed_is_reported_in_one_line(repository: Path, opened
     log(repository, range(1, 4))
     os.kill(worker_pid(tracker), signal.SIGKILL)
     wait_for(lambda: ended(worker_pid(tracker)))
-    tracker.wake()
+    wait_for(lambda: tracker.wake() or warnings)  # the warm process tells a moment later
     tracker.wake()
     assert len(warnings) == 1
     line = tracker.close("finished", 60)
