@@ -209,6 +209,10 @@ def test_aim_is_imported_by_its_own_kind_alone() -> None:
     assert importers("aim") == {"trackers.aim", "trackers.aim.store"}
 
 
+def test_clearml_is_imported_by_its_own_kind_alone() -> None:
+    assert importers("clearml") == {f"trackers.clearml.{room}" for room in ("address", "session", "store")}
+
+
 def test_the_checkpoint_never_sees_a_model() -> None:
     graph = {name: engine_imports(path) for name, path in modules().items()}
     below = reached(graph, "checkpoint")

@@ -33,6 +33,7 @@ LEFT_OUT_AT_THE_TOP = (
     "mlflow.db*",
     ".aim*",
     "aimartifacts",
+    "clearml_offline",
     "build",
     "dist",
 )

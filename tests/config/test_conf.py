@@ -94,7 +94,7 @@ def test_every_group_of_the_design_has_its_options() -> None:
         "amp": {"none", "bf16", "fp16"},
         "trainer": {"default"},
         "checkpoint": {"default"},
-        "tracker": {"mlflow", "aim", "none"},
+        "tracker": {"mlflow", "aim", "clearml", "none"},
         "debug": {"one_batch", "overfit", "anomaly", "profiler"},
         "experiment": {"digits_cnn", "diabetes", "characters"},
     }

@@ -98,7 +98,7 @@ def test_settings_are_frozen() -> None:
         ("amp.backoff_factor", 1, "amp.backoff_factor=1: must be between 0 and 1, both excluded."),
         ("amp.backoff_factor", 0.0, "amp.backoff_factor=0.0: must be between 0 and 1, both excluded."),
         ("amp.growth_interval", 0, "amp.growth_interval=0: must be at least 1."),
-        ("tracker.kind", "wandb", "tracker.kind='wandb': must be one of mlflow, aim, none."),
+        ("tracker.kind", "wandb", "tracker.kind='wandb': must be one of mlflow, aim, clearml, none."),
         ("tracker.experiment", " ", "tracker.experiment=' ': must not be empty."),
         ("data.batch_size", 0, "data.batch_size=0: must be at least 1."),
         ("data.num_workers", -1, "data.num_workers=-1: must be at least 0."),

@@ -90,7 +90,7 @@ def test_a_project_has_its_own_names_everywhere(made: Path) -> None:
     assert (about["name"], about["description"], about["license"]) == ("labor", "Mein Labor", "MIT")
     assert about["authors"] == [{"name": 'Ada "A." Lovelace'}]
     assert project["tool"]["savepoint"]["package"] == "labor"
-    assert "labor[onnx,joblib,optuna,slurm]" in about["optional-dependencies"]["dev"]
+    assert "labor[onnx,joblib,optuna,slurm,clearml]" in about["optional-dependencies"]["dev"]
     assert (made / "README.md").read_text(encoding="utf-8").startswith("# Mein Labor\n")
     assert "Mein Labor" in (made / "CHANGELOG.md").read_text(encoding="utf-8")
     assert 'Copyright (c) Ada "A." Lovelace' in (made / "LICENSE").read_text(encoding="utf-8")

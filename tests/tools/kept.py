@@ -1,11 +1,16 @@
 """What each kind of tracker has stored, read without the engine's own code, and in the same form for all kinds."""
 
+import contextlib
 import importlib.util
+import json
 import shutil
 import warnings
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -15,6 +20,8 @@ from tools.stores import query
 # Of a fixture's parameter: pytest then has one line in its summary for all tests of a file. `skipif` would give one each.
 _skip = pytest.mark.skip(reason="aim is not installed: pip install 'aim>=3.29,<4'")
 needs_aim = () if importlib.util.find_spec("aim") else (_skip,)
+_skip_clearml = pytest.mark.skip(reason="clearml is not installed: pip install 'clearml>=2.1,<3'")
+needs_clearml = () if importlib.util.find_spec("clearml") else (_skip_clearml,)
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,33 @@ class Kept:
     files: set[str]
 
 
-class MlflowStore:
+class LocalStore:
+    """A store on the disk, at `place`. environment: what names it to the tracker."""
+
+    environment: ClassVar[dict[str, str]] = {}
+    place: Path
+
+    @contextlib.contextmanager
+    def unreachable(self) -> Iterator[None]:
+        """Keep the store from the tracker for a while."""
+        aside = self.place.with_name("aside")
+        self.place.rename(aside)
+        if aside.is_dir():
+            self.place.write_text("in the way")
+        else:
+            self.place.mkdir()
+        yield
+        if aside.is_dir():
+            self.place.unlink()
+        else:
+            self.place.rmdir()
+        aside.rename(self.place)
+
+    def close(self) -> None:
+        pass
+
+
+class MlflowStore(LocalStore):
     kind = "mlflow"
     settings = TrackerSettings(kind="mlflow")
 
@@ -68,7 +101,7 @@ class MlflowStore:
         query(self.root, "update tags set value = ? where key = 'mlflow.note.content' and run_uuid = ?", text, id)
 
 
-class AimStore:
+class AimStore(LocalStore):
     kind = "aim"
     settings = TrackerSettings(kind="aim")
 
@@ -114,7 +147,87 @@ class AimStore:
         self._rows("update run set description = ? where hash = ?", text, id)
 
 
-class NoStore:
+class ClearmlStore:
+    """ClearML's server, in a stand-in. place: its address."""
+
+    kind = "clearml"
+    settings = TrackerSettings(kind="clearml")
+
+    def __init__(self, root: Path, empty: Path) -> None:
+        from tools.clearml_server import ClearmlServer
+
+        self.root, self.server = root, ClearmlServer()
+        self.place, self.environment = self.server.address, self.server.environment
+
+    @contextlib.contextmanager
+    def unreachable(self) -> Iterator[None]:
+        self.server.stop()
+        yield
+        self.server.start()
+
+    def close(self) -> None:
+        self.server.stop()
+        assert self.server.refused == [], "the tracker sends nothing that a server does not take"
+
+    def runs(self) -> list[Kept]:
+        return [self._read(task) for task in [*self.server.tasks.values()]]
+
+    def _read(self, task: dict[str, Any]) -> Kept:
+        words = {"completed": "finished", "stopped": "interrupted", "in_progress": "running"}
+        params = {
+            name: {key: each["value"] for key, each in section.items()}
+            for name, section in task.get("hyperparams", {}).items()
+        }
+        own = params.get("properties", {})
+        events = [each for each in [*self.server.events.values()] if each["task"] == task["id"]]
+        points = [
+            (each["iter"], each["value"], each["timestamp"])
+            for each in events
+            if (each["type"], each["metric"], each["variant"]) == ("training_stats_scalar", "loss", "train")
+        ]
+        files = {each["key"]: each["uri"] for each in task.get("execution", {}).get("artifacts", [])}
+        there = {path for path in self.server.files if task["id"] in path}
+        if task["status"] != "in_progress":  # or a file may be on its way
+            assert there == {uri.removeprefix(self.place) for uri in files.values()}, "those of the list, and no other"
+        parent = self.server.tasks[task["parent"]]["name"] if "parent" in task else None
+        times = (_milliseconds(own.get("began")) or 0, _milliseconds(own.get("ended")))
+        facts = (task["name"], words.get(task["status"], task["status"]), *times, params.get("config", {}))
+        return Kept(task["id"], *facts, sorted(points), task.get("comment", ""), parent, {*files})
+
+    def write_note(self, id: str, text: str) -> None:
+        self.server.tasks[id]["comment"] = text
+
+
+def offline_session(path: Path) -> Kept:
+    """Read an offline session of ClearML's, a ZIP file, as a run."""
+    with zipfile.ZipFile(path) as session:
+        task = json.loads(session.read("task.json"))
+        lines = [json.loads(line) for line in session.read("metrics.jsonl").splitlines()]
+        files = {each["key"]: Path(each["uri"]).name for each in task["execution"]["artifacts"]}
+        there = {Path(name).name for name in session.namelist() if name.startswith("data/") and name[-1] != "/"}
+    assert there == {*files.values()}, "the files of the list, and no other"
+    params = {
+        name: {key: each["value"] for key, each in section.items()} for name, section in task["hyperparams"].items()
+    }
+    own = params["properties"]
+    events = [event for line in lines for event in line if event["type"] == "training_stats_scalar"]
+    loss = [event for event in events if (event["metric"], event["variant"]) == ("loss", "train")]
+    points = [(event["iter"], event["value"], event["timestamp"]) for event in loss]
+    times = (_milliseconds(own["began"]) or 0, _milliseconds(own["ended"]))
+    return Kept(
+        task["id"],
+        task["name"],
+        own["status"],
+        *times,
+        params.get("config", {}),
+        points,
+        task["comment"],
+        None,
+        {*files},
+    )
+
+
+class NoStore(LocalStore):
     kind = "none"
     settings = TrackerSettings(kind="none")
 
@@ -131,3 +244,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
     return flat
+
+
+def _milliseconds(time: str | None) -> int | None:
+    return int(datetime.fromisoformat(time).timestamp() * 1000) if time else None

@@ -105,7 +105,7 @@ class AmpSettings:
 class TrackerSettings:
     """Where a run can be watched: the kind of tracker, its experiment and its address."""
 
-    kind: str = setting(check=one_of("mlflow", "aim", "none"))
+    kind: str = setting(check=one_of("mlflow", "aim", "clearml", "none"))
     experiment: str = setting("savepoint", not_empty)
     uri: str | None = setting(None, not_empty)
     register_as: str | None = setting(None, _registrable)

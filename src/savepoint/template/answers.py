@@ -16,7 +16,7 @@ TRACKERS = ("mlflow", "none")
 EXAMPLES = ("all", "one", "none")
 # Packages that a project's own would hide, or be hidden by.
 TAKEN = {"savepoint", "conf", "tests", "docs", "src", "torch", "numpy", "hydra", "omegaconf", "yaml", "safetensors"} | {
-    *("mlflow", "aim", "matplotlib", "rich", "sklearn", "pytest", "hypothesis", "setuptools", "pip")
+    *("mlflow", "aim", "clearml", "matplotlib", "rich", "sklearn", "pytest", "hypothesis", "setuptools", "pip")
 }
 
 

@@ -26,7 +26,7 @@ _OWN = ("README.md", "CHANGELOG.md", "LICENSE", "tests/project/")
 ORIGINALS = "tests/engine"
 # Folders that git ignores, for a template that is no clone: at its root, and anywhere.
 _IGNORED_ROOTS = {".git", ".venv", "runs", "sweeps", "build", "dist", "exports"} | {
-    *("mlartifacts", "mlruns", ".aim", "aimartifacts")
+    *("mlartifacts", "mlruns", ".aim", "aimartifacts", "clearml_offline")
 }
 _IGNORED = {"__pycache__", "node_modules", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 

@@ -33,7 +33,7 @@ def rename_text(path: str, text: str, answers: Answers) -> str:
         if answers.examples == "none":
             for group in ("model", "data", "task"):
                 text = _option(text, group, "???")
-    if path in ("conf/tracker/mlflow.yaml", "conf/tracker/aim.yaml"):
+    if path in ("conf/tracker/mlflow.yaml", "conf/tracker/aim.yaml", "conf/tracker/clearml.yaml"):
         text = re.sub(r"^experiment: savepoint\b", lambda _: f"experiment: {_yaml(answers.name)}", text, flags=re.M)
     if path == "tests/project/test_yours.py" and answers.examples != "all":
         text = re.sub(r'^(EXPERIMENTS.* = )\[".*"\]', r"\1[]", text, flags=re.M)
@@ -73,7 +73,7 @@ def _pyproject(text: str, answers: Answers) -> str:
         (r'^dynamic = \["version"\]$', 'version = "0.1.0"'),
         (r"^\[tool\.setuptools\.dynamic\]\n.*\n\n", ""),
         (r'^    "copier.*\n    "cookiecutter.*\n', ""),
-        (r'"savepoint\[onnx,joblib,optuna,slurm\]"', f'"{answers.distribution}[onnx,joblib,optuna,slurm]"'),
+        (r'"savepoint\[([a-z,]+)\]"', rf'"{answers.distribution}[\1]"'),
         (r"^testpaths = .*$", f'testpaths = ["tests/project", "src/{answers.package}"]'),
         (r"^pythonpath = .*$", 'pythonpath = ["src", "."]'),
         (r"^norecursedirs = \[", 'norecursedirs = ["tests/engine", '),

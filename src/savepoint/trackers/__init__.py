@@ -21,6 +21,7 @@ Rooms, in reading order:
     kinds      what is known of each kind of tracker
     mlflow     MLflow
     aim        Aim
+    clearml    ClearML
 """
 
 from collections.abc import Callable, Sequence
