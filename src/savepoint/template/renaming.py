@@ -73,7 +73,7 @@ def _pyproject(text: str, answers: Answers) -> str:
         (r'^dynamic = \["version"\]$', 'version = "0.1.0"'),
         (r"^\[tool\.setuptools\.dynamic\]\n.*\n\n", ""),
         (r'^    "copier.*\n    "cookiecutter.*\n', ""),
-        (r'"savepoint\[([a-z,]+)\]"', rf'"{answers.distribution}[\1]"'),
+        (r'"savepoint\[(?=[a-z,]+\]")', f'"{answers.distribution}['),
         (r"^testpaths = .*$", f'testpaths = ["tests/project", "src/{answers.package}"]'),
         (r"^pythonpath = .*$", 'pythonpath = ["src", "."]'),
         (r"^norecursedirs = \[", 'norecursedirs = ["tests/engine", '),
