@@ -32,7 +32,7 @@ ABSENT = {
 ASKED_FIRST = {
     "data/workers.py": {"signal.SIGKILL"},
     "system/files.py": {"os.POSIX_FADV_DONTNEED", "os.posix_fadvise", "os.writev"},
-    "system/signals.py": {"os.killpg", "signal.SIGKILL", "signal.SIGUSR1"},
+    "system/signals.py": {"os.killpg", "signal.SIGKILL", "signal.SIGUSR1", "signal.SIGUSR2"},
     "trackers/process.py": {"os.set_blocking"},
     "trackers/worker.py": {"signal.SIGHUP"},
 }

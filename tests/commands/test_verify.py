@@ -564,7 +564,7 @@ def test_a_checkpoint_whose_replacement_was_cut_short_is_told(directory: Path, r
     (root / NEWEST).rename(root / f"{SUPERSEDED}{NEWEST}")
     said = told(directory)
     assert said.more == [f"half replaced, given its name back when the run next starts: {NEWEST}"]
-    assert said.sound
+    assert said.sound and said.outlook == f"resume would first give {NEWEST} its name back"
 
 
 def test_what_verify_calls_set_aside_is_what_resume_set_aside(workshop: Workshop, directory: Path) -> None:

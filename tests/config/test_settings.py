@@ -98,7 +98,11 @@ def test_settings_are_frozen() -> None:
         ("amp.backoff_factor", 1, "amp.backoff_factor=1: must be between 0 and 1, both excluded."),
         ("amp.backoff_factor", 0.0, "amp.backoff_factor=0.0: must be between 0 and 1, both excluded."),
         ("amp.growth_interval", 0, "amp.growth_interval=0: must be at least 1."),
-        ("tracker.kind", "wandb", "tracker.kind='wandb': must be one of mlflow, aim, clearml, none."),
+        (
+            "tracker.kind",
+            "a.b",
+            "tracker.kind='a.b': must be mlflow, aim, clearml, none, or the name of a module in trackers/ of your package.",
+        ),
         ("tracker.experiment", " ", "tracker.experiment=' ': must not be empty."),
         ("data.batch_size", 0, "data.batch_size=0: must be at least 1."),
         ("data.num_workers", -1, "data.num_workers=-1: must be at least 0."),

@@ -17,7 +17,7 @@ from savepoint import runs
 from savepoint.checkpoint import Checkpoint
 from savepoint.data import batches
 from savepoint.system import rng
-from savepoint.training import loop, optimizers, schedules, state
+from savepoint.training import loop, optimizer_state, schedules, state
 
 restore, put_back = state.restore, rng.restore
 
@@ -109,8 +109,8 @@ THINGS: dict[str, Callable[[], None]] = {
     "weights": replaced(state, "restore_model", buffers),
     "buffers": replaced(state, "restore_model", weights),
     "frozen": replaced(state, "restore", kept),
-    "optimizer": replaced(optimizers, "restore", nothing),
-    "optimizer dtypes": replaced(optimizers, "restore", plainly),
+    "optimizer": replaced(optimizer_state, "restore", nothing),
+    "optimizer dtypes": replaced(optimizer_state, "restore", plainly),
     "scheduler": replaced(schedules, "restore", nothing),
     "learning_rates": replaced(state, "restore", rates),
     "scaler": replaced(torch.amp.GradScaler, "load_state_dict", nothing),

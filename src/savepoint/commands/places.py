@@ -92,5 +92,5 @@ def _choose(run: runs.Run, choice: str) -> str:
 def _best(run: runs.Run) -> list[str]:
     kept = runs.read_config(run.directory).get("checkpoint")
     kept = kept if isinstance(kept, dict) else {}
-    monitor, mode = kept.get("monitor", "val/loss"), kept.get("mode", "min")
+    monitor, mode = kept.get("monitor"), kept.get("mode", "min")
     return checkpoint.best(run.checkpoints, monitor=monitor, mode=mode) if isinstance(monitor, str) else []

@@ -72,14 +72,19 @@ def _hidden(root: Path) -> Iterator[str]:
     """Yield a line for each kind of hidden checkpoint: half replaced, set aside as damaged, half written or deleted."""
     names = sorted(entry.name for entry in os.scandir(root)) if root.is_dir() else []
     aside = [_line(name) for name in names if name.startswith(".damaged-")]
-    superseded = [name.removeprefix(SUPERSEDED) for name in names if name.startswith(SUPERSEDED)]
-    if hidden := [_line(name) for name in superseded if name not in names]:
+    if hidden := [_line(name) for name in _half_replaced(names)]:
         yield f"half replaced, given its name back when the run next starts: {short_list(hidden, most=4)}"
     stale = [_line(name) for name in names if name.startswith(".tmp-") and not name.startswith(SUPERSEDED)]
     if aside:
         yield f"set aside as damaged before: {short_list(aside, most=4)}"
     if stale:
         yield f"half written or half deleted, removed when the run next starts: {short_list(stale, most=4)}"
+
+
+def _half_replaced(names: list[str]) -> list[str]:
+    """Return the checkpoints that a killed process had hidden, to replace them, and had not replaced."""
+    hidden = [name.removeprefix(SUPERSEDED) for name in names if name.startswith(SUPERSEDED)]
+    return [name for name in hidden if name not in names]
 
 
 def _summary(place: Place, verdicts: list[Verdict], refused: str | None) -> str:
@@ -90,6 +95,8 @@ def _summary(place: Place, verdicts: list[Verdict], refused: str | None) -> str:
     summary = f"{len(verdicts)} {noun}" + (f": {counted}" if counted else "")
     if place.run is None or place.names != checkpoint.names(place.root):
         return summary  # a part of the checkpoints does not tell where a resume would begin
+    if not refused and place.root.is_dir() and (half := _half_replaced(sorted(os.listdir(place.root)))):
+        return f"{summary}; resume would first give {_line(half[-1])} its name back"
     return f"{summary}; " + (f"resume would refuse the run's {runs.CONFIG}" if refused else _outlook(verdicts))
 
 

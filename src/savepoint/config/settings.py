@@ -40,6 +40,11 @@ def _registrable(value: str) -> str | None:
     return None if re.fullmatch(r"[\w .-]*\w[\w .-]*", value) else "must be letters, digits, blanks and .-_"
 
 
+def _a_module(value: str) -> str | None:
+    known = "mlflow, aim, clearml, none, or the name of a module in trackers/ of your package"
+    return None if re.fullmatch(r"[a-z][a-z0-9_]*", value) else f"must be {known}"
+
+
 def a_device(value: str) -> str | None:
     return None if _DEVICE.fullmatch(value) else "must be auto, cpu, mps, cuda or cuda:<index>"
 
@@ -105,7 +110,7 @@ class AmpSettings:
 class TrackerSettings:
     """Where a run can be watched: the kind of tracker, its experiment and its address."""
 
-    kind: str = setting(check=one_of("mlflow", "aim", "clearml", "none"))
+    kind: str = setting(check=_a_module)
     experiment: str = setting("savepoint", not_empty)
     uri: str | None = setting(None, not_empty)
     register_as: str | None = setting(None, _registrable)

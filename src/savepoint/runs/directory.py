@@ -163,7 +163,7 @@ def derived_id(start_id: str, name: str) -> str:
     """Make the run id that follows from the id of a sweep's start and the name of one of its jobs.
 
     >>> derived_id("ab12cd34", "0"), derived_id("ab12cd34", "1")
-    X
+    ('r8a50dfc', 'g295a1ca')
     """
     digest = hashlib.sha256(f"{start_id}/{name}".encode()).digest()
     return "abcdefghjkmnpqrstuvwxyz"[digest[0] % 23] + digest[1:5].hex()[1:]

@@ -30,15 +30,24 @@ from pathlib import Path
 from savepoint.config import TrackerSettings, compose, read_settings
 from savepoint.errors import ConfigError
 from savepoint.trackers import mirrored, questions
+from savepoint.trackers.kinds import Kind
 from savepoint.trackers.none import NoTracker
+from savepoint.trackers.points import Point
+from savepoint.trackers.process import Message
 from savepoint.trackers.protocol import Dataset, Found, Page, Server, Sweep, Tracker
+from savepoint.trackers.store import Store, StoredRun
 
 __all__ = [
     "Dataset",
     "Found",
+    "Kind",
+    "Message",
     "NoTracker",
     "Page",
+    "Point",
     "Server",
+    "Store",
+    "StoredRun",
     "Sweep",
     "Tracker",
     "fetch_run",

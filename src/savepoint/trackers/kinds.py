@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from savepoint import trust
 from savepoint.config import TrackerSettings
+from savepoint.errors import ConfigError
 from savepoint.trackers.process import Message
 from savepoint.trackers.protocol import Page, Server
 from savepoint.trackers.store import Store
@@ -13,7 +15,7 @@ from savepoint.trackers.store import Store
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of tracker, as `savepoint.trackers.<name>` gives it in `KIND`.
+    """A kind of tracker, as `savepoint.trackers.<name>` or the project's `trackers.<name>` gives it in `KIND`.
 
     title: its name for people. environment: variables that its process gets where they are not set.
     locate: settings, repository, a directory for locks → where the store is, as part of an order. `uri` names it for
@@ -37,6 +39,19 @@ class Kind:
 
 
 def load(name: str) -> Kind:
-    """Return the kind with this name, one of those that the config allows. Its library is not imported."""
-    kind: Kind = importlib.import_module(f"savepoint.trackers.{name}").KIND
+    """Return the kind with this name: one of this package, or a module of the project's package `trackers`.
+
+    Its library is not imported. Raises: ConfigError if there is no such kind.
+    """
+    source = Path(__file__).resolve().parents[2]
+    own = f"{trust.package(source)}.trackers.{name}"
+    if (Path(__file__).parent / name).is_dir():
+        module = f"savepoint.trackers.{name}"
+    elif source.joinpath(*own.split(".")).with_suffix(".py").is_file():
+        module = own
+    else:
+        raise ConfigError(f"tracker.kind={name}: there is no src/{own.replace('.', '/')}.py.")
+    kind = getattr(importlib.import_module(module), "KIND", None)
+    if not isinstance(kind, Kind):
+        raise ConfigError(f"tracker.kind={name}: {module} has no KIND, made by savepoint.trackers.Kind.")
     return kind
