@@ -66,3 +66,12 @@ def test_process_benchmark_prints_a_ratio_for_each_store() -> None:
     rows = [line.split() for line in ended.output.splitlines()[3:]]
     assert [row[0] for row in rows] == ["fresh", "warm"]
     assert all(float(row[-4]) > 0 for row in rows), ended.output
+
+
+@pytest.mark.long
+def test_tracking_benchmark_prints_each_store_and_contender() -> None:
+    ended = command("benchmarks/tracking.py", "--turns=1", "--steps=20")
+    assert ended.status == 0, ended.output
+    rows = [line[:22].strip() for line in ended.output.splitlines()[1:]]
+    contenders = ["nothing", "Savepoint, untracked", "Savepoint", "log_metrics", "asynchronous"]
+    assert rows == ["database", *contenders, "server", *contenders, "gone", *contenders]

@@ -11,6 +11,8 @@ from savepoint.trackers.points import count
 from savepoint.trackers.process import LOG, Message, Worker
 from savepoint.trackers.protocol import Dataset, Page, Sweep
 
+LOOK_SECONDS = 0.2  # between two signs to the process, which bundles what it stores in this time anyway
+
 
 class _Session:
     """The process that serves a run, or all runs of a sweep, and the trackers that give it orders.
@@ -149,6 +151,7 @@ class MirroredTracker:
         self.closed = self._started = False
         self.stored_all = False
         self._stored = 0
+        self._look_at = 0.0
         self._path: str | None = None  # of its page
         order = kind.locate(settings, repository, sweep.dir if sweep else run_dir) | {
             "do": "follow",
@@ -194,7 +197,10 @@ class MirroredTracker:
         )
 
     def wake(self) -> None:
-        self._session.look()
+        # A step may take less time than a message to another process.
+        if (now := time.monotonic()) >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            self._session.look()
 
     def close(self, status: str, timeout_seconds: float, *, note: str | None = None) -> str | None:
         if self.closed or not self._started:
