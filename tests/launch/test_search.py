@@ -44,7 +44,7 @@ def test_a_search_that_was_killed_trains_the_jobs_of_one_that_was_not(
     ended = workshop.run("train.py", "-m", *config, strike=Strike(moments // 2, "kill"))
     assert ended.status != 0
     (directory,) = workshop.root.glob("sweeps/*/*")
-    for part in (5, 10):
+    for part in (5, 10) if trials > 5 else (5,):
         ended = workshop.run("resume.py", "run=latest-sweep", strike=Strike(moments // part, "ctrl-c"))
     assert ended.status == 130 and "jobs have not finished. To go on: python resume.py run=" in ended.output
     assert {row["status"] for row in table(directory)} == {"finished", "interrupted", "not begun"}
@@ -57,6 +57,8 @@ def test_a_search_that_was_killed_trains_the_jobs_of_one_that_was_not(
     scores = {str(number): f"{score:.6g}" for score, number in kept}
     assert scores == {row["job"]: row["best val/loss"] for row in table(directory)}
 
+    if trials == 5:
+        return
     ended = workshop.run("resume.py", "run=latest-sweep", "+jobs='hydra.sweeper.n_trials=1'")
     assert ended.status == 0 and [row["job"] for row in table(directory) if "-" in row["job"]] == ["1-0"]
     assert query(directory, "select count(*) from trials", database="study.db") == [(trials + 1,)]
