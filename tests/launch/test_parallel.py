@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tools import pages
 from tools.processes import REPOSITORY
-from tools.stores import wait_for
+from tools.stores import query, wait_for
 from tools.workshop import Workshop
 
 from savepoint import runs
@@ -111,6 +111,24 @@ def test_a_killed_process_and_a_refused_job_are_told_in_one_line(workshop: Works
     output, _ = sweep.communicate(timeout=100)
     assert sweep.returncode == 2 and "Traceback" not in output, output
     assert output.splitlines()[-1].startswith("error: The launcher of the jobs has failed: "), output
+
+
+@pytest.mark.long
+def test_eight_processes_at_once_fill_a_new_store(workshop: Workshop, tmp_path: Path) -> None:
+    store = f"tracker.uri=sqlite:///{tmp_path / 'mlflow.db'}"
+    small = (*SMALL[1:], "trainer.max_epochs=2", "seed=range(0,8)", store)
+    sweep = start(workshop.root, "train.py", "-m", PARALLEL[0], "hydra.launcher.n_jobs=8", *small)
+    output, _ = sweep.communicate(timeout=200)
+    assert sweep.returncode == 0 and "has not stored" not in output, output
+    assert query(tmp_path, "select status, count(*) from runs group by status") == [("FINISHED", 9)]
+    assert query(tmp_path, "select count(distinct value) from tags where key = 'mlflow.parentRunId'") == [(1,)]
+    (directory,) = workshop.root.glob("sweeps/*/*")
+    for number in range(8):
+        run = runs.read(directory / str(number))
+        lines = runs.read_history(run.metrics)
+        logged = {(key, line["step"]) for line in lines for key in line if key not in ("step", "time")}
+        stored = query(tmp_path, "select key, step from metrics where run_uuid = ?", run.tracker_id)
+        assert len(stored) == len({*stored}) and logged <= {*stored}
 
 
 def test_each_process_gets_a_gpu_of_its_own_and_then_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
