@@ -1,4 +1,4 @@
-"""Launch: from a command line to a run. train.py and resume.py call these steps in their order.
+"""Launch: from a command line to a run. train.py and resume.py call the functions of this package.
 
 Importing this package imports neither torch nor MLflow, so `--help` and a typo answer at once.
 
@@ -8,10 +8,10 @@ Rooms, in reading order:
     sweep        begin a sweep and end it, whichever processes run its jobs
     search       let Optuna choose the values of a sweep's jobs
     finish       finish a sweep that was interrupted, and add jobs to it
-    gpus         a GPU for each of several processes that train jobs
-    jobs         the jobs of a sweep: which there will be, which a resume leaves alone
+    gpus         give each process that trains jobs of a sweep a GPU of its own
+    jobs         list the jobs of a sweep, and find those that a resume leaves alone
     start        start a new run: its config, its directory, its tracker
-    requeue      open a new run, or with resume=auto the one of that name that was begun before
+    requeue      open a new run, or with resume=auto continue the earlier run of the same name
     request      resume.py's command line
     completion   complete that command line in a shell
     reopen       reopen a run: continue it, or fork it where something differs

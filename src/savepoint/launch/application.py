@@ -1,6 +1,6 @@
-"""train.py as a Hydra application: one run, or with `-m` a sweep of them.
+"""Run train.py as a Hydra application: one run, or with `-m` a sweep of runs.
 
-Hydra makes directories before it calls anybody, prints errors its own way, and skips its callbacks after a failure.
+Hydra makes directories before it calls our code, prints errors its own way, and skips its callbacks after a failure.
 This module works around each of these.
 """
 
@@ -27,14 +27,14 @@ from savepoint.launch import sweep as sweeps
 from savepoint.launch.script import run_script
 from savepoint.launch.start import Invocation
 
-# Flags of Hydra that are followed by a value of their own.
+# Hydra's flags that take a value, which is the next argument.
 _VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 
 Train = Callable[[Invocation], float | None]
 
 
 def run_train(train: Train, repository: Path) -> int:
-    """Run train.py: `--help`, one run or a sweep, whatever the command line asks for.
+    """Do what train.py's command line asks for: print the help, train one run, or train a sweep.
 
     train: trains one run and returns the best value of checkpoint.monitor, for a sweeper to compare.
     repository: the directory that holds train.py and conf/.
@@ -63,13 +63,13 @@ def _overrides() -> list[str]:
 
 @dataclass
 class Application:
-    """One process of train.py, and what is known of it so far.
+    """One process of train.py: what it was started with, and what has happened in it so far.
 
-    start_id: names the directory of the run, or of the sweep. elsewhere: whether this is a copy in another process, to
-    which a launcher has sent it. invocations: one for each job that began in this process.
-    failure: why the only run of this process failed. typed: the overrides of the command line.
-    resumed: whether the sweep was begun by an earlier process. retry: whether its failed jobs are to be trained again.
-    batch: which of its batches of jobs this is. last: whether the sweep ends with it.
+    start_id: a part of the name of the run's or the sweep's directory. elsewhere: whether this object is a copy that a
+    launcher sent to another process. invocations: one for each job that began in this process.
+    failure: the error that ended a single run. typed: the overrides of the command line.
+    resumed: whether an earlier process began the sweep. retry: whether failed jobs are trained again.
+    batch: the number of this batch of jobs; each `+jobs=` adds a batch. last: whether this is the sweep's last batch.
     """
 
     train: Train
@@ -93,13 +93,13 @@ class Application:
         self._register_resolvers()
         search.register()
         sweeps.SweepStart.typed, sweeps.SweepStart.batch = self.typed, self.batch
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, and does not print them its own way
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing them
         main = hydra.main(version_base="1.3", config_path=str(self.repository / "conf"), config_name="config")
         try:
             main(self._job)()
         except OSError as error:
-            # Only Hydra's own reach this line: `_job` keeps or reports those of a run. An option that does not exist
-            # is an OSError to Hydra too, one without a number.
+            # Only an OSError of Hydra's own reaches this line: `_job` keeps or reports those of a run. For an option
+            # that does not exist, Hydra raises an OSError without a number.
             if self.sweep or error.errno is None:
                 raise
             message = f"{error.filename}: the run's directory cannot be made: {error.strerror}."
@@ -119,7 +119,7 @@ class Application:
             raise system.signals.Interrupted(number, "Stopped. What the jobs had trained is saved.")
 
     def _register_resolvers(self) -> None:
-        """Define what conf/ may use in interpolations."""
+        """Define the resolvers that conf/ uses: `${repository:}` and `${start_id:}`."""
         OmegaConf.register_new_resolver("repository", lambda: str(self.repository), use_cache=True, replace=True)
         OmegaConf.register_new_resolver("start_id", lambda: self.start_id, use_cache=True, replace=True)
 
@@ -135,17 +135,17 @@ class Application:
         return self._job_elsewhere(config) if self.elsewhere else self._train(config)
 
     def _job_elsewhere(self, config: DictConfig) -> float | None:
-        """Train one job of a sweep in a process that a launcher started, in silence but for its beginning and its end.
+        """Train one job of a sweep in a process that a launcher started. Print one line only, at the end.
 
-        Returns: what `train` returns; None if the job was interrupted or, since the sweep was, not begun.
-        Raises: UserError for any other error, since the original may not fit through a pipe.
+        Returns: what `train` returns; None if the job was interrupted, or did not begin because the sweep was.
+        Raises: UserError in place of any other error, which may not fit through a pipe.
         """
         directory = Path(HydraConfig.get().runtime.output_dir)
         name = directory.name
         system.signals.note()
         if system.signals.asked() is not None:
             return None
-        sys.argv = ["train.py", "-m", *self.typed]  # what run.json tells; the launcher's own says nothing
+        sys.argv = ["train.py", "-m", *self.typed]  # for run.json: the launcher's own command says nothing
         self._register_resolvers()
         if self._begun(directory) and (settled := jobs.settled(directory, retry=self.retry)) is not None:
             print(f"job {name}: {settled}", flush=True)
@@ -221,17 +221,17 @@ class Application:
         return invocation
 
     def _job_id(self, directory: Path) -> str:
-        """Return the id of a job's run. It follows from the sweep's start: a launcher may start a job a second time."""
+        """Return the id of a job's run. It is derived from start_id, so a job that is started again keeps its id."""
         return runs.derived_id(self.start_id, directory.name)
 
     def _begun(self, directory: Path) -> bool:
-        """Whether a job may continue the run in its directory: an earlier process of the sweep has begun it."""
+        """Whether an earlier process of the sweep may have begun the run in a job's directory."""
         if self.resumed or not (directory / runs.RECORD).exists():
             return self.resumed
         return self.elsewhere and runs.read(directory).id == self._job_id(directory)
 
     def _end_sweep(self) -> None:
-        """Print and send what came of the sweep. One that was refused before its first job leaves nothing."""
+        """Print the sweep's results and send them to the tracker. Remove a sweep in which no job began."""
         directory = sweeps.SweepStart.directory or (self.sweep.dir if self.sweep else None)
         if directory is None or not self.last:
             return
@@ -242,7 +242,7 @@ class Application:
             runs.remove_unstarted_sweep(directory)
 
     def tracker(self, directory: Path) -> TrackerSettings | None:
-        """Return the settings of the tracker of a sweep's jobs, whoever trained them; None if none was trained."""
+        """Return the tracker settings of a sweep's jobs, whichever process trained them; None if no job was trained."""
         for invocation in self.invocations:
             if invocation.tracker is not None:
                 return invocation.tracker

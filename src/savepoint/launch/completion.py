@@ -1,4 +1,4 @@
-"""Complete resume.py's command line in a shell: the ids of runs after `run=`, and otherwise what train.py takes."""
+"""Complete resume.py's command line in a shell: after `run=` the ids of runs, elsewhere the overrides of train.py."""
 
 import os
 from collections.abc import Sequence
@@ -8,14 +8,15 @@ import hydra
 
 from savepoint import runs
 
-_MOST = 100  # ids that are offered, the newest
+_MOST = 100  # ids that are offered at most, the newest first
 
 
 def complete(repository: Path, flags: Sequence[str]) -> None:
-    """Print what may come next, on one line: Hydra's shell completion, with ids of runs.
+    """Print the words that may come next, on one line: ids of runs, flags, and what Hydra's completion offers.
 
-    The shell puts what was typed so far into COMP_LINE. `python train.py -sc install=bash` prints what installs it.
-    flags: options of resume.py's own.
+    The shell puts the text typed so far into COMP_LINE. `python train.py -sc install=bash` prints the command that
+    installs the completion.
+    flags: the options that only resume.py has.
     """
     words = os.environ.get("COMP_LINE", "").split(" ")
     current = words[-1]

@@ -1,7 +1,7 @@
-"""Which settings may change on a resume, so that the run goes on as the same one.
+"""The settings that may change on a resume while the run stays the same run.
 
-What decides is the difference between the resolved configs, not the presence of an override. Any difference that is not
-listed here makes another run: a fork.
+The resolved configs are compared, so an override that changes nothing does not count. Any difference that is not listed
+here makes a fork: a new run.
 """
 
 from typing import Any
@@ -16,13 +16,13 @@ CONTINUES = {
     "trainer.log_every_n_steps": "decides which steps are logged, not what they compute",
     "trainer.log_grad_norm": "decides what is logged, not what is computed",
     "trainer.figures_every_n_epochs": "decides when pictures are drawn, which changes nothing that is computed",
-    "trainer.on_nonfinite": "moves the end of a run whose loss is no number any more",
-    "trainer.test": "is measured once training is finished",
+    "trainer.on_nonfinite": "moves the end of a run whose loss is NaN or infinite",
+    "trainer.test": "takes effect only after training has finished",
     "trainer.detect_anomaly": "only checks what is computed",
     "trainer.profile": "only measures what is computed",
-    "trainer.threads": "may change bits, which a line at the start says; a run must be able to move to another machine",
-    "trainer.device": "may change bits, which a line at the start says; for the same reason",
-    "trainer.compile": "may change bits, which a line at the start says; for the same reason",
+    "trainer.threads": "may change bits, and a line at the start says so; lets a run move to another machine",
+    "trainer.device": "may change bits, and a line at the start says so; lets a run move to another machine",
+    "trainer.compile": "may change bits, and a line at the start says so; lets a run move to another machine",
     "checkpoint": "decides what is saved and kept, never what is computed",
     "tracker": "mirrors the run directory, and nothing reads it back",
     "data.num_workers": "batches depend on the seed, the epoch and the batch alone, not on who loads them",
@@ -34,12 +34,12 @@ CONTINUES = {
 
 
 def other_run(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """List the keys, sorted, in which two configs differ so that a resume is a fork: another run."""
+    """Return the keys, sorted, whose difference between two configs makes a resume a fork."""
     return [key for key in differences(before, after) if not _continues(key)]
 
 
 def planned(trained: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return the checkpoint's config with the settings that the run was last given.
+    """Return the checkpoint's config with the values that the run was given last for the keys of `CONTINUES`.
 
     An extension (`trainer.max_epochs=40`) counts from the moment it was accepted, even if the run was killed before
     its next checkpoint.

@@ -22,7 +22,7 @@ def resume_sweep(train: Train, repository: Path, sweep: Path, changes: list[str]
     if others := [each for each in changes if each not in (*tracker, *more, jobs.RETRY)]:
         raise UserError(
             f"{others[0]}: a sweep is resumed with its own overrides. Beside them it takes {jobs.RETRY}, "
-            f"{jobs.MORE}'key=value,…' and tracker=…. To change one of its jobs, resume that by its own id."
+            f"{jobs.MORE}'key=value,…' and tracker=…. To change one of its jobs, resume that job by its id."
         )
     record = runs.read_sweep(sweep)
     sweeps.stop_file(sweep).unlink(missing_ok=True)
@@ -42,7 +42,7 @@ def resume_sweep(train: Train, repository: Path, sweep: Path, changes: list[str]
             if not one.last:
                 sweeps.end(sweep, repository, one.tracker(sweep))
             raise
-        except Exception as error:  # of a job, or of overrides that Hydra refuses: the other batches go on
+        except Exception as error:  # a job failed, or Hydra refuses the overrides: train the other batches all the same
             words = explain(error, one.typed, repository / "conf")
             failure = error if words is None else UserError(words)
     if failure is not None:

@@ -1,4 +1,4 @@
-"""Give each of several processes that train jobs of a sweep on one machine a GPU of its own."""
+"""Give each process a GPU of its own when several processes on one machine train the jobs of a sweep."""
 
 import contextlib
 import os
@@ -8,15 +8,16 @@ from pathlib import Path
 
 from savepoint import system
 
-# Held until this process ends, and then free for the next one.
+# The locks of the GPUs that this process has claimed. They are free again when it ends.
 _CLAIMED: list[system.files.Lock] = []
 
 
 def claim(sweep: Path, number: int) -> None:
-    """Hide all GPUs but one from this process: one that no other process of the sweep has, else its share.
+    """Hide all GPUs but one from this process. It gets one that no other process of the sweep has claimed.
 
-    Only the first call does anything, and only before torch is imported, which reads the variable once.
-    sweep: the sweep's directory. number: the job's.
+    If all are claimed, the job's number chooses one, so that jobs are spread evenly.
+    Only the first call has an effect, and only before torch is imported: torch reads CUDA_VISIBLE_DEVICES once.
+    sweep: the sweep's directory. number: the job's number.
     """
     gpus = _visible()
     if len(gpus) < 2 or _CLAIMED or "torch" in sys.modules:

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: which ones there will be, and which of them a resume leaves alone."""
+"""List the jobs of a sweep before they begin, and find those that a resume leaves alone."""
 
 import contextlib
 import shlex
@@ -18,8 +18,9 @@ MORE = "+jobs="
 def planned(sweeper: DictConfig, typed: list[str]) -> list[list[str]]:
     """Return the overrides of each job of a sweep, without secrets.
 
-    sweeper: Hydra's settings of what chooses the jobs. typed: the overrides of the command line.
-    Returns: an empty list in place of each job's overrides if they are chosen later; [] if nobody knows how many.
+    sweeper: the settings of Hydra's sweeper, which chooses the jobs. typed: the overrides of the command line.
+    Returns: one list of overrides for each job. The lists are empty if the sweeper chooses the values later, and the
+    result is [] if even the number of jobs is unknown.
     """
     if not str(sweeper.get("_target_", "")).endswith("BasicSweeper"):
         return [[] for _ in range(sweeper.get("n_trials") or 0)]
@@ -30,9 +31,10 @@ def planned(sweeper: DictConfig, typed: list[str]) -> list[list[str]]:
 
 
 def changed(command: list[str], changes: str | list[str]) -> list[str]:
-    """Return a sweep's overrides with others in place of those of the same keys.
+    """Return a sweep's overrides with `changes` in place of those with the same keys.
 
-    changes: overrides, or text with several as a shell takes them. Raises: UserError for text that is none.
+    changes: a list of overrides, or text that is split into overrides as a shell would split it.
+    Raises: UserError if a part of it is not an override.
 
     >>> changed(["seed=1,2", "model=cnn"], "seed=3 optimizer.lr=0.1")
     ['model=cnn', 'seed=3', 'optimizer.lr=0.1']
@@ -42,13 +44,13 @@ def changed(command: list[str], changes: str | list[str]) -> list[str]:
     except ValueError as error:
         raise UserError(f"{MORE}{changes}: {error}.") from None
     if wrong := [each for each in new if "=" not in each]:
-        raise UserError(f"{MORE}{changes}: {wrong[0]} is no override. Write key=value,… and blanks between several.")
+        raise UserError(f"{MORE}{changes}: {wrong[0]} is no override. Write key=value,… with blanks in between.")
     keys = {each.partition("=")[0].lstrip("+") for each in new}
     return [*(each for each in command if each.partition("=")[0].lstrip("+") not in keys), *new]
 
 
 def settled(job: Path, *, retry: bool) -> str | None:
-    """Say why a job of a resumed sweep is not trained, or return None if it is.
+    """Return the reason why a resumed sweep does not train a job, or None if it does.
 
     retry: whether jobs that failed or were refused are tried again.
     """
@@ -78,7 +80,8 @@ def _locked(job: Path) -> bool:
 def unheard(sweep: Path) -> list[runs.Run]:
     """Return the finished jobs of a tracked sweep that have no id in the tracker.
 
-    They ended just before the sweep was killed, and no process was left to hear the id. Their points may be missing.
+    Such a job ended just before the sweep was killed, so no process was left to note the id. Points of the job may be
+    missing in the tracker.
     """
     finished = [run for run in runs.runs_in(map(str, sweep.iterdir())) if run.record["status"] == "finished"]
     return [run for run in finished if run.tracker_id is None and _is_tracked(run)]

@@ -1,4 +1,4 @@
-"""Where a fork begins: record it, find it again, and take a checkpoint that has no run around it for one."""
+"""Record the checkpoint that a fork begins from, and find it again. It may lie outside of any run's directory."""
 
 import hashlib
 from pathlib import Path
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def record(parent: "Checkpoint", run: runs.Run, repository: Path, *, alone: bool) -> dict[str, str]:
-    """Return what a fork records of where it begins: how its parent is found again, and that it is the same one.
+    """Return what a fork's run.json holds about its parent: where to find it again, and a digest to recognise it by.
 
-    alone: whether there is no run around the parent.
+    parent: the checkpoint that the fork begins from. run: the run of that checkpoint. alone: whether the checkpoint
+    lies outside of any run's directory.
     """
     origin = {"run": run.id, "checkpoint": parent.path.name, "sha256": _digest(parent)}
     if alone:
@@ -24,7 +25,7 @@ def record(parent: "Checkpoint", run: runs.Run, repository: Path, *, alone: bool
 
 
 def checkpoint_alone(query: str) -> Path | None:
-    """Return the checkpoint directory that a query names, if there is no run around it."""
+    """Return the checkpoint directory that a query names, or None if there is none or it lies in a run's directory."""
     path = Path(query)
     if not query or not (path / "manifest.json").is_file():
         return None
@@ -33,7 +34,7 @@ def checkpoint_alone(query: str) -> Path | None:
 
 
 def run_of(alone: Path) -> runs.Run:
-    """Return the run that a checkpoint says it is of. It has no directory here.
+    """Return the run that a lone checkpoint names in its provenance. That run has no directory here.
 
     Raises: CheckpointError if its provenance cannot be read.
     """
@@ -43,15 +44,15 @@ def run_of(alone: Path) -> runs.Run:
 
 
 def find_again(run: runs.Run, origin: dict[str, str], repository: Path) -> "Checkpoint":
-    """Load the very checkpoint that a fork began from. origin: what run.json has of it.
+    """Load the checkpoint that a fork began from. origin: `forked_from` in the fork's run.json.
 
-    Raises: UserError if it is gone, has changed, or is not recorded as it should be.
+    Raises: UserError if the checkpoint is gone or has changed, or if the record of it is incomplete.
     """
     from savepoint import checkpoint
 
     keys = ("run", "checkpoint", "sha256")
     if not isinstance(origin, dict) or not all(isinstance(origin.get(key), str) for key in keys):
-        raise UserError(f"{run.directory / runs.RECORD}: its forked_from has to have {', '.join(keys)}.")
+        raise UserError(f"{run.directory / runs.RECORD}: forked_from must have the keys {', '.join(keys)}.")
     again = f"Run {run.id} has no checkpoint yet and was forked from {origin['run']}@{origin['checkpoint']}"
     try:
         place = Path(str(origin.get("directory", "")))

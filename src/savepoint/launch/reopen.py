@@ -1,4 +1,4 @@
-"""Reopen a run: continue it from its newest sound checkpoint, or fork it where something differs."""
+"""Reopen a run: continue it from its newest sound checkpoint, or fork it if its config or checkpoint differs."""
 
 import contextlib
 import datetime
@@ -25,13 +25,14 @@ log = logging.getLogger("savepoint")
 
 @dataclass(frozen=True)
 class Reopened:
-    """A run that was found, and what is asked of it.
+    """A run that was found, and the request for it.
 
-    choice: what the query says after `@`, if anything. own: the run's config.yaml; with `resume=auto`, the config that
-    is asked for now. tracker_settings: of this machine. upload: whether checkpoints are copied to the tracker.
-    shared: whether a sweep is under way, whose runs share the tracker's process.
-    tracker: the run's own, if it is known already that the run is continued. This process then holds the run's lock.
-    alone: a checkpoint without its run, which can only be forked. `run` then stands for what it says of its run.
+    choice: the text after `@` in the query, if any. own: the run's config.yaml; with `resume=auto`, the config that is
+    asked for now. tracker_settings: those of this machine. upload: whether checkpoints are copied to the tracker.
+    requeued: whether train.py continues the run. shared: whether the jobs of a sweep share one tracker process.
+    tracker: the run's tracker, if the run is certain to be continued. This process then holds the run's lock.
+    alone: a checkpoint outside of any run's directory, which can only be forked. `run` then has the id that the
+    checkpoint's provenance names.
     """
 
     run: runs.Run
@@ -51,7 +52,7 @@ class Reopened:
         """Continue the run from its newest sound checkpoint, or open a fork of it, while the body trains.
 
         Imports torch. A config that differs in more than `continues.CONTINUES` makes a fork, and so does `@` with any
-        checkpoint but the newest sound one. Newer checkpoints that are damaged are named on stderr.
+        checkpoint but the newest sound one. Damaged checkpoints that are newer are named on stderr.
         Raises: UserError if there is no sound checkpoint to begin from; ConfigError for a config that cannot train.
         """
         if self.tracker is not None:
@@ -87,23 +88,23 @@ class Reopened:
         return chosen if differs or not newest else None
 
     def _changed(self, before: dict[str, Any]) -> list[str]:
-        """List the keys in which the config of this process differs from `before` so that it is another run's."""
+        """Return the keys in which the requested config differs from `before` so that the resume is a fork."""
         return continues.other_run(before, self._config(before))
 
     def _config(self, before: dict[str, Any]) -> dict[str, Any]:
-        """Apply what the run was last given, and then what was typed now, to the config of a checkpoint."""
+        """Return a checkpoint's config with the values that the run was given last, then with the overrides of now."""
         before["tracker"] = vars(self.tracker_settings)
         return apply_overrides(continues.planned(before, self.own), self.request.overrides, self.repository / "conf")
 
     def continued(self, tracker: trackers.Tracker) -> runs.Job:
-        """Prepare the same run. Damaged checkpoints are set aside."""
+        """Prepare the same run from its newest sound checkpoint. Set damaged checkpoints aside."""
         from savepoint import checkpoint
 
         root = self.run.checkpoints
         checkpoint.clean(root)
         newest, damaged = checkpoint.latest(root)
         if damaged and newest is None:
-            # Starting over would cut the run's history to nothing, and a disk that is ill may be well again tomorrow.
+            # Do not start over: that would delete the run's history, and the disk may be readable again tomorrow.
             raise UserError(
                 f"Run {self.run.id} has {len(damaged)} checkpoints, and none is sound. The newest: {damaged[0][1]} "
                 f"All of them: python -m savepoint verify {self.run.address(self.repository)} To start over, move "
@@ -119,12 +120,12 @@ class Reopened:
         if changed := continues.other_run(before, config):
             raise UserError(
                 f"{', '.join(changed)}: {newest.path.name} was trained with other values than those in "
-                f"{self.run.directory / runs.CONFIG}, which was edited. Bring that file back: it is the checkpoint's."
+                f"{self.run.directory / runs.CONFIG}, which was edited. Give that file the checkpoint's values again."
             )
         return self._job(config, tracker, newest)
 
     def _started_over(self, tracker: trackers.Tracker) -> runs.Job:
-        """Prepare a run that has no checkpoint: from its config.yaml, a fork from its parent's checkpoint again."""
+        """Prepare a run that has no checkpoint: it starts over, a fork from its parent's checkpoint."""
         config = self._config(self.own)
         origin = self.run.record.get("forked_from")
         print(f"run {self.run.id} has no checkpoint: it starts over from its {runs.CONFIG}.", file=sys.stderr)
@@ -135,7 +136,7 @@ class Reopened:
 
     @contextlib.contextmanager
     def _forked(self, parent: "Checkpoint") -> Iterator[runs.Job]:
-        """Open another run that begins from a checkpoint of this one, with the config of that checkpoint changed."""
+        """Open a new run that begins from a checkpoint of this one, with the checkpoint's config and the overrides."""
         before = trust.parse_config(parent.config)
         config = self._config({**before, "name": None})
         changed = [key for key in differences(before, config) if key.startswith("init")]
@@ -166,7 +167,7 @@ class Reopened:
                 runs.remove_empty(invocation.directory)
 
     def _choices(self) -> dict[str, str]:
-        """Return the option chosen in each group of conf/, as far as the parent's record has them."""
+        """Return the option chosen in each group of conf/, for the groups that the parent's run.json names."""
         typed = dict(each.lstrip("+").partition("=")[::2] for each in self.request.overrides)
         return {group: typed.get(group, option) for group, option in (self.run.record.get("choices") or {}).items()}
 
@@ -201,10 +202,10 @@ class Reopened:
 
 @contextlib.contextmanager
 def reopen(request: Request, repository: Path) -> Iterator[Reopened]:
-    """Find a run. Where it is clear that it is continued, hold its lock and start its tracker.
+    """Find a run. If it is certain to be continued, hold its lock and start its tracker while the body trains it.
 
     repository: holds conf/, runs/ and src/.
-    Raises: UserError if there is no such run, it is in use, or an override is no override.
+    Raises: UserError if there is no such run, if it is in use, or if an override is malformed.
     """
     alone = origins.checkpoint_alone(request.query)
     found = runs.find(request.query, repository) if alone is None else runs.Found(origins.run_of(alone), None)
@@ -217,7 +218,7 @@ def reopen(request: Request, repository: Path) -> Iterator[Reopened]:
     tracker = trackers.local_settings(kind, conf, request.tracker)
     reopened = Reopened(found.run, found.checkpoint, own, request, tracker, repository, upload, alone=alone)
     if not (alone or found.checkpoint or request.directory) and not continues.other_run(own, config):
-        # Before torch is imported: the tracker starts in a process of its own, at the same time.
+        # Before torch is imported: the tracker's own process starts while this one imports torch.
         with held(reopened) as tracker_of_run:
             yield replace(reopened, tracker=tracker_of_run)
     else:
@@ -260,7 +261,7 @@ def held(reopened: Reopened) -> Iterator[trackers.Tracker]:
 
 
 def _check_home(reopened: Reopened) -> None:
-    """Refuse to continue a run that lies under another checkout: its tracker's store is there, and perhaps its code."""
+    """Refuse to continue a run of another checkout, which has the tracker's store and perhaps other code."""
     here, directory = reopened.repository.resolve(), reopened.run.directory.resolve()
     if directory.is_relative_to(here):
         return

@@ -1,4 +1,4 @@
-"""resume.py's command line: which run, what is to differ, and two flags."""
+"""Read resume.py's command line: the run, the overrides, and two flags."""
 
 import sys
 from collections.abc import Callable
@@ -13,17 +13,18 @@ from savepoint.launch.script import load_script, run_script
 USAGE = "usage: python resume.py run=<id|prefix|directory|latest>[@best|@<step>] [key=value …] [--same-code] [--force]"
 OPTIONS = """
        python resume.py run=<sweep|latest-sweep> [retry=failed] [+jobs='key=value,…']
-  --same-code  refuse to go on if the commit or the uncommitted changes are others than the checkpoint's
-  --force      go on without the run's lock, where the disk has none or a lost machine seems to hold it"""
+  --same-code  refuse to go on if the commit or the uncommitted changes differ from the checkpoint's
+  --force      go on without the run's lock: for a disk without locks, or a lock that a lost machine seems to hold"""
 FLAGS = ("--same-code", "--force")
 DIRECTORY = "hydra.run.dir="
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was typed.
+    """The command line of resume.py, parsed.
 
-    query: after `run=`. overrides: all but those of the tracker. tracker: those. directory: where a fork is to live.
+    query: the text after `run=`. overrides: all but the tracker's. tracker: the tracker's overrides.
+    directory: where a fork is to live.
     """
 
     query: str
@@ -35,18 +36,18 @@ class Request:
 
 
 def run_resume(resume: Callable[[Request], None], repository: Path, *, description: str) -> int:
-    """Run resume.py. resume: continues or forks the run of a request. The jobs of a sweep are trained by train.py.
+    """Do what resume.py's command line asks for. The `train` of train.py trains the jobs of a sweep.
 
-    Returns: the exit code.
+    resume: continues or forks the run of a request. Returns: the exit code.
     """
 
-    arguments = sys.argv[1:]  # Hydra reads those of a sweep from sys.argv
+    arguments = sys.argv[1:]  # a copy: `resume_sweep` changes sys.argv, where Hydra reads a sweep's overrides
 
     def work() -> None:
         if {"-h", "--help"} & set(arguments):
             print(f"{description}\n{USAGE}{OPTIONS}")
         elif {"-sc", "--shell-completion"} & set(arguments):
-            from savepoint.launch.completion import complete  # with Hydra, which a resume need not wait for
+            from savepoint.launch.completion import complete  # imports Hydra, which a resume does not need
 
             complete(repository, FLAGS)
         else:

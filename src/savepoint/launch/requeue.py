@@ -1,6 +1,6 @@
-"""Open the run that train.py asks for: a new one, or with `resume=auto` the one of that name that was begun before.
+"""Open the run that train.py asks for: a new one, or with `resume=auto` the earlier run of the same name.
 
-One unchanged command can then be run again and again, by SLURM, Kubernetes or a shell loop, until it exits with 0.
+SLURM, Kubernetes or a shell loop can then repeat one unchanged command until it exits with 0.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from savepoint.launch.start import Invocation, open_new
 def open_run(invocation: Invocation, config: dict[str, Any], settings: Settings) -> Iterator[runs.Job]:
     """Open a new run while the body trains it, or with `resume=auto` continue the newest one of the same name.
 
-    config: as `compose` returns it, checked. settings: the same.
-    A job of a sweep that is resumed is continued, too.
+    In a resumed sweep, a job that has begun is continued, too.
+    config: the config that `compose` returned, checked. settings: the same values, typed.
     Raises: UserError if the earlier run had another config, or is being trained by another process.
     """
     earlier = None
@@ -39,7 +39,7 @@ def open_run(invocation: Invocation, config: dict[str, Any], settings: Settings)
 
 
 def _earlier(invocation: Invocation, settings: Settings) -> runs.Run | None:
-    """Return the newest run of the name, or None. Runs of sweeps and forks of others do not count."""
+    """Return the newest run of the same name, or None. Jobs of sweeps do not count."""
     directory = invocation.directory
     if (directory / runs.RECORD).exists():  # hydra.run.dir was given
         return runs.read(directory)
@@ -50,11 +50,11 @@ def _earlier(invocation: Invocation, settings: Settings) -> runs.Run | None:
 @contextlib.contextmanager
 def _again(earlier: runs.Run, invocation: Invocation, config: dict[str, Any], settings: Settings) -> Iterator[runs.Job]:
     """Continue a run that an earlier process of the same command began."""
-    runs.remove_empty(invocation.directory)  # Hydra has made one for a new run
+    runs.remove_empty(invocation.directory)  # Hydra has made a directory for a new run
     own = runs.read_config(earlier.directory)
     typed = [each for each in invocation.overrides if each.startswith("init_from=")]
     if typed and set(typed) <= set(earlier.record["overrides"]):
-        config = config | {"init_from": own.get("init_from")}  # `latest` was one run then, and is another now
+        config = config | {"init_from": own.get("init_from")}  # `latest` may name another run by now
     if others := continues.other_run(own, config):
         differing = differences(own, config)
         lines = "".join(f"\n  {key}  {differing[key][0]} → {differing[key][1]}" for key in others)

@@ -1,7 +1,7 @@
-"""Let Optuna choose the values of each job of a sweep from the results of those before: `hydra/sweeper=optuna`.
+"""Let Optuna choose the values of each job of a sweep from the results of earlier jobs: `hydra/sweeper=optuna`.
 
-Hydra's own plugin for this needs an Optuna of 2022, whose storage does not work with the SQLAlchemy that MLflow needs,
-and it cannot go on with a sweep that was interrupted.
+Hydra's own Optuna plugin cannot resume an interrupted sweep. It also needs an Optuna of 2022, whose storage does not
+work with the SQLAlchemy that MLflow needs.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ STUDY = "study.db"
 
 
 def register() -> None:
-    """Make the sweeper known to Hydra, which takes plugins from the package `hydra_plugins` alone."""
+    """Register the sweeper with Hydra, which accepts plugins only from the package `hydra_plugins`."""
     if importlib.util.find_spec("hydra_plugins") is None:  # no other plugin is installed
         sys.modules["hydra_plugins"] = types.ModuleType("hydra_plugins")
     sys.modules[OptunaSweeper.__module__] = sys.modules[__name__]
@@ -39,9 +39,9 @@ def register() -> None:
 
 
 class OptunaSweeper(Sweeper):
-    """Hydra's sweeper for a search by Optuna. The study lies in the sweep's directory, where a resume finds it.
+    """A sweeper for Hydra that searches with Optuna. The study lies in the sweep's directory, where a resume finds it.
 
-    What is chosen for a job follows from the seed, the job's number, and the results of the jobs before its batch. So a
+    The values of a job depend only on the seed, the job's number, and the results of the jobs before its batch. So a
     sweep that is interrupted and resumed trains the same jobs as one that is not.
     Source of the method: Bergstra et al. 2011, tree-structured Parzen estimators, as in `optuna.samplers.TPESampler`.
     """
@@ -49,10 +49,10 @@ class OptunaSweeper(Sweeper):
     __module__ = "hydra_plugins.savepoint"
 
     def __init__(self, **settings: Any) -> None:
-        """Take Hydra's settings, which `sweep` checks: Hydra wraps what is raised here in errors of its own.
+        """Keep the settings. `sweep` checks them, because Hydra would wrap an error raised here in one of its own.
 
-        settings: n_trials, the number of jobs; n_jobs, how many of them are chosen, and launched, together; seed, of
-        the choices; params, the values to search for each key, which overrides of the command line replace.
+        settings: n_trials, the number of jobs; n_jobs, how many of them are chosen and launched together; seed, the
+        seed of the choices; params, the values to search for each key. An override of the same key replaces its values.
         """
         self._settings = settings
 
@@ -64,7 +64,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Train the jobs. arguments: the overrides of the command line, but Hydra's own.
+        """Train the jobs. arguments: the overrides of the command line, without those for Hydra itself.
 
         Raises: UserError for wrong settings; the error of the first job that failed, once all others are trained.
         """
@@ -120,32 +120,32 @@ class OptunaSweeper(Sweeper):
             for name, job in zip(names, self._launcher.launch(jobs, initial_job_idx=first), strict=True):
                 score = job.return_value if job.status == JobStatus.COMPLETED else None
                 if score is None and system.signals.asked() is not None:
-                    return None  # another process was interrupted in it: a resume goes on with this trial
+                    return None  # the job was interrupted: a resume goes on with this trial
                 if job.status == JobStatus.FAILED:
                     failed = failed or job
                 trial = _known(study, name)
                 assert trial is not None
-                # One that was told already keeps its result: later choices have been made from that.
+                # A trial that has a result already keeps it: later choices were made from that result.
                 study.tell(trial.number, *_outcome(score), skip_if_finished=True)
         return failed
 
     def _name(self, number: int) -> str:
-        """Return the name of a job's directory: 0, 1, … or, of jobs that were added to the sweep, 1-0, 1-1, …"""
+        """Return the name of a job's directory: 0, 1, …, or 1-0, 1-1, … for jobs that were added to the sweep."""
         template: str = OmegaConf.to_container(self._config.hydra.sweep, resolve=False)["subdir"]  # type: ignore
         return template.replace("${hydra.job.num}", str(number))
 
     def _choose(self, study: "Study", name: str, space: "dict[str, BaseDistribution]") -> dict[str, Any]:
-        """Return a value for each key: the values that were chosen before, if the study has the job."""
+        """Return a value for each key. A job that the study has already keeps the values chosen before."""
         from optuna import create_study, samplers, trial
 
         if (known := _known(study, name)) is not None:
             return known.params
-        # A sampler keeps its generator in memory alone. A new one for each job, seeded by its number, needs no memory.
+        # A sampler's generator is not in the study and would be lost. So each job gets a new sampler with its own seed.
         sampler = samplers.TPESampler(seed=self._settings["seed"] + len(study.trials))
         chooser = create_study(direction=study.direction, sampler=sampler)
         chooser.add_trials(study.get_trials(states=(trial.TrialState.COMPLETE,)))
         params = chooser.ask(space).params
-        # In one piece: a trial is in the study with all of its values or not at all, wherever a kill hits.
+        # One call adds the whole trial: after a kill, the study has it with all of its values or not at all.
         study.add_trial(
             trial.create_trial(
                 state=trial.TrialState.RUNNING, params=params, distributions=space, user_attrs={"job": name}
@@ -168,9 +168,9 @@ def _outcome(score: float | None) -> tuple[Any, Any]:
 
 
 def _distribution(override: Override) -> "BaseDistribution":
-    """Return the values that an override of several stands for, as Optuna knows them.
+    """Return the values of a sweep override as a distribution of Optuna's.
 
-    Raises: UserError if there are none.
+    Raises: UserError if an interval has no values.
     """
     from optuna import distributions
 

@@ -1,4 +1,4 @@
-"""Start a new run: its composed config, its directory on the disk, its tracker."""
+"""Start a new run: compose its config, make its directory, and start its tracker."""
 
 import contextlib
 import logging
@@ -22,12 +22,12 @@ class Invocation:
     """One run that the command line asks for: the only one, or one job of a sweep.
 
     config: as Hydra composed it, not yet resolved; plain data for a fork. directory: where the run will live.
-    id: the run's own. overrides: as typed, without secrets. tracker: where the run is tracked, known once it is open.
+    id: the run's id. overrides: as typed, without secrets. tracker: the tracker's settings, set when the run is opened.
     resume: `auto` to continue the run of the same name if there is one; `force` for the same without regard to a lock.
-    again: whether the directory may hold the run, begun by an earlier process of the sweep, to be continued.
-    shared: whether the process that trains it is the sweep's, so that all jobs can share what it starts.
-    forked_from: the run and the checkpoint that a fork begins from, as run.json has them. choices: the option chosen in
-    each group of conf/, if that is known.
+    again: whether the directory may hold this run already, begun by an earlier process of the sweep.
+    shared: whether one process trains all jobs of the sweep, which then share one tracker process.
+    forked_from: the run and the checkpoint that a fork begins from, as run.json has them.
+    choices: the option chosen in each group of conf/, if that is known.
     """
 
     config: DictConfig | dict[str, Any]
@@ -47,7 +47,7 @@ class Invocation:
 def compose(invocation: Invocation) -> dict[str, Any]:
     """Return the config as plain data, with every interpolation resolved.
 
-    `resume` is no part of it, and is noted in the invocation.
+    `resume` is not a part of the config. This function sets it on the invocation.
     Raises: OmegaConf's errors if a value is missing or an interpolation cannot be resolved; ConfigError for a wrong
     `resume`.
     """
@@ -74,7 +74,7 @@ def _find_weights(invocation: Invocation, settings: Settings) -> weights.Source 
             raise UserError(f"init.{unused[0]} has no effect without init_from: give the weights, or leave it out.")
         return None
     sweep = invocation.sweep.id if invocation.sweep else None
-    # A run without a tracker may still begin with one that has been tracked.
+    # A run without a tracker may still take the weights of a run that has been tracked.
     tracker = settings.tracker if settings.tracker.kind != "none" else None
     return weights.find(settings.init_from, invocation.repository, tracker=tracker, apart_from=sweep)
 
@@ -118,7 +118,7 @@ def open_new(invocation: Invocation, config: dict[str, Any], settings: Settings)
 
 @contextlib.contextmanager
 def _tracked(invocation: Invocation, run: runs.Run, settings: Settings) -> Iterator[trackers.Tracker]:
-    """Start the run's tracker, in a process of its own beside this one, and let go of it at the end."""
+    """Start the run's tracker in another process. At the end, abandon the tracker unless it was closed."""
     _record_hydra(invocation)
     invocation.tracker = settings.tracker
     tracker = trackers.open(

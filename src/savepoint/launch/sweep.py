@@ -15,10 +15,10 @@ from savepoint.launch import jobs
 
 
 class SweepStart(Callback):
-    """Hydra calls this before a sweep's first job, in the process of train.py. conf/config.yaml names it.
+    """A callback that Hydra calls before a sweep's first job, in the process of train.py. conf/config.yaml names it.
 
-    directory: that of the sweep that this process has begun. typed: the overrides of the command line. batch: which
-    batch of jobs they stand for.
+    directory: the directory of the sweep that this process has begun. typed: the overrides of the command line.
+    batch: the number of the batch of jobs that the overrides stand for.
     """
 
     directory: ClassVar[Path | None] = None
@@ -26,11 +26,11 @@ class SweepStart(Callback):
     batch: ClassVar[int] = 0
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Note where the sweep lies. If other processes will train its jobs, record them, and take signals for them."""
+        """Note the sweep's directory. If other processes train its jobs, record the jobs and handle their signals."""
         SweepStart.directory = directory = Path(config.hydra.sweep.dir)
         if not str(config.hydra.launcher._target_).endswith("BasicLauncher"):
             system.signals.note(_stop_jobs)
-            # They are to use this code, even where the environment has another version of it installed.
+            # The processes must import this code, even if another version of it is installed in the environment.
             source = str(Path(__file__).resolve().parents[2])
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
             directory.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ class SweepStart(Callback):
 
 
 def stop_file(directory: Path) -> Path:
-    """Return the file that asks all jobs of a sweep to stop, on whichever machine they are trained."""
+    """Return the path of the file that asks all jobs of a sweep to stop, whichever machine trains them."""
     return directory / system.signals.STOP_FILE
 
 
@@ -50,9 +50,10 @@ def _stop_jobs(number: int) -> None:
 
 
 def begin(directory: Path, *, sweeper: DictConfig, typed: list[str], batch: int) -> None:
-    """Record a batch of a sweep's jobs before the first one, unless it is recorded.
+    """Record a batch of a sweep's jobs before the first of them begins, unless the batch is recorded already.
 
-    sweeper: Hydra's settings of what chooses the jobs. typed: the overrides of the command line. batch: its number.
+    sweeper: the settings of Hydra's sweeper, which chooses the jobs. typed: the overrides of the command line.
+    batch: the number of the batch.
     """
     runs.redact_sweep_record(directory)
     planned = jobs.planned(sweeper, typed)
@@ -62,8 +63,8 @@ def begin(directory: Path, *, sweeper: DictConfig, typed: list[str], batch: int)
 def end(directory: Path, repository: Path, tracker: TrackerSettings | None) -> None:
     """Print the sweep's table of results, best first, and send it to the tracker.
 
-    Hydra has a callback for the end of a sweep, and skips it when a job has failed.
-    tracker: that of the jobs; None if every job was refused.
+    This is no callback of Hydra's, because Hydra skips its callback for the end of a sweep when a job has failed.
+    tracker: the tracker settings of the jobs; None if every job was refused.
     """
     sweep = runs.sweep_of(directory)
     table, text = runs.write_sweep_table(directory)
