@@ -84,7 +84,7 @@ def test_a_run_without_a_tracker_is_sent_later(lab: Workshop) -> None:
     ("kind", "words"),
     [
         ("nothing", "there is no src/project/trackers/nothing.py."),
-        ("empty", "project.trackers.empty has no KIND, made by savepoint.trackers.Kind."),
+        ("empty", "project.trackers.empty must define KIND, a savepoint.trackers.Kind."),
         ("protocol", "there is no src/project/trackers/protocol.py."),
     ],
 )

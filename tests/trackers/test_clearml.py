@@ -122,7 +122,7 @@ def test_settings_that_cannot_be_are_refused_in_one_line(settings: dict[str, str
 def test_a_server_without_an_address_is_refused(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLEARML_API_HOST", "here:8008")
     with pytest.raises(
-        ConfigError, match=r"^CLEARML_API_HOST=here:8008: this is no address\. It is like http://<host>"
+        ConfigError, match=r"^CLEARML_API_HOST=here:8008: this is not an address\. Write it as http://<host>"
     ):
         open_run(run_dir)
 

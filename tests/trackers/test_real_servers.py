@@ -209,6 +209,6 @@ def test_a_database_that_lets_nobody_in_says_so_at_once(
     stores.log(tmp_path / "run", range(1, 4))
     wait_for(lambda: tracker.wake() or warnings, seconds=30)
     line = tracker.close("finished", 30)
-    assert line is not None and f"postgresql+psycopg://127.0.0.1:{database.port}/mlflow lets nobody in" in line
+    assert line is not None and f"postgresql+psycopg://127.0.0.1:{database.port}/mlflow refuses the connection" in line
     assert 'password authentication failed for user "nobody"). Check the address, the user and the password in' in line
     assert stores.holding("wrong-one", tmp_path) == []

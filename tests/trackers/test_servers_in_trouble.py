@@ -44,8 +44,8 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: Nursery) ->
 
 TROUBLE = {
     "error": "cannot connect: {} answers with an error (500). The server's log says why",
-    "login": "cannot connect: {} does not answer as an MLflow server does, but maybe as a login page. Check tracker.uri and MLFLOW_TRACKING_URI",
-    "away": "cannot connect: {} does not answer as an MLflow server does, but maybe as a login page. Check tracker.uri and MLFLOW_TRACKING_URI",
+    "login": "cannot connect: {} does not answer like an MLflow server. It may be a login page. Check tracker.uri and MLFLOW_TRACKING_URI",
+    "away": "cannot connect: {} does not answer like an MLflow server. It may be a login page. Check tracker.uri and MLFLOW_TRACKING_URI",
     "silent": "not done within 1 s",
     "slow": "not done within 1 s",
 }

@@ -172,7 +172,7 @@ ANSWERS = [
     (
         200,
         "<title>Sign in</title>",
-        "does not answer as an MLflow server does, but maybe as a login page. Check tracker.uri and MLFLOW_TRACKING_URI",
+        "does not answer like an MLflow server. It may be a login page. Check tracker.uri and MLFLOW_TRACKING_URI",
     ),
 ]
 

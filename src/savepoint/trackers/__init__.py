@@ -1,8 +1,8 @@
 """Trackers: where people watch a run. A tracker mirrors the run directory, and training never waits for it.
 
-The local truth is `metrics.jsonl` and `checkpoints/`. A tracker follows those files, so no call logs a value. Another
-process talks to the tracker's store, and the training process never imports its library: neither that import nor a
-server that is slow or down costs training time. Importing this package is cheap, too.
+`metrics.jsonl` and `checkpoints/` hold the original data. A tracker follows those files, so no call logs a value.
+Another process talks to the tracker's store, and the training process never imports the tracker's library. So neither
+that import nor a server that is slow or down costs training time. Importing this package is cheap, too.
 
 Rooms, in reading order:
     protocol   what a tracker can do
@@ -10,15 +10,15 @@ Rooms, in reading order:
     mirrored   a tracker that gives orders to another process
     process    start that process, send it orders, read its answers
     questions  one question to a store, outside of any run
-    worker     the other process: take orders, end in time
-    service    the runs that it serves: their duties, what failed, when to try again
+    worker     the tracker's process: take orders, end in time
+    service    the runs that this process serves: their duties, what failed, when to try again
     mirror     one run's copy in a store
-    artifacts  its checkpoints and figures there
+    artifacts  the run's checkpoints and figures in the store
     points     metrics.jsonl as points: key, step, value, time
-    notes      what a tracker says of a run: where it started, what came of it, its forks
-    plot       the picture of losses and rates that a tracker shows
-    store      what a store has to do
-    kinds      what is known of each kind of tracker
+    notes      a run's description in a tracker: its origin, its results, its forks
+    plot       the picture of losses and learning rates that a tracker shows
+    store      the methods that a store must have
+    kinds      describe each kind of tracker without importing its library
     mlflow     MLflow
     aim        Aim
     clearml    ClearML
@@ -76,13 +76,13 @@ def open(  # noqa: A001 - read as `trackers.open`, like `gzip.open`
 ) -> Tracker:
     """Prepare a tracker. It warms up in the background, so call this early; only `start` creates a run in the tracker.
 
-    run_dir: an existing directory. shared: one process serves all runs of the sweep. Then `Tracker.close` waits for
-    nothing, and `finish_sweep` has to be called.
+    run_dir: an existing directory. shared: whether one process serves all runs of the sweep. `Tracker.close` then waits
+    for nothing, and the caller has to call `finish_sweep`.
     known_run_id: the tracker's id of this run, if the run has been tracked before.
     upload: copy checkpoints too. warn: called with one line when the tracker first fails.
     inform: called with one line that names the tracker's run, unless the run has ended. announce: called with the
-    tracker's id of the run once it is known. All three are called from inside the methods of this tracker or, with
-    `shared`, of a later one.
+    tracker's id of the run as soon as the id is known. The methods of this tracker call these three functions; with
+    `shared`, the methods of a later run's tracker may call them.
     Raises: ConfigError if the store's address cannot be used.
     """
     if settings.kind == "none":
@@ -108,11 +108,11 @@ def local_settings(kind: object, conf: Path, overrides: Sequence[str] = ()) -> T
     A run's config may come from a stranger, so it never decides where data goes. It only says which kind of tracker
     the run had.
 
-    kind: the tracker's kind in the run's config, if there is one. overrides: those of the tracker.
-    Raises: ConfigError that names what is wrong with the settings.
+    kind: the tracker's kind in the run's config, if there is one. overrides: the tracker's overrides.
+    Raises: ConfigError that names every fault of the settings.
     """
     if kind == "none" and not overrides:
-        return TrackerSettings(kind="none")  # composing takes half of the time in which a small run resumes
+        return TrackerSettings(kind="none")  # composing would double the time in which a small run resumes
     choice = [f"tracker={kind}"] if isinstance(kind, str) and (conf / "tracker" / f"{kind}.yaml").is_file() else []
     settings, faults = read_settings(compose([*choice, *overrides], conf))
     if settings is None:
@@ -131,7 +131,7 @@ def finish_sweep(
 ) -> tuple[list[str], Page | None]:
     """Wait until the runs of a sweep are stored, store its table of results, and set the status of its parent run.
 
-    Returns: a line for each thing that is not stored, and the page of the sweep, None where no run of it was tracked.
+    Returns: a line for each thing that is not stored, and the sweep's page, or None if no run of the sweep was tracked.
     """
     if settings.kind == "none":
         return [], None
@@ -162,7 +162,7 @@ def fetch_run(
 
 
 def find_page(settings: TrackerSettings, *, repository: Path) -> Page:
-    """Return where the tracker's web page is. Asks no server.
+    """Return the tracker's web page, without asking a server.
 
     Raises: ConfigError if there is no tracker, or its address cannot be used.
     """

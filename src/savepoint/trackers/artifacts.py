@@ -1,4 +1,4 @@
-"""A run's checkpoints and figures as artifacts in a store: the same ones as on the disk, retention included."""
+"""A run's checkpoints and figures as artifacts in a store. What retention deletes on the disk is deleted there, too."""
 
 import contextlib
 import csv
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from savepoint.trackers.store import StoredRun
 
-# The last file of a checkpoint to be written and to be uploaded. Without it the checkpoint does not exist.
+# The file of a checkpoint that is written and uploaded last. Without it the checkpoint does not exist.
 MANIFEST = "manifest.json"
-# The files of a run, beside its checkpoints, that it needs to be brought back from here.
+# The files, besides the checkpoints, from which a run can be restored.
 RECORD = ("run.json", "metrics.jsonl", "evaluations.jsonl", "system.jsonl")
 
 
@@ -23,7 +23,7 @@ class CheckpointMirror:
     def sync(self) -> None:
         """Upload new checkpoints, and delete those that are gone from the disk."""
         if not self._root.is_dir():
-            return  # not created yet, or out of reach: no reason to delete anything
+            return  # the directory is not created yet, or out of reach: delete nothing
         if self._stored is None:
             names = self._run.names("checkpoints")
             self._stored = {name: MANIFEST in self._run.names(f"checkpoints/{name}") for name in names}
@@ -38,7 +38,7 @@ class CheckpointMirror:
                 del self._stored[name]
 
     def _upload(self, name: str) -> bool:
-        """Upload a checkpoint. Returns: whether it is complete; one that is pruned meanwhile is not, and no error."""
+        """Upload a checkpoint. Returns: whether the upload is complete; False if retention deleted it meanwhile."""
         source = self._root / name
         try:
             # The manifest goes last: an upload without it was cut short.
@@ -52,7 +52,7 @@ class CheckpointMirror:
 
 
 class FigureMirror:
-    """Keeps a run's artifacts under `figures/` equal to its directory of figures, the oldest of which are deleted."""
+    """Keeps a run's artifacts under `figures/` equal to its directory of figures, where old figures are deleted."""
 
     def __init__(self, root: Path, run: StoredRun) -> None:
         self._root, self._run = root, run
@@ -67,7 +67,7 @@ class FigureMirror:
             self._stored = {f"{name}/{file}" for name in folders for file in self._run.names(f"figures/{name}")}
         local = {path.relative_to(self._root).as_posix() for path in self._root.glob("*/epoch_*")}
         for name in sorted(local - self._stored):
-            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, since newer ones came
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, because there are newer ones
                 self._run.put(self._root / name, f"figures/{name.rpartition('/')[0]}")
                 self._stored.add(name)
         for name in sorted(self._stored - local):
@@ -91,7 +91,7 @@ def fetch(run: StoredRun, to: Path) -> list[str]:
     """
 
     def names(folder: str) -> list[str]:
-        # Whatever a store lists, nothing is written outside of `to`.
+        # Leave out other names: a store may list any, and nothing may be written outside of `to`.
         return sorted(name for name in run.names(folder) if re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name, re.ASCII))
 
     there = names("")

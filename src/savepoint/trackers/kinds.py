@@ -1,4 +1,4 @@
-"""What is known of each kind of tracker without importing its library. A kind is a package beside this module."""
+"""Describe each kind of tracker without importing its library. A kind is a package here, or a module of the project."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -15,16 +15,17 @@ from savepoint.trackers.store import Store
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of tracker, as `savepoint.trackers.<name>` or the project's `trackers.<name>` gives it in `KIND`.
+    """A kind of tracker. `savepoint.trackers.<name>` or the project's `trackers.<name>` defines it as `KIND`.
 
-    title: its name for people. environment: variables that its process gets where they are not set.
-    locate: settings, repository, a directory for locks → where the store is, as part of an order. `uri` names it for
-    people; the rest is the kind's own. Raises ConfigError if the store cannot be used, and asks no server.
-    absent: whether the store, so located, is a local one that no run has created yet.
-    page: the store, and the path of a run or sweep → its page. front: the store → the page that lists the runs.
-    serve: a local store, a port → the server of its page, for this machine only. Raises UserError if it cannot work.
-    connect: the store → the store, opened; called in the tracker's process. Raises UserError if waiting is pointless.
-    explain: an error of the store, the order → what it means to a person, or None: its own text is good enough.
+    title: its name for people. environment: variables that the tracker's process gets unless they are set already.
+    locate: settings, repository, a directory for locks → the store's location, as part of an order. `uri` names the
+    store for people; the other keys are the kind's own. Raises ConfigError if the store cannot be used. Asks no server.
+    absent: a location → whether it is a local store that no run has created yet.
+    page: a location, and the path of a run or sweep → its page. front: a location → the page that lists the runs.
+    serve: a local store's location, a port → the server of its page, for this machine only. Raises UserError if the
+    server cannot work.
+    connect: a location → the opened store; called in the tracker's process. Raises UserError if waiting is pointless.
+    explain: an error of the store, the order → what the error means, or None if the error's own text is good enough.
     """
 
     title: str
@@ -39,9 +40,9 @@ class Kind:
 
 
 def load(name: str) -> Kind:
-    """Return the kind with this name: one of this package, or a module of the project's package `trackers`.
+    """Return the kind with this name: a package beside this module, or a module of the project's package `trackers`.
 
-    Its library is not imported. Raises: ConfigError if there is no such kind.
+    The kind's library is not imported. Raises: ConfigError if there is no such kind.
     """
     source = Path(__file__).resolve().parents[2]
     own = f"{trust.package(source)}.trackers.{name}"
@@ -53,5 +54,5 @@ def load(name: str) -> Kind:
         raise ConfigError(f"tracker.kind={name}: there is no src/{own.replace('.', '/')}.py.")
     kind = getattr(importlib.import_module(module), "KIND", None)
     if not isinstance(kind, Kind):
-        raise ConfigError(f"tracker.kind={name}: {module} has no KIND, made by savepoint.trackers.Kind.")
+        raise ConfigError(f"tracker.kind={name}: {module} must define KIND, a savepoint.trackers.Kind.")
     return kind

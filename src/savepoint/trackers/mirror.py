@@ -1,4 +1,4 @@
-"""One run's copy in a store. Every method can be called again after it raised, and then goes on from there."""
+"""Copy one run into a store. A method that raised can be called again, and then goes on where it stopped."""
 
 import functools
 import itertools
@@ -21,7 +21,7 @@ PLOT_SECONDS = 30.0
 class Mirror:
     """A run directory and its run in a store.
 
-    order: the worker's order to follow the run. start: the order to start. followers: read the run's files of points.
+    order: the worker's order to follow the run. start: the order to start. followers: they read the run's points.
     say: sends a message to the training process.
     """
 
@@ -30,9 +30,9 @@ class Mirror:
     ) -> None:
         self._run, self._say, self._followers = run, say, followers
         say("opened", stored_id=run.id, path=run.path)
-        # (key, step) of the points that the store had before this process, and key -> step of the newest one read here.
+        # (key, step) of the points that the store had before this process.
         self._history = run.history()
-        self._latest: dict[str, int] = {}
+        self._latest: dict[str, int] = {}  # key -> step of the newest point that this process has read
         self._points = 0
         self._documents = [Path(document) for document in start["documents"]]
         self._environment_stored = False
@@ -52,7 +52,7 @@ class Mirror:
             fresh = []
             for point in points:
                 key = self._run.key(point.key)
-                # A key has one value a step: the first one in the file, for every process that ever reads the file.
+                # A key has one value per step: the first in the file, so that all processes choose the same one.
                 if (key, point.step) not in self._history and latest.get(key) != point.step:
                     fresh.append(point._replace(key=key))
                 latest[key] = point.step
@@ -65,7 +65,7 @@ class Mirror:
             self._say("stored", points=self._points)
 
     def send_evaluations(self) -> None:
-        """Send what checkpoints measured apart from training, each value once."""
+        """Send the values of evaluations.jsonl, which were measured apart from training, each value once."""
         path = self._run_dir / "evaluations.jsonl"
         fresh = [point._replace(key=self._run.key(point.key)) for point in evaluation_points(path)]
         fresh = [point for point in fresh if (point.key, point.step) not in self._history]
@@ -77,7 +77,7 @@ class Mirror:
         self._run.set_status(status, ended)
 
     def set_note(self, note: str | None) -> None:
-        """Set what came of the run, in Markdown. None leaves it as it is."""
+        """Set the run's note, which tells its results in Markdown. None leaves the note as it is."""
         if note is not None:
             self._run.set_note(note)
 
@@ -95,10 +95,10 @@ class Mirror:
             self._environment_stored = True
 
     def send_checkpoints(self, *, now: bool) -> None:
-        """Make the uploaded checkpoints equal to those on the disk, where uploads are asked for.
+        """Make the uploaded checkpoints equal to those on the disk, if uploads are asked for.
 
-        Before them go run.json, metrics.jsonl and evaluations.jsonl, so that the run can be brought back from here.
-        now: send these files even if there is no other checkpoint than the last time.
+        First send the files named in `RECORD`, so that the run can be restored from the store.
+        now: send these files even if there is no new checkpoint since the last call.
         """
         newest = max((path.name for path in (self._run_dir / "checkpoints").glob("[!.]*")), default="")
         if newest != self._recorded or now:
@@ -110,7 +110,7 @@ class Mirror:
             self._checkpoints.sync()
 
     def send_model(self, status: str) -> None:
-        """Store the model of the newest checkpoint, once the run has finished, where uploads are asked for."""
+        """Store the model of the newest checkpoint if the run has finished and uploads are asked for."""
         names = [path.parent.name for path in (self._run_dir / "checkpoints").glob(f"[!.]*/{MANIFEST}")]
         if status == "finished" and self._upload and names:
             example = self._run_dir / "example.safetensors"
@@ -121,7 +121,7 @@ class Mirror:
         self._figures.sync()
 
     def send_plot(self, *, now: bool) -> None:
-        """Draw and store loss.png if there is something new to draw. now: do not wait until the last one is old."""
+        """Draw and store loss.png if there are new points. now: draw even if the last picture is less than 30 s old."""
         drawable = sum(len(series) for series in self._series.values())
         if drawable == self._drawn or not (now or time.monotonic() - self._drawn_at > PLOT_SECONDS):
             return
@@ -134,7 +134,7 @@ class Mirror:
         self._drawn, self._drawn_at = drawable, time.monotonic()
 
     def close(self) -> None:
-        """Let go of the run in the store. Where that fails, no point counts as stored: some stores write then."""
+        """Let go of the run in the store. If that fails, count no point as stored: some stores write only now."""
         try:
             self._run.close()
         except Exception:  # whatever a store raises, which is reported
@@ -144,8 +144,8 @@ class Mirror:
 
 @functools.cache
 def _environment() -> str:
-    """List what is installed here, as `pip freeze` does: one environment serves this process and the training."""
-    # The folders' names say all. Reading the metadata in them takes a third of a second.
+    """List the installed packages, as `pip freeze` does. The training process has the same environment."""
+    # From the folders' names: reading the metadata in them takes a third of a second.
     folders = (path.stem for entry in sys.path for path in Path(entry).glob("*.dist-info"))
     found = {"==".join(folder.split("-", 1)) for folder in folders}
     lines = [f"# Python {platform.python_version()}, {platform.platform()}", *sorted(found, key=str.lower)]
@@ -153,14 +153,14 @@ def _environment() -> str:
 
 
 class SupersededError(Exception):
-    """A younger worker serves the run: it has stored everything and has set the status."""
+    """A younger worker has served the run. It has stored everything and has set the status."""
 
 
 def take_turn(run_dir: Path, *, since: float) -> system.files.Lock:
-    """Wait until no other worker serves this run: the points it still sends must be in the history fetched next.
+    """Wait until no other worker serves this run. All points of that worker are then in the history fetched next.
 
     since: when the run's tracker was opened, in seconds since 1970.
-    Raises: SupersededError for a worker that comes after a younger one.
+    Raises: SupersededError if a younger worker has had its turn already.
     """
     lock = system.files.Lock(run_dir / ".tracker.lock")
     while not lock.acquire():

@@ -1,4 +1,4 @@
-"""A tracker as the training process sees it: it gives orders to the process that talks to the store."""
+"""A tracker in the training process. It gives orders to the tracker's process, which talks to the store."""
 
 import dataclasses
 import time
@@ -11,19 +11,19 @@ from savepoint.trackers.points import count
 from savepoint.trackers.process import LOG, Message, Worker
 from savepoint.trackers.protocol import Dataset, Page, Sweep
 
-LOOK_SECONDS = 0.2  # between two signs to the process, which bundles what it stores in this time anyway
+LOOK_SECONDS = 0.2  # between two `look` orders. The process bundles the points of this time anyway
 
 
 class _Session:
     """The process that serves a run, or all runs of a sweep, and the trackers that give it orders.
 
-    store: the order that the process was started with, which says where the store is. done: what it said at its end.
+    store: the order that the process was started with, which says where the store is. done: the process's last message.
     """
 
     def __init__(self, kind: kinds.Kind, order: Message, *, log: Path) -> None:
         self.kind, self.store = kind, order
         self.done: Message | None = None
-        self.trouble = ""  # the latest
+        self.trouble = ""  # the newest message of this kind
         self._worker = Worker(order, log=log, environment=kind.environment)
         self._trackers: dict[str, MirroredTracker] = {}
         self._warned = False
@@ -36,7 +36,7 @@ class _Session:
 
     @property
     def open(self) -> bool:
-        """Whether it takes orders."""
+        """Whether the process takes orders."""
         return self.done is None and not self._worker.died
 
     def send(self, order: Message) -> None:
@@ -44,14 +44,14 @@ class _Session:
         self.listen()
 
     def look(self) -> None:
-        """Ask the process to look at the files now, and not in a second."""
-        # Orders pile up in front of a process that stands still. One that wakes up late looks at the files anyway.
+        """Ask the process to look at the files now instead of in a second."""
+        # Otherwise orders would pile up before a process that hangs. When it wakes up, it looks at the files anyway.
         if self._worker.idle:
             self._worker.send({"do": "look"})
         self.listen()
 
     def listen(self) -> None:
-        """Pass on what the process has said."""
+        """Read the process's messages, and pass each on to the tracker of its run."""
         died = self._worker.died
         for message in self._worker.exchange():
             if message["say"] == "done":
@@ -72,23 +72,23 @@ class _Session:
         return f"its process ended early, see {self._worker.log}"
 
     def _warn_once(self, tracker: "MirroredTracker", text: str) -> None:
-        # What fails at the end is in the line that `close` returns.
+        # No warning at the end: the line that `close` returns tells what failed.
         if not self._warned and not tracker.closed:
             self._warned = True
             goes_on = "Training goes on; metrics.jsonl keeps every point."
             tracker.warn(f"{self.kind.title}: {text.rstrip('.')}. {goes_on}")
 
     def finish(self, timeout_seconds: float, **sweep: str | None) -> list[str]:
-        """Wait until all is stored, then end the process.
+        """Wait until everything is stored, then end the process.
 
-        sweep: `sweep_id`, `status` and `table`, each None without a sweep.
-        Returns: a line for each run of which something is not stored.
+        sweep: `sweep_id`, `status` and `table`; each is None if there is no sweep.
+        Returns: a line for each run that is not stored completely.
         """
         self._worker.send({"do": "finish", "timeout_seconds": timeout_seconds, **sweep})
         deadline = time.monotonic() + timeout_seconds
         died = False
         while self.done is None and not died and time.monotonic() < deadline:
-            died = self._worker.died  # before the pipe is read, which may hold the last words of a dead process
+            died = self._worker.died  # asked before the pipe is read, which may hold a dead process's last messages
             self.listen()
             time.sleep(0.005)
         self._worker.end()
@@ -109,12 +109,12 @@ class _Session:
         self._worker.end()
 
 
-# The sessions of sweeps that this process runs, by the sweep's id. `finish_sweep` takes them out.
+# The sessions of the sweeps that this process runs, by the sweep's id. `finish_sweep` removes them.
 _SWEEPS: dict[str, list[_Session]] = {}
 
 
 def _shared_session(sweep: Sweep, kind: kinds.Kind, order: Message) -> _Session:
-    """Return the session that serves a sweep's runs. The first run begins it, and one after a process that died."""
+    """Return the session that serves a sweep's runs. Begin one for the first run, or if the session's process died."""
     sessions = _SWEEPS.setdefault(sweep.id, [])
     for session in sessions:
         if session.open and session.store["uri"] == order["uri"]:
@@ -124,9 +124,9 @@ def _shared_session(sweep: Sweep, kind: kinds.Kind, order: Message) -> _Session:
 
 
 class MirroredTracker:
-    """A run in a tracker's store, kept up to date by a process of its own. `trackers.Tracker` documents the methods.
+    """A run in a tracker's store, which another process keeps up to date. `trackers.Tracker` documents the methods.
 
-    shared: the process serves all runs of the sweep, so `close` leaves what is not stored to `finish_sweep`.
+    shared: whether the process serves all runs of the sweep. `close` then does not wait; `finish_sweep` does.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class MirroredTracker:
         self.stored_all = False
         self._stored = 0
         self._look_at = 0.0
-        self._path: str | None = None  # of its page
+        self._path: str | None = None  # of the run's page
         order = kind.locate(settings, repository, sweep.dir if sweep else run_dir) | {
             "do": "follow",
             "kind": settings.kind,
@@ -226,7 +226,7 @@ class MirroredTracker:
                 self._session.end()
 
     def hear(self, message: Message) -> None:
-        """Take what the process says of this run."""
+        """Take a message of the process about this run."""
         match message["say"]:
             case "opened":
                 self._path = message["path"]
@@ -239,7 +239,7 @@ class MirroredTracker:
                 self.stored_all = True
 
     def missing(self, failed: Mapping[str, str]) -> str:
-        """Say in one line what is not stored. failed: why a duty failed, by the name of the duty."""
+        """Return one line that says what is not stored. failed: duty -> why it failed."""
         duties: dict[str, list[str]] = {}
         for duty, reason in failed.items():
             duties.setdefault(reason, []).append(duty)
@@ -261,7 +261,7 @@ def finish_sweep(
     """Do what `trackers.finish_sweep` promises."""
     sessions = _SWEEPS.pop(sweep.id, [])
     about = {"sweep_id": sweep.id, "status": status, "table": str(table.absolute())}
-    if not sessions:  # other processes ran the jobs, or this one only prints the table again
+    if not sessions:  # other processes ran the jobs, or this process only prints the table again
         return questions.finish_sweep(settings, repository, sweep, about, timeout_seconds)
     lines, page = [], None
     for session in sessions:

@@ -1,13 +1,13 @@
-"""The description of a run in a tracker: where it started, what came of it, and its forks, each in a paragraph."""
+"""Write the description of a run in a tracker: its origin, its outcome and its forks, each in a paragraph."""
 
 from collections.abc import Sequence
 
 
 def description(shown: str, *, origin: Sequence[str], outcome: tuple[str, str], fork: str | None = None) -> str:
-    """Return a run's description after a change, unless a person has written one: that one is kept.
+    """Return a run's description after a change. A description that a person has written is kept.
 
-    shown: the description as it is. origin: links to the runs that this one was forked from. outcome: what came of the
-    run, as it was written last and as it is now. fork: a link to a run that was forked from this one, to be added.
+    shown: the present description. origin: links to the runs that this one was forked from. outcome: the text about the
+    run's results, as it was written last and as it is now. fork: a link to a new fork of this run, to be added.
 
     >>> first = description("", origin=["run a"], outcome=("", "Best 1."))
     >>> first

@@ -20,7 +20,7 @@ _TRAIN, _VAL, _LR, _INK, _GRID = "#9aa5b1", "#1f6feb", "#b45309", "#24292f", "#e
 def draw(path: Path, *, title: str, series: Mapping[str, Series]) -> bool:
     """Draw the losses above and the learning rate below, against the step.
 
-    series: by the keys in KEYS; others are ignored. Returns: False if there is no finite loss to draw yet.
+    series: key -> series; keys that are not in KEYS are ignored. Returns: False if there is no finite loss to draw yet.
     """
     finite = {key: [pair for pair in series.get(key, ()) if math.isfinite(pair[1])] for key in KEYS}
     if not finite["train/loss"] and not finite["val/loss"]:
@@ -62,6 +62,6 @@ def _mark_best(axes: Axes, pairs: Series) -> None:
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """Make the axis logarithmic for a loss that falls more than 30-fold: on a linear one most of it would look flat."""
+    """Make the axis logarithmic if the loss falls more than 30-fold: on a linear axis most of it would look flat."""
     if min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")

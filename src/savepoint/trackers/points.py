@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-# The files of a run that hold points, a line for each step at most.
+# The files of a run that hold points. Each has at most one line per step.
 FILES = ("metrics.jsonl", "system.jsonl")
-# Bytes read at a time. Bounds the memory that a long history takes while the tracker is down.
+# Bytes that are read at a time. This bounds the memory that a long history takes while the tracker is down.
 _CHUNK = 4 * 2**20
 
 
@@ -22,7 +22,7 @@ class Point(NamedTuple):
 
 
 def points(line: bytes) -> list[Point]:
-    """Return the points of one line. A line that a damaged disk has garbled has none.
+    """Return the points of one line, or none if a damaged disk has garbled the line.
 
     >>> points(b'{"step": 23, "time": 1.5, "val/loss": "nan"}')
     [Point(key='val/loss', step=23, value=nan, milliseconds=1500)]
@@ -45,9 +45,9 @@ def count(run_dir: Path) -> int:
 
 
 def evaluation_points(path: Path) -> list[Point]:
-    """Return the points of an evaluations.jsonl, which may be absent. Their keys begin with the split.
+    """Return the points of an evaluations.jsonl, which may be absent.
 
-    What was evaluated with overrides has them in its keys: `test data=other/loss`.
+    A key begins with the split and the overrides of the evaluation: `test/loss`, `test data=other/loss`.
     """
     found = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
@@ -63,9 +63,9 @@ def evaluation_points(path: Path) -> list[Point]:
 
 
 class Follower:
-    """Read a growing file, each whole line once.
+    """Reads a growing file, each whole line once.
 
-    The file that was opened first stays open: when a killed run is resumed, another file takes its name.
+    The file stays open, because another file takes its name when a killed run is resumed.
     """
 
     def __init__(self, path: Path) -> None:

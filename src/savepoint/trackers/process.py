@@ -1,4 +1,4 @@
-"""The training process's end of the tracker's process: start it, send orders, read answers, and never block."""
+"""Start the tracker's process from the training process, send it orders and read its answers, without ever blocking."""
 
 import contextlib
 import json
@@ -19,9 +19,9 @@ LOG = "tracker.log"  # in the directory of the run, or of the sweep
 class Worker:
     """A running worker process. Its pipes are non-blocking, so the training process needs no thread to serve them.
 
-    order: the first message that the worker gets. log: the file that its stderr is appended to.
-    environment: variables that it gets where they are not set.
-    Call `end` when done. Raises: UserError where pipes cannot be non-blocking.
+    order: the first message to the worker. log: the file to which the worker's stderr is appended.
+    environment: variables that the worker gets unless they are set already.
+    Call `end` when done. Raises: UserError if this Python has no non-blocking pipes.
     """
 
     def __init__(self, order: Message, *, log: Path | None, environment: Mapping[str, str]) -> None:
@@ -64,7 +64,7 @@ class Worker:
     def exchange(self) -> list[Message]:
         """Write what the pipe takes now, and return the answers that have arrived."""
         self._write()
-        with contextlib.suppress(OSError):  # a broken pipe: `died` tells
+        with contextlib.suppress(OSError):  # a broken pipe: `died` is True then
             while chunk := self._stdout.read(65536):
                 self._incoming += chunk
         *lines, self._incoming = self._incoming.split(b"\n")
@@ -86,7 +86,7 @@ class Worker:
         deadline = time.monotonic() + timeout_seconds
         try:
             while time.monotonic() < deadline:
-                died = self.died  # before the pipe is read, which may hold the last words of a dead process
+                died = self.died  # asked before the pipe is read, which may hold a dead process's last messages
                 for message in self.exchange():
                     return message
                 if died:
@@ -97,7 +97,7 @@ class Worker:
         raise TimeoutError(f"not done within {timeout_seconds:g} s")
 
     def end(self) -> None:
-        """Kill the process, and remove its log if it is empty. A kill harms nothing that is stored."""
+        """Kill the process, and remove its log if the log is empty. A kill harms nothing that is stored."""
         self._process.kill()
         self._process.wait()
         self._stdin.close()
@@ -108,7 +108,7 @@ class Worker:
 
 
 def _environment(wanted: Mapping[str, str]) -> dict[str, str]:
-    # This checkout's code comes first, whatever checkout an editable install points at.
+    # This checkout's code comes first, even if an editable install points at another checkout.
     source = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     return {**wanted, **os.environ, "PYTHONPATH": path}

@@ -1,4 +1,4 @@
-"""What a tracker can do. It copies what lies in the run directory, so no call logs a value."""
+"""The methods of a tracker. A tracker copies the files of the run directory, so no method logs a value."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that runs belong to. In the tracker these runs share one parent run, which is found by `id`."""
+    """A sweep of runs. In the tracker these runs share one parent run, which is found by `id`."""
 
     id: str
     name: str
@@ -19,7 +19,7 @@ class Sweep:
 class Found:
     """A run in the tracker, and the run of this repository that it claims to mirror.
 
-    The claim is only to be believed if the `run.json` in `run_dir` has the same `run_id`.
+    Believe the claim only if the `run.json` in `run_dir` has the same `run_id`.
     """
 
     tracker_run_id: str
@@ -29,10 +29,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Page:
-    """A tracker's web page. store: what a server has to be started for, or None where `server` is one that runs.
+    """A tracker's web page.
 
-    path: what follows the server's address to open this project's runs, or one of them. Empty before the first run.
-    arguments: what `python -m savepoint ui` has to be given to serve the store. Nothing for the usual one.
+    store: the store that needs a server to be started, or None if a server runs already. server: the address of that
+    server, or None. path: follows the server's address and opens this project's runs, or one of them. It is empty
+    before the first run. arguments: the arguments with which `python -m savepoint ui` serves the store; none for the
+    default store.
     """
 
     store: str | None
@@ -42,7 +44,7 @@ class Page:
 
     @property
     def words(self) -> str:
-        """How to get there: the address, and before it the command that serves a store without a server."""
+        """Words for people: the page's address. If no server runs, the command that starts one comes first."""
         if self.server is not None:
             return f"{self.server}{self.path}"
         given = " ".join(self.arguments)
@@ -60,10 +62,10 @@ class Server:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A split of the data that a run was trained or judged on.
+    """A split of the data that a run was trained or evaluated on.
 
-    source: where it came from, the name of a class. samples: how many; None for a stream. digest: of the samples, a
-    SHA-256; None if they cannot be compared.
+    source: the name of the class that the data came from. samples: their number; None for a stream.
+    digest: the SHA-256 of the samples; None if they cannot be compared.
     """
 
     name: str
@@ -87,8 +89,8 @@ class Tracker(Protocol):
         """Begin to mirror the run. Returns at once and never raises.
 
         Call it when nothing can refuse the run any more, and after `metrics.jsonl` was cut back to the checkpoint.
-        params: the config, flattened. documents: files to store with the run; missing ones are skipped.
-        parents: ids of the runs that this one was forked from. datasets: what it is trained on.
+        params: the config, flattened. documents: files to store with the run; missing files are skipped.
+        parents: ids of the runs that this one was forked from. datasets: the data that the run is trained on.
         """
 
     def wake(self) -> None:
@@ -97,13 +99,13 @@ class Tracker(Protocol):
     def close(self, status: str, timeout_seconds: float, *, note: str | None = None) -> str | None:
         """Wait until everything is stored and the status is set, then end the tracker.
 
-        status: "finished", "interrupted" or "failed". note: what came of the run, in Markdown. The wait ends early if
-        the tracker gives up.
+        The wait ends early if the tracker gives up.
+        status: "finished", "interrupted" or "failed". note: the run's results, in Markdown.
         Returns: None if everything is stored, else one line that says what is not, why, and how to store it later.
         """
 
     def page(self) -> Page | None:
-        """Return where the run is to be looked at. None if the tracker has not opened it."""
+        """Return the run's page, or None if the tracker has not opened the run."""
 
     def abandon(self) -> None:
-        """End the tracker without storing anything, where `start` was never called. Does nothing after `close`."""
+        """End the tracker without storing anything, if `start` was never called. Does nothing after `close`."""

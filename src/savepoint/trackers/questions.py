@@ -1,4 +1,4 @@
-"""One question to a tracker's store, or one order, outside of any run: a process is started for it and ends with it."""
+"""Ask a tracker's store one question, or send it one order, outside of any run. Each starts a process of its own."""
 
 import re
 import tempfile
@@ -14,9 +14,9 @@ from savepoint.trackers.protocol import Found, Page, Server, Sweep
 def finish_sweep(
     settings: TrackerSettings, repository: Path, sweep: Sweep, about: Message, timeout_seconds: float
 ) -> tuple[list[str], Page | None]:
-    """End a sweep whose jobs other processes have run. about: `sweep_id`, `status` and `table`.
+    """Finish a sweep whose jobs other processes have run. about: `sweep_id`, `status` and `table`.
 
-    Returns: what `trackers.finish_sweep` does.
+    Returns: what `trackers.finish_sweep` returns.
     """
     kind = kinds.load(settings.kind)
     order = kind.locate(settings, repository, sweep.dir) | {"do": "finish_sweep", "kind": settings.kind} | about
@@ -33,7 +33,7 @@ def finish_sweep(
 
 
 def unstored_table(kind: kinds.Kind, why: str, table: Path) -> str:
-    """Say in one line that a sweep's table is not stored."""
+    """Return one line that says that a sweep's table is not stored."""
     return f"{kind.title} has not stored the sweep's table ({why.rstrip('.')}). It is complete in {table}."
 
 
@@ -78,7 +78,7 @@ def find_server(settings: TrackerSettings, *, repository: Path, port: str) -> Se
 
 
 def _ask(kind: kinds.Kind, order: Message, timeout_seconds: float, title: str) -> Message:
-    """Ask the process one question. Raises: UserError that begins with `title`, if there is no answer."""
+    """Ask a new process one question. Raises: UserError that begins with `title`, if there is no answer."""
     try:
         answer = Worker(order, log=None, environment=kind.environment).ask(timeout_seconds)
     except (TimeoutError, RuntimeError) as error:

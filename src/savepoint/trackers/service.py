@@ -1,4 +1,4 @@
-"""The runs that the tracker's process serves: their duties in turn, what failed, and when it is tried again."""
+"""Serve runs in the tracker's process: do their duties in turn, note what failed, and try it again later."""
 
 import contextlib
 import importlib
@@ -24,7 +24,7 @@ Say = Callable[..., None]
 
 
 class Connection:
-    """The store, opened once for all runs. Where that fails, it is tried again after `RETRY_SECONDS`."""
+    """The store, opened once for all runs. If opening fails, it is tried again after `RETRY_SECONDS`."""
 
     def __init__(self, order: Message) -> None:
         self.order = order
@@ -46,10 +46,10 @@ class Connection:
 
 
 class Rounds:
-    """Does the duties of one run's mirror in turn. One that fails is reported once and tried again; the others go on.
+    """Does the duties of one run's mirror in turn. A duty that fails is reported once and tried again; others go on.
 
-    failures: why a duty fails at present, by its name. status: how the run ended, once it has. done: whether it has
-    ended and nothing is left to store.
+    failures: duty -> why it fails at present. status: how the run ended, or None before its end.
+    done: whether the run has ended and nothing is left to store.
     """
 
     def __init__(self, order: Message, connection: Connection, say: Say) -> None:
@@ -66,17 +66,17 @@ class Rounds:
         self._retry_at: dict[str, float] = {}  # duty -> when to try again, on the clock of time.monotonic
 
     def start(self, order: Message) -> None:
-        """Take the order to start. From now on the files of points are held open, so they must have been cut before."""
+        """Take the order to start. This opens the files of points, so the caller must have cut them back before."""
         self._start = order
         for follower in self._followers:
             follower.open()
 
     def close(self, order: Message) -> None:
-        """Take the order to close: how the run ended."""
+        """Take the order to close, which says how the run ended."""
         self.status, self._note, self._ended = order["status"], order["note"], order["ended"]
 
     def run(self, *, last: bool = False) -> None:
-        """Do every duty once. last: also those that failed a moment ago, because there is no other round."""
+        """Do every duty once. last: do also the duties that failed a moment ago, because this is the last round."""
         with contextlib.suppress(SupersededError):
             self.done = self._round(last)
             return
@@ -92,11 +92,11 @@ class Rounds:
             self._turn.release()
 
     def _round(self, last: bool) -> bool:
-        """Return whether the run has ended and all duties are done."""
+        """Try each duty once. Returns: whether the run has ended and all duties are done."""
         if not self._do("connect", lambda: self._connection.open(now=last), last):
             return False
         if self._start is None:
-            # A short run would have to wait for this import at its end.
+            # Import it while there is time: a short run would otherwise wait for this import at its end.
             self._do("draw", lambda: importlib.import_module("savepoint.trackers.plot"), last)
             return False
         if not self._do("open the run", self._open, last):
@@ -108,7 +108,7 @@ class Rounds:
         ended = status is not None
         done = [ended]
         if status is not None:
-            # First, because what follows may take long or fail for want of space, and the status matters more.
+            # The status first, because it matters most: the other duties may take long or fail for lack of space.
             done.append(self._do("set the status", lambda: mirror.set_status(status, self._ended), last))
             done.append(self._do("store the note", lambda: mirror.set_note(self._note), last))
         done += [
@@ -156,7 +156,7 @@ class Service:
         self._connection, self._say = Connection(first), say
         self._sweep: str | None = first["sweep"] and first["sweep"]["id"]
         self._runs: dict[str, Rounds] = {}
-        self._failed: dict[str, dict[str, str]] = {}  # of runs that could not be let go
+        self._failed: dict[str, dict[str, str]] = {}  # run id -> failures, of runs that could not be let go
 
     def take(self, order: Message) -> None:
         """Take an order about one run: follow, start, close or drop."""
@@ -180,7 +180,7 @@ class Service:
                 self._say("closed", run_id=run_id)
 
     def finish(self, order: Message) -> None:
-        """Do the last round for each run, and end the sweep, if the order is about one. Says what is not stored."""
+        """Do the last round for each run, finish the order's sweep if it has one, and say what is not stored."""
         for run_id, run in [*self._runs.items()]:
             if run.status is None:
                 run.close({"status": "interrupted", "note": None, "ended": time.time()})
@@ -191,11 +191,11 @@ class Service:
         self._say("done", failed=self._failed | failed, **finish_sweep(self._connection, order))
 
     def abandon(self) -> None:
-        """Do the last round for each run, of a training process that is gone."""
+        """Do the last round for each run, because the training process is gone."""
         self.finish({"sweep_id": self._sweep, "status": "interrupted", "table": None})
 
     def _let_go(self, run_id: str) -> bool:
-        """Let go of a run. Returns: whether that worked: some stores write then."""
+        """Let go of a run. Returns: whether that succeeded. It may fail, because some stores write only now."""
         run = self._runs.pop(run_id)
         run.end()
         if run.failures:
@@ -206,7 +206,8 @@ class Service:
 def finish_sweep(connection: Connection, order: Message) -> Message:
     """Set the status of a sweep's parent run and store its table.
 
-    Returns: `sweep_failed`, why not, and `sweep_path`, that of its page; both None where the order is about no sweep.
+    Returns: `sweep_failed`, the reason if that failed, and `sweep_path`, the path of the sweep's page. Both are None if
+    the order is about no sweep.
     """
     path, why, table = None, None, order["table"]
     try:
@@ -220,7 +221,7 @@ def finish_sweep(connection: Connection, order: Message) -> Message:
 
 
 def describe(error: Exception, order: Message) -> str:
-    """Return one line that tells a person what went wrong. order: says which store it is about."""
+    """Return one line that tells a person what went wrong. order: names the store."""
     text = redact(" ".join(str(error).split()) or type(error).__name__)
     if isinstance(error, UserError):
         return text
@@ -232,5 +233,5 @@ def describe(error: Exception, order: Message) -> str:
 
 
 def redact(text: str) -> str:
-    """Remove the user and the password from addresses. Only the environment may give a store's address with them."""
+    """Remove the user and the password from addresses. The environment may name a store by an address that has them."""
     return re.sub(r"://[^/@\s]+@", "://", text)

@@ -1,4 +1,4 @@
-"""What a tracker's store has to do. It is called in the tracker's process; what it raises is tried again later."""
+"""The methods that a tracker's store must have. The tracker's process calls them, and tries again if they raise."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from savepoint.trackers.process import Message
 class StoredRun(Protocol):
     """A run in a store.
 
-    id: the store's own. path: of its page, as `Kind.page` takes it.
+    id: the store's id of the run. path: the path of the run's page, as `Kind.page` takes it.
     """
 
     id: str
@@ -24,26 +24,26 @@ class StoredRun(Protocol):
         """Return the (key, step) of every point that the store has."""
 
     def log_points(self, points: Sequence[Point]) -> None:
-        """Store points that it does not have. Their keys have been through `key`."""
+        """Store points that the store does not have. Their keys are those that the method `key` returned."""
 
     def set_status(self, status: str, ended: float) -> None:
-        """Set how the run ended, "finished", "interrupted" or "failed", and when, in seconds since 1970."""
+        """Set how the run ended ("finished", "interrupted" or "failed"), and when (in seconds since 1970)."""
 
     def set_note(self, note: str) -> None:
-        """Show what came of the run, in Markdown, with what it was forked from. A person's own note is kept."""
+        """Show a note with the run's results, in Markdown, and its origin. A note that a person has written is kept."""
 
     def put_model(self, checkpoint: Path, *, example: Path, repository: Path, register_as: str | None) -> None:
-        """Store the model of a checkpoint in the form in which the store keeps models, if it does.
+        """Store the model of a checkpoint in the store's own form of models, if it has one.
 
-        example: a file with one call of the model, which may be absent. repository: holds src/. register_as: the name
-        under which the store's registry gets the model; None to leave that.
+        example: a file with one call of the model, which may be absent. repository: holds src/.
+        register_as: a name in the store's registry of models; None to register nothing.
         """
 
     def names(self, folder: str) -> set[str]:
-        """Return the names of the files and folders in a folder of the run's artifacts; "" is the topmost one."""
+        """Return the names of the files and folders in a folder of the run's artifacts; "" is the topmost folder."""
 
     def put(self, file: Path, folder: str) -> None:
-        """Copy a file into a folder of the run's artifacts, in place of one of the same name."""
+        """Copy a file into a folder of the run's artifacts. Replace a file of the same name."""
 
     def delete(self, path: str) -> None:
         """Delete a file or a folder of the run's artifacts."""
@@ -54,7 +54,7 @@ class StoredRun(Protocol):
     def close(self) -> None:
         """Let go of the run, so that another process can open it. No other method is called after this one.
 
-        A store that keeps a run in one piece writes it here. What is raised is reported, and not tried again.
+        A store that keeps a run in one piece writes it here. An error is reported, and the call is not repeated.
         """
 
 
@@ -64,22 +64,22 @@ class Store(Protocol):
     def open_run(self, order: Message, start: Message) -> StoredRun:
         """Find the run or create it, below its sweep's parent, and store its name, params, tags, parents and data.
 
-        order: the worker's `follow`, whose `known` is the store's id of the run if it has been tracked, and `run_id`
-        its own. start: the arguments of `Tracker.start`. A run that is found is marked as running again, and a run that
-        this one was forked from gets a link to it.
+        Mark a run that is found as running again. Add a link to this run to each run that it was forked from.
+        order: the worker's `follow`. Its `run_id` is the run's own id; its `known` is the store's id of the run if the
+        run has been tracked before. start: the arguments of `Tracker.start`.
         """
 
     def finish_sweep(self, sweep_id: str, *, status: str, table: Path | None) -> str | None:
         """Set the status of a sweep's parent run and store its table.
 
-        Returns: the path of its page, None if there is no such run.
+        Returns: the path of the parent run's page, or None if there is no such run.
         """
 
     def find_runs(self, text: str) -> list[tuple[str, str | None, str | None]]:
         """Return at most five runs: the store's id, the run's own id, and its directory.
 
-        text: the beginning of a store's id, else a run's own id: letters, digits and dashes.
+        text: the beginning of a store's id, or else a run's own id. It has only letters, digits and dashes.
         """
 
     def get_run(self, stored_id: str) -> StoredRun:
-        """Return the run with this id of the store's."""
+        """Return the run that has this id in the store."""

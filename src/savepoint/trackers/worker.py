@@ -1,8 +1,8 @@
-"""The process beside a training process that copies runs into a tracker's store: `python -m savepoint.trackers.worker`.
+"""The tracker's process, which copies runs into a store beside training: `python -m savepoint.trackers.worker`.
 
-It takes orders as JSON lines on stdin and answers on stdout. It copies what lies in run directories, so an order may
-come late or get lost, and whatever was not stored can still be read from the files. It serves one run, or one after
-the other all runs of a sweep, and outlives its parent by `LAST_SECONDS` at most.
+It takes orders as JSON lines on stdin and answers on stdout. It copies the files of run directories, so an order may
+come late or get lost: anything that was not stored can still be read from the files. It serves one run, or all runs of
+a sweep one after the other. It outlives its parent by `LAST_SECONDS` at most.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def serve(first: Message, inbox: Inbox, say: Say) -> None:
                 return
             if order["do"] != "look":
                 service.take(order)
-            # Not at once: the lines of many quick steps are stored in one transaction.
+            # Wait a moment, so that the lines of many quick steps are stored in one transaction.
             due = ended + (0 if order["do"] == "follow" else WAKE_SECONDS)
 
 
@@ -73,7 +73,7 @@ def answer(order: Message, say: Say) -> None:
 
 
 def listen(inbox: Inbox, *, parent: int) -> None:
-    """Pass orders on, and make sure that this process ends: a call to a server that hangs cannot be interrupted."""
+    """Put orders into the inbox, and make sure that this process ends even if a call to a server hangs."""
 
     def end_within(seconds: float) -> None:
         timer = threading.Timer(seconds, os._exit, (1,))
@@ -93,10 +93,10 @@ def listen(inbox: Inbox, *, parent: int) -> None:
         parent_gone()
 
     def watch_parent() -> None:
-        # stdin may stay open: a forked worker that loads data inherits the pipe, and may survive its killed parent.
+        # stdin may stay open after a kill: a forked data-loading worker inherits the pipe and may outlive the parent.
         while os.getppid() == parent:
             time.sleep(POLL_SECONDS)
-        time.sleep(POLL_SECONDS)  # the other thread reads what the parent has written
+        time.sleep(POLL_SECONDS)  # meanwhile the other thread reads what the parent has written
         parent_gone()
 
     for watcher in (read_orders,) if os.name == "nt" else (read_orders, watch_parent):
@@ -104,9 +104,9 @@ def listen(inbox: Inbox, *, parent: int) -> None:
 
 
 def main() -> None:
-    """Read the first order, then do what it says."""
+    """Read the first order and carry it out."""
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The training process decides what they mean: it
-    # may finish its step and save, and that is still to be stored. Here SIGTERM only means: look at the files now.
+    # may finish its step and save, and this process must still store that. Here SIGTERM means: look at the files now.
     inbox: Inbox = queue.SimpleQueue()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: inbox.put({"do": "look"}))
@@ -115,7 +115,7 @@ def main() -> None:
     # A library may print to stdout, which is reserved for answers here.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    # tracker.log is for troubles. MLflow 3.2, unlike 3.17, prints there how it sets up its database.
+    # tracker.log is for problems only. MLflow 3.2, unlike 3.17, logs there how it sets up its database.
     logging.disable(logging.INFO)
 
     def say(message: str, **details: Any) -> None:
@@ -130,7 +130,7 @@ def main() -> None:
             serve(order, inbox, say)
         else:
             answer(order, say)
-    os._exit(0)  # without waiting for MLflow's threads, which have nothing left to write
+    os._exit(0)  # do not wait for MLflow's threads, which have nothing left to write
 
 
 if __name__ == "__main__":

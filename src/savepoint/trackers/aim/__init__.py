@@ -1,7 +1,7 @@
 """Aim as a tracker: a local repository of Aim's, or an Aim server.
 
 Rooms, in reading order:
-    address   where Aim keeps its runs and shows them, and whether it can
+    address   where Aim keeps its runs and shows them, and whether that place works
     contents  a run's params in the form in which Aim keeps them
     store     the calls to Aim's SDK; in the tracker's process alone
 """
@@ -26,7 +26,7 @@ def _connect(order: Message) -> Store:
 
 KIND = Kind(
     title="Aim",
-    environment={},  # Aim 3.29 sends nothing home
+    environment={},  # Aim 3.29 sends no telemetry
     locate=locate,
     absent=absent,
     page=page,

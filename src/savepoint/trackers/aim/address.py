@@ -33,7 +33,8 @@ def locate(settings: TrackerSettings, repository: Path, lock_dir: Path) -> Messa
             "lock": str(lock_dir.absolute() / ".aim.lock"),
             "usual": False,
         }
-    # A relative path in the environment starts where `aim up` would look. One in the config means one place.
+    # A relative path in the environment starts at the current directory, as for `aim up`. One in the config starts at
+    # the repository, so that it means the same place everywhere.
     root = (Path.cwd() if environment else repository.absolute()) / uri
     root = root.parent if root.name == ".aim" else root
     return {
@@ -47,7 +48,7 @@ def locate(settings: TrackerSettings, repository: Path, lock_dir: Path) -> Messa
 
 
 def _check_server(uri: str, name: str) -> None:
-    """Refuse an address that Aim has no client for. name: where it comes from, and the address."""
+    """Refuse an address that Aim has no client for. name: the setting that holds the address, for the message."""
     try:
         parts = urlsplit(uri)
         usable = parts.scheme == "aim" and bool(parts.hostname) and parts.port is not None
@@ -65,9 +66,9 @@ def absent(order: Message) -> bool:
 
 
 def page(order: Message, path: str) -> Page:
-    """Return the page of a run or of several, given the path that follows the server's address.
+    """Return the page of one run or of several. path: follows the server's address.
 
-    An Aim server takes runs and shows none: its page is served where its repository lies.
+    An Aim server takes runs but shows none. `aim up` shows them, on the machine where the server's repository lies.
     """
     if order["root"] is None:
         return Page(None, f"{order['uri']}, whose page `aim up` serves on that machine: /", path)
@@ -92,9 +93,9 @@ def serve(order: Message, port: str) -> Server:
 
 
 def check(order: Message) -> None:
-    """Find out whether Aim is installed, and whether a local store can work.
+    """Check that Aim is installed and that a local store can be used.
 
-    Raises: UserError if only a person can mend it, so that waiting is pointless.
+    Raises: UserError for a fault that only a person can mend, so that waiting is pointless.
     """
     if importlib.util.find_spec("aim") is None:
         raise UserError("tracker=aim needs a package that is not installed. Install it: pip install 'aim>=3.29,<4'")

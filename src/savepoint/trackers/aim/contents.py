@@ -5,11 +5,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-OPTION = "option"  # of a group: `model.option` is cnn after model=cnn
+OPTION = "option"  # the key for a group's option: `model.option` is cnn after model=cnn
 
 
 def stored_id(kind: str, own_id: str) -> str:
-    """Return Aim's id of a run or a sweep. It follows from the own id, so two processes cannot make the run twice.
+    """Return Aim's id of a run or a sweep. It is derived from our own id, so two processes cannot create a run twice.
 
     >>> stored_id("run", "ab12cd34")
     'd7c1525e8b3fae293390411c'
@@ -18,7 +18,7 @@ def stored_id(kind: str, own_id: str) -> str:
 
 
 def allowed(key: str) -> str:
-    """Return a name that Aim takes: any text but the empty one, which it cannot read back, and halves of a character.
+    """Return a name that Aim takes. It cannot read back the empty text, and it takes no lone surrogates.
 
     >>> allowed("model.kernel@3x3=same"), allowed(""), allowed("a\\ud800")
     ('model.kernel@3x3=same', '_', 'a?')
@@ -29,7 +29,7 @@ def allowed(key: str) -> str:
 def nested(flat: Mapping[str, str]) -> dict[str, Any]:
     """Return params as a tree, so that Aim can search for `run.optimizer.lr > 0.01`. Texts of numbers become numbers.
 
-    A name that has others below it, the option of a group, goes below itself.
+    If a key has a value and further keys below it, as a group's option does, its value moves to the key `option` there.
 
     >>> nested({"model": "cnn", "model.hidden": "[8]", "seed": "1", "optimizer.lr": "0.1"})
     {'model': {'option': 'cnn', 'hidden': '[8]'}, 'optimizer': {'lr': 0.1}, 'seed': 1}
@@ -56,7 +56,7 @@ def _value(text: str) -> int | float | str:
 
 
 def merged(kept: Any, fresh: Any) -> Any:
-    """Return a tree with what is only in `fresh` added to `kept`: a resumed run shows how it began.
+    """Return `kept` with the entries that only `fresh` has. So a resumed run still shows the values it began with.
 
     >>> merged({"lr": 0.1, "a": {"b": 1}}, {"lr": 0.2, "a": {"c": 2}})
     {'lr': 0.1, 'a': {'b': 1, 'c': 2}}

@@ -1,4 +1,4 @@
-"""Aim's SDK as a store, in the tracker's process alone. It is imported where it is used: it is seldom installed."""
+"""Aim's SDK as a store. Only the tracker's process imports it, inside functions, because it is seldom installed."""
 
 import os
 import shutil
@@ -17,22 +17,22 @@ from savepoint.trackers.notes import description
 from savepoint.trackers.points import Point
 from savepoint.trackers.process import Message
 
-# The top-level name of what is ours among a run's params: its ids, tags, data sets, status.
+# The key of our own entries among a run's params: ids, tags, data sets, status.
 OURS = "savepoint"
-# What Aim would do in the background.
+# These settings switch off what Aim would do in the background.
 OFF = {"system_tracking_interval": None, "log_system_params": False, "capture_terminal_logs": False}
 PICTURES = (".png", ".jpg", ".jpeg")
-PATIENCE_SECONDS = 15.0  # with a server
+PATIENCE_SECONDS = 15.0  # how long to wait for a server
 
 
 def connect(order: Message) -> "AimStore":
-    """Open the store that an order is about. A local one is made if need be, by one process of many."""
+    """Open the store that an order names. If a local store does not exist, one process of many creates it."""
     from aim import Repo
 
     if order["root"] is None:
         try:
             return AimStore(Repo.from_path(order["uri"]), order)
-        except RuntimeError as error:  # Aim's words for it name no address
+        except RuntimeError as error:  # Aim's own message names no address
             raise TimeoutError("timed out") from error
     root = Path(order["root"])
     with system.files.locked(Path(order["lock"])):
@@ -45,7 +45,7 @@ def connect(order: Message) -> "AimStore":
 
 
 def _create(root: Path) -> None:
-    """Create a repository of Aim's, whole or not at all: Aim takes seconds, and cannot mend a half-made one."""
+    """Create a repository of Aim's, whole or not at all. Aim takes seconds for it, and cannot repair a partial one."""
     from aim import Repo
 
     with tempfile.TemporaryDirectory(dir=root, prefix=".aim-new-") as fresh:
@@ -106,26 +106,26 @@ class AimStore:
 
     def ids(self) -> set[str]:
         """Return Aim's ids of all runs."""
-        self.repo._all_run_hashes.cache_clear()  # for half a second Aim returns what was there before
+        self.repo._all_run_hashes.cache_clear()  # Aim caches the list for half a second
         return set(self.repo.list_all_runs())
 
     def own(self, run: str) -> dict[str, Any]:
-        """Return what is ours among a run's params, as it is stored now."""
-        # Not by a read-only Run: that one reads an index which is made later, by the server of Aim's page.
-        options = {} if self.remote else {"skip_read_optimization": True}  # which would wait for who writes the run
+        """Return our own entries among a run's params, as they are stored now."""
+        # Not by a read-only Run, which reads an index. The server of Aim's page makes that index, and only later.
+        options = {} if self.remote else {"skip_read_optimization": True}  # the optimization would wait for the writer
         tree = self.repo.request_tree("meta", run, read_only=True, **options)
         found = tree.subtree("meta").subtree("chunks").subtree(run).get(("attrs", OURS), {})
         return dict(found)
 
     def link(self, own_id: str) -> str:
-        """Return words for a run, and the path of its page if it is in the store."""
+        """Return a text that names a run, with the path of its page if the run is in the store."""
         there = stored_id("run", own_id)
         return f"run {own_id} (runs/{there})" if there in self.ids() else f"run {own_id}"
 
     def _open(self, run: str, name: str, *, began: float | None = None) -> "AimRun":
-        """Open a run for writing, and make it if it is not there. began: its start, in seconds since 1970."""
+        """Open a run for writing, and create it if it does not exist. began: its start, in seconds since 1970."""
         if run not in self.ids():
-            # Aim would give the run an id and a start of its own. A run that is there already keeps both.
+            # Create the run here, because Aim would choose an id and a start. A run that exists keeps its own.
             self.repo.request_tree("meta", run, read_only=False)
             start = None if began is None else datetime.fromtimestamp(began, UTC)
             self.repo.request_props(run, read_only=False, created_at=start)
@@ -133,7 +133,7 @@ class AimStore:
         from aim import Run
 
         if not self.remote:
-            # A lock of a process that was killed. A living one would hold the lock of the run's directory, or ours.
+            # Any lock here is left by a killed process: a living one would hold the run directory's lock, or ours.
             self.repo._lock_manager.release_locks(run, force=True)
         opened = Run(run, repo=self.repo, force_resume=self.remote, **OFF)
         if opened.get(OURS) is None:
@@ -142,13 +142,13 @@ class AimStore:
         return AimRun(self, run, opened)
 
     def _await(self, run: str) -> None:
-        """Wait until Aim knows of a new run. A server remembers for half a second that there was none."""
+        """Wait until Aim lists a new run. A server caches the list of runs for half a second."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while run not in self.ids() and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def _sweep_parent(self, sweep: Message, *, began: float) -> str:
-        """Return Aim's id of the run that stands for a sweep; the sweep's first run makes it."""
+        """Return Aim's id of the run that stands for a sweep. Create that run if it does not exist."""
         parent = stored_id("sweep", sweep["id"])
         with system.files.locked(self.lock):
             if parent not in self.ids():
@@ -161,7 +161,7 @@ class AimStore:
 class AimRun:
     """A run in Aim. `savepoint.trackers.store.StoredRun` documents the methods.
 
-    run: Aim's object, opened for writing. Without it the run can be read, and described.
+    run: Aim's object, opened for writing. Without it only reading and `describe` work.
     """
 
     def __init__(self, store: AimStore, id: str, run: Any = None) -> None:
@@ -169,7 +169,7 @@ class AimRun:
         self._store, self._run = store, run
         self._folder = store.artifacts / id
         if run is not None:
-            # Closing would set the end to that moment. `set_status` says when the run ended, if it has.
+            # Otherwise closing would set the run's end to now. `set_status` sets it if the run has ended.
             run._resources.set_run_end_time = lambda: None
             run.set_artifacts_uri(store.artifacts.as_uri())
 
@@ -189,12 +189,12 @@ class AimRun:
 
     def log_points(self, points: Sequence[Point]) -> None:
         for point in points:
-            # Not `Run.track`, which would take the present for the point's time.
+            # Not `Run.track`, which would store the present time instead of the point's.
             self._run._tracker._track(float(point.value), point.milliseconds / 1000, point.key, point.step)
         self._settle()
 
     def set_own(self, values: Mapping[str, Any]) -> None:
-        """Change some of what is ours among the params."""
+        """Set values among our own entries of the params."""
         for key, value in values.items():
             self._run[OURS, key] = value
 
@@ -214,13 +214,13 @@ class AimRun:
         self.describe(note)
 
     def describe(self, note: str | None = None, *, fork: str | None = None) -> None:
-        """Change the description: what came of the run, or a link to a run that was forked from it."""
-        with system.files.locked(self._store.lock):  # a fork and its parent may do it at once
+        """Change the description: set the note with the run's results, or add a link to a fork of the run."""
+        with system.files.locked(self._store.lock):  # a fork and its parent may change it at the same time
             self.write_description(note, fork=fork)
         self._settle()
 
     def write_description(self, note: str | None = None, *, fork: str | None = None) -> None:
-        """Do what `describe` does. Needs the store's lock."""
+        """Do what `describe` does. The caller holds the store's lock."""
         own = self._store.own(self.id) if self._run is None else self._run.get(OURS)
         last = str(own.get("note", ""))
         outcome = (last, last if note is None else note)
@@ -249,7 +249,7 @@ class AimRun:
         self._settle()
 
     def delete(self, path: str) -> None:
-        # Aim's own way deletes folders alone, and leaves the names in its list.
+        # Aim's own method deletes only folders, and leaves the names in its list of artifacts.
         place = self._folder / path
         if place.is_dir():
             shutil.rmtree(place)
@@ -273,7 +273,7 @@ class AimRun:
         self._run.close()
 
     def _settle(self) -> None:
-        """Wait until a server has what was sent: Aim sends in the background, and would wait for ever.
+        """Wait until a server has everything that was sent. Aim sends in the background, and itself waits for ever.
 
         Raises: TimeoutError if the server takes too long.
         """

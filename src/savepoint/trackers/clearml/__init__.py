@@ -1,11 +1,11 @@
-"""ClearML as a tracker: a server of theirs, or offline sessions in a directory.
+"""ClearML as a tracker: a ClearML server, or offline sessions in a directory.
 
 Rooms, in reading order:
-    address   which server, or where offline sessions go, and whether ClearML is installed
+    address   find the server or the directory of offline sessions, and check that ClearML is installed
     contents  names, points and pictures in the form in which ClearML keeps them
     store     the calls to a server; in the tracker's process alone
     offline   runs that end as offline sessions
-    session   write one such session by ClearML's own SDK; a process of its own
+    session   write one such session with ClearML's own SDK, in a process of its own
 """
 
 from savepoint import system
@@ -37,5 +37,5 @@ KIND = Kind(
     front=front,
     serve=serve,
     connect=_connect,
-    explain=lambda error, order: None,  # what `session` raises is in words
+    explain=lambda error, order: None,  # the messages of `session` are clear enough
 )

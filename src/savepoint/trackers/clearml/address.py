@@ -1,4 +1,4 @@
-"""Which server of ClearML's gets the runs, or which directory their offline sessions. Finds it without ClearML."""
+"""Find the ClearML server that gets the runs, or the directory for offline sessions. Only `front` imports ClearML."""
 
 import importlib.util
 import os
@@ -11,11 +11,10 @@ from savepoint.trackers.protocol import Page, Server
 
 
 def locate(settings: TrackerSettings, repository: Path, lock_dir: Path) -> Message:
-    """Return the address of the store: ClearML's own configuration names the server and has its keys.
+    """Return the address of the store. ClearML's own configuration names the server and has its keys.
 
     lock_dir: where processes lock a store on a server.
-    Raises: ConfigError if the server has no address, or if the settings name no directory for offline sessions, or ask
-    these to register a model.
+    Raises: ConfigError if an address is malformed, or if offline sessions are asked to register a model.
     """
     if settings.uri is not None and "://" in settings.uri:
         why = "this names a directory for offline sessions"
@@ -29,7 +28,7 @@ def locate(settings: TrackerSettings, repository: Path, lock_dir: Path) -> Messa
     configuration = os.environ.get("CLEARML_CONFIG_FILE", "").strip() or "~/clearml.conf"
     server = os.environ.get("CLEARML_API_HOST", "").strip()
     if server and offline is None and not server.startswith(("http://", "https://")):
-        raise ConfigError(f"CLEARML_API_HOST={server}: this is no address. It is like http://<host>:8008.")
+        raise ConfigError(f"CLEARML_API_HOST={server}: this is not an address. Write it as http://<host>:8008.")
     return {
         "uri": (server or f"the server in {configuration}") if offline is None else str(offline),
         "experiment": settings.experiment,
@@ -39,19 +38,19 @@ def locate(settings: TrackerSettings, repository: Path, lock_dir: Path) -> Messa
 
 
 def absent(order: Message) -> bool:
-    """Return whether nothing can be found in the store: offline sessions are written, and never read."""
+    """Return whether the store has nothing to read, as for offline sessions, which are only written."""
     return order["offline"] is not None
 
 
 def page(order: Message, path: str) -> Page:
-    """Return the page of a run, or the file of its offline session. path: the whole address, or the file's name."""
+    """Return the page of a run, or the file of its offline session. path: the page's address, or the file's name."""
     return Page(None, "" if order["offline"] is None else f"{order['offline']}{os.sep}", path)
 
 
 def front(order: Message) -> Page:
-    """Return the page that lists the projects. Asks ClearML's SDK, and no server.
+    """Return the page that lists the projects. It asks ClearML's SDK, but no server.
 
-    Raises: UserError if offline sessions are meant, or if the address is unknown.
+    Raises: UserError for offline sessions, or if the page's address is unknown.
     """
     check(order)
     if order["offline"] is not None:
@@ -68,14 +67,14 @@ def front(order: Message) -> Page:
 
 
 def serve(order: Message, port: str) -> Server:
-    """Raise an error: no page of ClearML's is served here."""
+    """Raise an error: ClearML serves its page itself."""
     raise UserError(f"{order['uri']} has a page of its own.")
 
 
 def check(order: Message) -> None:
-    """Find out whether ClearML is installed, and whether offline sessions can be written.
+    """Check that ClearML is installed and that offline sessions can be written.
 
-    Raises: UserError if only a person can mend it, so that waiting is pointless.
+    Raises: UserError for a fault that only a person can mend, so that waiting is pointless.
     """
     if importlib.util.find_spec("clearml") is None:
         use = "pip install 'clearml>=2.1,<3'"

@@ -12,12 +12,12 @@ from savepoint.trackers.points import Point
 
 # Tags by which a task is found again.
 RUN, SWEEP = "run {}", "sweep {}"
-# Sections of a task's hyper-parameters: the config, the data sets, and what ClearML's page lists as user properties.
+# Sections of a task's hyper-parameters: the config, the data sets, and the user properties.
 CONFIG, DATA, OWN = "config", "datasets", "properties"
 
 
 def allowed(text: str) -> str:
-    """Return a name that a server takes: three characters at least, and no halves of one.
+    """Return a name that a server takes: at least three characters, and no lone surrogates.
 
     >>> allowed("lr"), allowed("cnn adam"), allowed("a\\ud800b")
     ('lr_', 'cnn adam', 'a?b')
@@ -26,7 +26,7 @@ def allowed(text: str) -> str:
 
 
 def normalised(key: str) -> str:
-    """Return the name of a metric as `split` and ClearML's two names of it give it.
+    """Return a metric's key in the form that can be rebuilt from ClearML's two names for the metric (see `split`).
 
     >>> normalised("train/loss"), normalised("lr"), normalised("/a//b/"), normalised("")
     ('train/loss', 'lr/lr', 'a/b', '_/_')
@@ -46,7 +46,7 @@ def split(key: str) -> tuple[str, str]:
 
 
 def scalars(points: Iterable[Point]) -> Iterator[dict[str, Any]]:
-    """Yield points as ClearML's events. It has no form for nan and inf, and its SDK would write 0: they are left out.
+    """Yield points as ClearML's events, without nan and inf: ClearML cannot store them, and its SDK would write 0.
 
     >>> [*scalars([Point("val/loss", 7, 0.5, 1500), Point("val/loss", 8, float("nan"), 1600)])]
     [{'metric': 'loss', 'variant': 'val', 'value': 0.5, 'iter': 7, 'timestamp': 1500}]
@@ -59,9 +59,9 @@ def scalars(points: Iterable[Point]) -> Iterator[dict[str, Any]]:
 
 
 def picture(file: Path, folder: str) -> dict[str, Any] | None:
-    """Return a PNG as a plot with the picture in it, which outlives the file. None for another file.
+    """Return a plot that holds a PNG file's picture, so that it outlives the file. Return None for any other file.
 
-    folder: figures/<name> for a figure, whose file's name ends with its step; empty for loss.png.
+    folder: figures/<name> for a figure, whose file name ends with the step; empty for loss.png.
     """
     if file.suffix != ".png":
         return None
@@ -73,7 +73,7 @@ def picture(file: Path, folder: str) -> dict[str, Any] | None:
 
 
 def artifact(path: str, file: Path, uri: str) -> dict[str, Any]:
-    """Return the entry of a file in a task's list of artifacts. path: its name there."""
+    """Return the entry of a file in a task's list of artifacts. path: the entry's name."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
         size, stamp = file.stat().st_size, int(file.stat().st_mtime)
@@ -92,7 +92,7 @@ def params(section: str, values: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def own(order: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, str]:
-    """Return what is known of a run beside its config: its ids, its tags, when it began."""
+    """Return a run's user properties: its ids, directory, parents and tags."""
     facts = {"run_id": order["run_id"], "run_dir": order["run_dir"], "ended": ""}
     if start["parents"]:
         facts["parents"] = ",".join(start["parents"])
@@ -100,7 +100,7 @@ def own(order: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, str]:
 
 
 def datasets(given: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return a line for each data set.
+    """Return one line for each data set, by the name of its split.
 
     >>> data = {"name": "digits", "split": "train", "source": "a.Digits", "samples": 7, "digest": "01ab"}
     >>> datasets([data, data | {"split": "val", "samples": None, "digest": None}])
@@ -116,7 +116,7 @@ def datasets(given: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def at(seconds: float) -> str:
-    """Write a time, given in seconds since 1970.
+    """Return a time as text in ISO 8601. seconds: since 1970.
 
     >>> at(1.5)
     '1970-01-01T00:00:01.500000+00:00'

@@ -1,4 +1,4 @@
-"""Runs that end as offline sessions of ClearML's: files that `Task.import_offline_session` takes to a server."""
+"""Write runs as offline sessions of ClearML's, which `Task.import_offline_session` later sends to a server."""
 
 import json
 import os
@@ -33,11 +33,11 @@ class OfflineStore:
         return []
 
     def get_run(self, stored_id: str) -> "OfflineRun":
-        raise NotImplementedError("offline sessions are not read: `Kind.absent` says that there are none")
+        raise NotImplementedError("offline sessions are not read: `Kind.absent` returns True for them")
 
 
 class OfflineRun:
-    """A run that becomes one session, whole, when it is let go: so a resumed run has each point once.
+    """A run that `close` writes as one whole session, so that a resumed run has each point once.
 
     `savepoint.trackers.store.StoredRun` documents the methods.
     """
@@ -46,7 +46,7 @@ class OfflineRun:
         self.id = order["run_id"]
         self.path = f"{self.id}.zip"
         self._session, self._run_dir = directory / self.path, Path(order["run_dir"])
-        for left in directory.glob(f".{self.id}-*"):  # by a process that was killed
+        for left in directory.glob(f".{self.id}-*"):  # left by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         self._place = Path(tempfile.mkdtemp(dir=directory, prefix=f".{self.id}-"))
         self._points = (self._place / "points.jsonl").open("w", encoding="utf-8")
@@ -59,7 +59,7 @@ class OfflineRun:
             "hyperparams": {CONFIG: start["params"], DATA: contents.datasets(start["datasets"])},
         }
         self._own = contents.own(order, start) | {"began": contents.at(order["since"])}
-        self._files: dict[str, str] = {}  # by their paths among the artifacts
+        self._files: dict[str, str] = {}  # path among the artifacts -> file
 
     def key(self, key: str) -> str:
         return contents.normalised(key)
@@ -84,7 +84,7 @@ class OfflineRun:
 
     def put(self, file: Path, folder: str) -> None:
         path = f"{folder}/{file.name}" if folder else file.name
-        if not file.is_relative_to(self._run_dir):  # it is gone when this call returns
+        if not file.is_relative_to(self._run_dir):  # a temporary file, gone when this call returns
             file = Path(shutil.copy(file, self._place / file.name))
         self._files[path] = str(file)
 
@@ -95,7 +95,7 @@ class OfflineRun:
         raise NotImplementedError("offline sessions are not read")
 
     def close(self) -> None:
-        """Write the session, in place of an older one. Raises: RuntimeError with the last words of ClearML's SDK."""
+        """Write the session, in place of an older one. Raises: RuntimeError with the last line that the SDK printed."""
         self._points.close()
         origin = [f"run {each}" for each in self._parents]
         note = description("", origin=origin, outcome=("", self._note))

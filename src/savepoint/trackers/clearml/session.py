@@ -1,7 +1,7 @@
-"""Write an offline session by ClearML's own SDK: `python -m savepoint.trackers.clearml.session <order.json>`.
+"""Write an offline session with ClearML's own SDK: `python -m savepoint.trackers.clearml.session <order.json>`.
 
-It has a process of its own, because `Task.init` belongs to one task of a process, patches what it finds there, and
-catches signals. Nothing is patched here: the parts of `Task.init` that would do so are switched off.
+This runs in a process of its own, because `Task.init` allows one task per process, patches libraries, and catches
+signals. Here the parts of `Task.init` that patch libraries are switched off.
 """
 
 import itertools
@@ -11,7 +11,8 @@ import shutil
 import sys
 from pathlib import Path
 
-# All that `Task.init` would connect to, and its look at the repository, which also asks for newer versions of ClearML.
+# All frameworks that `Task.init` would connect to, and its inspection of the repository, which also looks for newer
+# versions of ClearML.
 OFF = (
     *("catboost", "detect_repository", "fastai", "gradio", "hydra", "jsonargparse", "joblib", "lightgbm", "matplotlib"),
     *("megengine", "pytorch", "scikit", "tensorboard", "tensorflow", "tfdefines", "xgboost"),
@@ -20,13 +21,13 @@ BATCH = 1000  # points
 
 
 def write(order: Path) -> None:
-    """Write `session.zip` beside the order, as `savepoint.trackers.clearml.offline` gives it."""
-    # Before ClearML is imported, which reads them once.
+    """Write `session.zip` beside the order. order: a file that `savepoint.trackers.clearml.offline` has written."""
+    # Set these before ClearML is imported, because it reads them once.
     os.environ.update({"CLEARML_OFFLINE_MODE": "1", "CLEARML_CACHE_DIR": str(order.parent / "cache")})
     from clearml import Task
     from clearml.config import config_obj
 
-    # Or the SDK would fork a process that reports, and outlives this one by half a minute.
+    # Otherwise the SDK would fork a reporting process, which outlives this one by half a minute.
     config_obj.set_overrides({"sdk": {"development": {"report_use_subprocess": False}}})
     from clearml.backend_interface.metrics.events import PlotEvent, ScalarEvent
     from clearml.utilities.plotly_reporter import create_image_plot
@@ -60,14 +61,14 @@ def write(order: Path) -> None:
         if shown := contents.picture(Path(file), path.rpartition("/")[0]):
             plot = json.dumps(create_image_plot(shown.pop("source"), shown["metric"]))
             reports.write_events([PlotEvent(plot_str=plot, **shown, task=task.id)], async_enable=False)
-    # Not `Task.close`: all of it is on the disk by now, and that call waits 10 seconds for a thread with nothing to do.
+    # Not `Task.close`: everything is on the disk by now, and that call waits 10 seconds for an idle thread.
     shutil.make_archive(str(order.with_name("session")), "zip", task.get_offline_mode_folder())
 
 
 if __name__ == "__main__":
     try:
         write(Path(sys.argv[1]))
-    except Exception as error:  # whatever ClearML raises; the last line is what is shown
+    except Exception as error:  # whatever ClearML raises; `offline` shows the last line
         print(f"{type(error).__name__}: {error}", flush=True)
         os._exit(1)
-    os._exit(0)  # without ClearML's exit handlers
+    os._exit(0)  # skips ClearML's exit handlers

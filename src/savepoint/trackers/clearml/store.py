@@ -1,8 +1,8 @@
-"""A server of ClearML's as a store, in the tracker's process alone. Nothing here calls `Task.init`.
+"""A ClearML server as a store, in the tracker's process alone. Nothing here calls `Task.init`.
 
-That call belongs to one task of a process, sends in the background, and drops what a server refuses. `Session` of the
-same SDK has its configuration, keys and storage, answers when the server has answered, and raises. The SDK is imported
-where it is used: it is seldom installed.
+`Task.init` allows one task per process, sends in the background, and drops what a server refuses. `Session`, from the
+same SDK, uses the same configuration, keys and storage, but waits for the server's answer and raises errors. The SDK
+is imported inside functions, because it is seldom installed.
 """
 
 import json
@@ -22,24 +22,24 @@ from savepoint.trackers.notes import description
 from savepoint.trackers.points import Point
 from savepoint.trackers.process import Message
 
-API = "2.13"  # of ClearML Server 1.0, and of all that came after it
+API = "2.13"  # the version that ClearML Server 1.0 and all later servers have
 SCALAR, PLOT = "training_stats_scalar", "plot"
 STATUS = {"finished": "completed", "interrupted": "stopped", "failed": "failed"}
-# How often ClearML's SDK would try again, by itself and for hours. A call that is lost is looked for before it is
-# repeated, or there would be two tasks.
+# No retries by ClearML's SDK, which would go on for hours. Before we repeat a call whose answer was lost, we look for
+# what it created: otherwise there would be two tasks.
 ONCE = dict.fromkeys(("total", "connect", "read", "redirect", "status"), 0)
 ANSWER_SECONDS = (5.0, 15.0)  # to connect, and for the answer
 
 
 class _Strict(logging.Logger):
-    """Raises what ClearML's session warns of: it would try a bad certificate again, ten times a second, for ever."""
+    """Raises warnings of ClearML's session as errors: it would retry a bad certificate ten times a second, for ever."""
 
     def warning(self, msg: object, *args: object, **details: Any) -> NoReturn:
         raise ConnectionError(str(msg))
 
 
 def connect(order: Message) -> "ClearmlStore":
-    """Log in to the server. Raises: UserError if there are no keys, or if the server does not take them."""
+    """Log in to the server. Raises: UserError if keys are missing or refused, or if the certificate is not trusted."""
     from clearml.backend_api import Session
     from clearml.backend_api.session.defs import MissingConfigError
     from clearml.backend_api.session.session import LoginError
@@ -60,14 +60,14 @@ def connect(order: Message) -> "ClearmlStore":
             raise UserError(f"{order['uri']} has a certificate that cannot be trusted. {trust}") from error
         raise
     session._session_timeout = ANSWER_SECONDS
-    InterfaceBase._set_default_session(session)  # the one that storage uses
+    InterfaceBase._set_default_session(session)  # storage uses the default session
     return ClearmlStore(session, order)
 
 
 class ClearmlStore:
     """A server of ClearML's. `savepoint.trackers.store.Store` documents the methods.
 
-    files: the address below which files are kept, ClearML's file server unless its configuration names a bucket.
+    files: the address below which files are kept: ClearML's file server, unless its configuration names a bucket.
     """
 
     def __init__(self, session: Any, order: Message) -> None:
@@ -79,16 +79,16 @@ class ClearmlStore:
         self.files = str(wanted or Session.get_files_server_host()).rstrip("/")
         try:
             self.web = Session.get_app_server_host()
-        except ValueError:  # no usual name and no usual port
+        except ValueError:  # the server has neither a usual name nor a usual port
             self.web = session.host
 
     def call(self, endpoint: str, **body: Any) -> dict[str, Any]:
-        """Call the server, and return what it answers. Raises: RuntimeError with its words, if it refuses."""
+        """Call the server and return its answer. Raises: RuntimeError with the server's words if it refuses."""
         service, _, action = endpoint.partition(".")
         return _answer(endpoint, self._session.send_request(service, action, version=API, json=body))
 
     def send(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Store events. One with the same task, metric, variant and iteration as an older one takes its place."""
+        """Store events. An event replaces an older one with the same task, metric, variant and iteration."""
         answers = self._session.send_request_batch("events", "add_batch", version=API, json=[*events]) if events else []
         for each in answers:
             if refused := _answer("events.add_batch", each).get("errors"):
@@ -137,18 +137,18 @@ class ClearmlStore:
         return ClearmlRun(self, stored_id)
 
     def link(self, own_id: str) -> str:
-        """Return words for a run, with the address of its page if the server has it."""
+        """Return a text that names a run, with the address of its page if the server has the run."""
         found = self._tagged(RUN.format(own_id))
         return f"run {own_id} ({ClearmlRun(self, found).path})" if found else f"run {own_id}"
 
     def page(self, task: Mapping[str, Any]) -> str:
-        """Return the address of a task's page, which is another one since API 2.31."""
+        """Return the address of a task's page. The SDK knows its form, which changed with API 2.31."""
         from clearml import Task
 
         return str(Task.get_task_output_log_web_page(task["id"], task.get("project"), self.web))
 
     def _find(self, **query: Any) -> list[dict[str, Any]]:
-        """Return at most five tasks, the oldest first. A query of several fields asks for all of them."""
+        """Return at most five tasks, the oldest first. A task must match every field of the query."""
         options = {"only_fields": ["id", "hyperparams"], "order_by": ["created"], "page": 0, "page_size": 5}
         return list(self.call("tasks.get_all", **options, **query)["tasks"])
 
@@ -157,7 +157,7 @@ class ClearmlStore:
         return str(found[0]["id"]) if found else None
 
     def _sweep_parent(self, project: str, sweep: Message) -> str:
-        """Return the id of the task that a sweep's runs belong to; the first one makes it. Needs the store's lock."""
+        """Return the id of a sweep's parent task, and create it if need be. The caller holds the store's lock."""
         parent = self._tagged(tag := SWEEP.format(sweep["id"]))
         if parent is None:
             parent = self._create(project, sweep["name"], tag=tag, type="optimizer")
@@ -165,13 +165,13 @@ class ClearmlStore:
         return parent
 
     def _project(self, name: str) -> str:
-        """Return the id of a project; the first run makes it. Needs the store's lock."""
+        """Return the id of a project, and create it if need be. The caller holds the store's lock."""
         clean = contents.allowed(name)
         found = self.call("projects.get_all", name=f"^{re.escape(clean)}$", only_fields=["id"])["projects"]
         return str(found[0]["id"] if found else self.call("projects.create", name=clean, description="")["id"])
 
     def _create(self, project: str, name: str, *, tag: str, type: str = "training", parent: str | None = None) -> str:
-        """Make a task, and return its id."""
+        """Create a task and return its id."""
         given = {"parent": parent} if parent else {}
         clean = contents.allowed(name)
         return str(self.call("tasks.create", name=clean, type=type, project=project, tags=[tag], **given)["id"])
@@ -207,19 +207,19 @@ class ClearmlRun:
         self._store.send([about | event for event in contents.scalars(points)])
 
     def put_params(self, section: str, values: Mapping[str, str]) -> None:
-        """Store values in a section of hyper-parameters, in place of those with the same names."""
+        """Store values in a section of hyper-parameters. They replace values with the same names."""
         if given := contents.params(section, values):
             self._store.call(
                 "tasks.edit_hyper_params", task=self.id, hyperparams=given, replace_hyperparams="none", force=True
             )
 
     def add_params(self, section: str, values: Mapping[str, str]) -> None:
-        """Store values that the section does not have yet: a resumed run shows how it began."""
+        """Store values that the section does not have yet. So a resumed run still shows the values it began with."""
         kept = _values(self._task(), section)
         self.put_params(section, {key: text for key, text in values.items() if key not in kept})
 
     def set_status(self, status: str, ended: float) -> None:
-        # ClearML takes the moment of this call for the end.
+        # Store the end as a property, because ClearML itself takes the time of the next call for it.
         self.put_params(OWN, {"ended": contents.at(ended)})
         self._store.call(f"tasks.{STATUS[status]}", task=self.id, force=True)
 
@@ -227,7 +227,7 @@ class ClearmlRun:
         self.describe(note)
 
     def describe(self, note: str | None = None, *, fork: str | None = None) -> None:
-        """Change the description: what came of the run, or a link to a run that was forked from it."""
+        """Change the description: set the note with the run's results, or add a link to a fork of the run."""
         with system.files.locked(self._store.lock):
             task = self._task()
             runtime = task.get("runtime") or {}
@@ -243,10 +243,10 @@ class ClearmlRun:
         """Register the model of a checkpoint by the address of its file. A run has one model, the newest."""
         uri = self._uris.get(f"checkpoints/{checkpoint.name}/model.safetensors")
         if uri is None:
-            return  # one in parts, of several processes
+            return  # the weights are in parts, because several processes trained the run
         facts = {"name": contents.allowed(register_as or self.name), "uri": uri, "comment": checkpoint.name}
         for each in self._models():
-            if not each.get("ready"):  # a person has published that one
+            if not each.get("ready"):  # a ready model is one that a person has published
                 self._store.call("models.edit", model=each["id"], **facts)
                 return
         made = {"framework": "PyTorch", "task": self.id, "project": self._project}
@@ -265,7 +265,7 @@ class ClearmlRun:
         to = f"{self._store.files}/savepoint/{self.id}/{path}"
         try:
             uri = _storage(to).upload(str(file), to, retries=1)
-        except OSError as error:  # whose words name no address
+        except OSError as error:  # its message names no address
             if not file.exists():
                 raise FileNotFoundError(f"{file} is gone") from error
             raise ConnectionError(f"{self._store.files} does not take files ({type(error).__name__})") from error
@@ -303,7 +303,7 @@ class ClearmlRun:
 
 
 def _answer(endpoint: str, answer: Any) -> dict[str, Any]:
-    """Return the data of a server's answer. Raises: RuntimeError in one line, if it refuses or is none of ClearML's."""
+    """Return the data of a server's answer. Raises: RuntimeError if it refuses, or if it is no ClearML server."""
     try:
         said = answer.json()
         words, data = said["meta"]["result_msg"], said.get("data") or {}
@@ -321,10 +321,10 @@ def _values(task: Mapping[str, Any], section: str) -> dict[str, str]:
 
 
 def _storage(address: str) -> Any:
-    """Return what keeps files at an address: ClearML's file server, a bucket or a directory."""
+    """Return ClearML's driver for the files at an address: its file server, a bucket or a directory."""
     from clearml.storage.helper import StorageHelper
 
     helper = StorageHelper.get(address, retries=1)
-    if helper is None:  # which ClearML has put into the log
+    if helper is None:  # ClearML has logged the reason
         raise RuntimeError(f"files cannot be kept at {address}: its driver or its keys are missing")
     return helper

@@ -2,12 +2,12 @@
 
 Rooms, in reading order:
     address   where MLflow keeps its runs and shows them
-    database  whether a local database can work
-    words     what an error means
+    database  check whether a local database can be used
+    words     explain MLflow's errors
     client    open the store; in the tracker's process alone, like the next two rooms
     store     the calls to MLflow's API
-    model     a checkpoint as a model of MLflow's
-    loader    what loads such a model; copied into each
+    model     store a checkpoint as an MLflow model
+    loader    load such a model; each model has a copy of this file
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ def _connect(order: Message) -> Store:
     if order["database"]:
         from savepoint.trackers.mlflow.database import check_database
 
-        # Before MLflow is imported: the end of a short run need not wait for that.
+        # Before MLflow is imported, so that a short run does not wait for the import when the database is unusable.
         check_database(Path(order["database"]))
     with system.memory.permanent():
         from savepoint.trackers.mlflow import store
@@ -36,7 +36,7 @@ def _connect(order: Message) -> Store:
 KIND = Kind(
     title="MLflow",
     environment={
-        # How long MLflow tries to reach a server. Its own defaults block a call for minutes.
+        # These limit how long MLflow tries to reach a server. Its own defaults block a call for minutes.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",

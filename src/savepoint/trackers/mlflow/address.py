@@ -18,8 +18,8 @@ from savepoint.trackers.protocol import Page, Server
 def locate(settings: TrackerSettings, repository: Path, lock_dir: Path) -> Message:
     """Return the address of the store: from the environment, else from the config, else mlflow.db in the repository.
 
-    lock_dir: where processes lock a store that is no local database.
-    Raises: ConfigError if MLflow has no such store here, or if the config holds a password.
+    lock_dir: where processes lock a store that is not on this disk.
+    Raises: ConfigError if MLflow cannot use such a store here, or if the config holds a password.
     """
     environment = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     uri = environment or settings.uri or "sqlite:///mlflow.db"
@@ -32,7 +32,8 @@ def locate(settings: TrackerSettings, repository: Path, lock_dir: Path) -> Messa
         shown = uri.replace(f":{parts.password}@", ":***@")
         use = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI, in the environment."
         raise ConfigError(f"tracker.uri={shown}: a config holds no password. {use}")
-    # A relative path in the environment starts where `mlflow ui` would look. One in the config means one place.
+    # A relative path in the environment starts at the current directory, as for `mlflow ui`. One in the config starts
+    # at the repository, so that it means the same place everywhere.
     base = Path.cwd() if environment else repository.absolute()
     directory = parts.scheme == "file" or len(parts.scheme) < 2  # C:\\mlruns has a scheme, too
     if directory and not uri.startswith("databricks"):
@@ -77,7 +78,7 @@ def absent(order: Message) -> bool:
 
 
 def page(order: Message, path: str) -> Page:
-    """Return the page of a run or of several, given the path that follows the server's address."""
+    """Return the page of one run or of several. path: follows the server's address."""
     if order["database"] or order["directory"]:
         return Page(order["uri"], None, path, () if order["usual"] else (f"tracker.uri={order['uri']}",))
     shown = re.sub(r"://[^/@\s]+@", "://", order["uri"])  # without a password from the environment
@@ -85,7 +86,7 @@ def page(order: Message, path: str) -> Page:
 
 
 def front(order: Message) -> Page:
-    """Return the page that lists the experiment's runs. MLflow's database is read as it is."""
+    """Return the page that lists the experiment's runs. Read MLflow's database directly for the experiment's id."""
     if order["database"] is None:
         return page(order, "")
     found = None
@@ -94,7 +95,7 @@ def front(order: Message) -> Page:
         with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
             query = "SELECT experiment_id FROM experiments WHERE name = ?"
             found = database.execute(query, (order["experiment"],)).fetchone()
-    # Without the second part MLflow opens a view for language models, in which runs are filed under "Evaluations".
+    # Without `workflowType` MLflow opens a view for language models, in which runs are listed under "Evaluations".
     return page(order, f"#/experiments/{found[0]}/runs?workflowType=machine_learning" if found else "")
 
 

@@ -1,4 +1,4 @@
-"""Open MLflow's store: a database with its schema, an experiment, and the words for a store that cannot work."""
+"""Open MLflow's store: create a database and its schema, create an experiment, and explain why a store cannot work."""
 
 import contextlib
 import math
@@ -17,11 +17,11 @@ from savepoint import system
 from savepoint.errors import UserError
 from savepoint.trackers.process import Message
 
-BYTES_A_SECOND = 5e6  # that the storage of a server takes at least
+BYTES_A_SECOND = 5e6  # the slowest storage of a server that we allow for
 
 
 def connect(order: Message) -> MlflowClient:
-    """Return a client whose store has answered. A local database is created if need be, by one process of many.
+    """Return a client whose store has answered. If a local database does not exist, one process of many creates it.
 
     Raises: UserError if a person has to change something before the store can work, else what MLflow raises.
     """
@@ -45,7 +45,7 @@ def connect(order: Message) -> MlflowClient:
 
 
 def _check_server(uri: str) -> None:
-    """Find out whether a database's server lets us in. MLflow itself would retry for 100 seconds, whatever is wrong.
+    """Check that a database server accepts a connection. MLflow itself would retry for 100 seconds, whatever is wrong.
 
     Raises: UserError with the server's words.
     """
@@ -56,7 +56,7 @@ def _check_server(uri: str) -> None:
         engine.connect().close()
     except DBAPIError as error:
         check = "Check the address, the user and the password in MLFLOW_TRACKING_URI"
-        raise UserError(f"{uri} lets nobody in ({' '.join(str(error.orig).split())}). {check}") from error
+        raise UserError(f"{uri} refuses the connection ({' '.join(str(error.orig).split())}). {check}") from error
     finally:
         engine.dispose()
 
@@ -69,7 +69,7 @@ def _create(database: Path, *, artifacts: str | None) -> None:
     """Create a database with MLflow's schema, whole or not at all."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # takes a second to import
 
-    # Under another name first: MLflow can never repair a schema whose creation was killed half way.
+    # Under another name first: MLflow cannot repair a schema whose creation was killed half way.
     fresh = database.with_name(database.name + "-new")
     for leftover in (fresh, fresh.with_name(fresh.name + "-journal")):
         leftover.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ def _create(database: Path, *, artifacts: str | None) -> None:
 
 
 def experiment(client: MlflowClient, name: str, *, artifacts: str | None) -> str:
-    """Return an experiment's id, creating the experiment if need be. Raises: UserError if it was deleted in MLflow."""
+    """Return an experiment's id. Create the experiment if need be. Raises: UserError if it was deleted in MLflow."""
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
@@ -98,7 +98,7 @@ def experiment(client: MlflowClient, name: str, *, artifacts: str | None) -> str
 
 
 def _known(experiment_id: str) -> str:
-    """Return an id. Raises: UserError if it is empty, as MLflow's client reads it from the answers of other servers."""
+    """Return the id. Raises: UserError if it is empty, as MLflow's client returns it where no MLflow server answers."""
     if not experiment_id:
         raise UserError("the server answers, but is no MLflow server. Check tracker.uri and MLFLOW_TRACKING_URI")
     return experiment_id
@@ -106,7 +106,7 @@ def _known(experiment_id: str) -> str:
 
 @contextlib.contextmanager
 def requests_with(**variables: object) -> Iterator[None]:
-    """Give MLflow's requests to a server other settings. variables: without the MLFLOW_HTTP_REQUEST_ of their names."""
+    """Change the settings of MLflow's requests for the body. variables: named without `MLFLOW_HTTP_REQUEST_`."""
     names = {f"MLFLOW_HTTP_REQUEST_{name}": str(value) for name, value in variables.items()}
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
@@ -118,6 +118,6 @@ def requests_with(**variables: object) -> Iterator[None]:
 
 
 def transfer(size: int) -> contextlib.AbstractContextManager[None]:
-    """Let a request take as long as so many bytes take. A server answers once it has passed all of a file on."""
+    """Give a request enough time to upload `size` bytes. A server answers only when it has stored the whole file."""
     seconds = float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", 15)) + size / BYTES_A_SECOND
     return requests_with(TIMEOUT=math.ceil(seconds))

@@ -1,4 +1,4 @@
-"""Whether a local database can work, found out before MLflow is imported, which would retry for minutes."""
+"""Check whether a local database can be used, before MLflow is imported, which would retry for minutes."""
 
 import contextlib
 import errno
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from savepoint.errors import UserError
 
-# Names of errors, or their beginnings, that waiting does not cure, unlike a locked database or a full disk.
+# Errors that waiting does not cure, by the beginnings of their names. A locked database or a full disk is not one.
 HOPELESS = (
     *("SQLITE_CANTOPEN", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_PERM", "SQLITE_READONLY"),
     *("EACCES", "EEXIST", "EISDIR", "ENOTDIR", "EPERM", "EROFS"),
@@ -16,9 +16,9 @@ HOPELESS = (
 
 
 def check_database(path: Path) -> None:
-    """Find out whether a local database can work. MLflow itself would retry for minutes, whatever is wrong.
+    """Check whether a local database can be used. MLflow itself would retry for minutes, whatever is wrong.
 
-    Raises: UserError if only a person can mend the database, so that waiting for it is pointless.
+    Raises: UserError for a fault that only a person can mend, so that waiting is pointless.
     """
     try:
         if path.exists():

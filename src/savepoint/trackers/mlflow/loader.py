@@ -1,4 +1,4 @@
-"""Load the model beside this file for `mlflow.pyfunc.load_model`. A copy of this file is a part of each such model.
+"""Load the model beside this file for `mlflow.pyfunc.load_model`. Each MLflow model that we store has a copy of it.
 
 Nothing is unpickled: the class comes from `src.zip`, its arguments from config.yaml, the weights from a safetensors
 file. In a process that has imported `savepoint` already, the class comes from there.
@@ -30,7 +30,7 @@ def _load_pyfunc(path: str) -> "Predictor":
 
 
 class Predictor:
-    """A model as MLflow calls it: arrays in, arrays out. model: in evaluation mode, on the CPU."""
+    """The object that MLflow calls: arrays in, arrays out. model: in evaluation mode, on the CPU."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model

@@ -1,6 +1,6 @@
-"""The model of a checkpoint as a model of MLflow's: code, safetensors and the config. It loads without a pickle.
+"""Store the model of a checkpoint as an MLflow model: code, safetensors and the config. It loads without a pickle.
 
-In the tracker's process alone. torch is not imported.
+Only the tracker's process imports this module. torch is not imported.
 """
 
 import functools
@@ -30,7 +30,7 @@ from safetensors import safe_open
 from savepoint.errors import UserError
 from savepoint.trackers.mlflow import client as clients
 
-CHECKPOINT = "savepoint.checkpoint"  # the tag that says which checkpoint a model is of
+CHECKPOINT = "savepoint.checkpoint"  # the tag with the name of a model's checkpoint
 FILES = ("model.safetensors", "config.yaml", "provenance.json")
 INPUTS, SERVED = "input_example.json", "serving_input_example.json"
 
@@ -45,12 +45,12 @@ def log_model(
     repository: Path,
     register_as: str | None,
 ) -> None:
-    """Store the model of a checkpoint with its run, unless it is there, and register it, unless it is.
+    """Store the model of a checkpoint in its run unless it is stored, and register it unless it is registered.
 
-    uri: the client's. A registration makes it that of all of MLflow in this process, because the registry asks there.
-    example: a call of the model, as `savepoint.training` keeps it; may be absent. register_as: a name in MLflow's
-    registry, or None.
-    Raises: UserError if the model is to be registered and its weights are no plain tensors.
+    uri: the client's address. A registration sets it as MLflow's address for this whole process, because MLflow's
+    registry reads it from there. example: a file with one call of the model, which may be absent.
+    register_as: a name in MLflow's registry, or None.
+    Raises: UserError if the model is to be registered and a safetensors file cannot hold all of its state.
     """
     with safe_open(checkpoint / FILES[0], "numpy") as weights:
         elsewhere = (weights.metadata() or {}).get("savepoint.elsewhere")
@@ -63,7 +63,7 @@ def log_model(
     found = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
     model = next((each for each in found if each.tags.get(CHECKPOINT) == checkpoint.name), None)
     if model is None:
-        clean = re.sub(r"[/:.%\"'=]", "_", run.info.run_name or run_id)  # MLflow takes none of these
+        clean = re.sub(r"[/:.%\"'=]", "_", run.info.run_name or run_id)  # MLflow refuses these characters
         model = client.create_logged_model(experiment_id, clean, run_id, {CHECKPOINT: checkpoint.name})
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
     if str(model.status) != "READY":
@@ -88,7 +88,7 @@ def _register(client: MlflowClient, name: str, run_id: str, model: LoggedModel) 
     versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     if all(each.source != source for each in versions):
         version = client.create_model_version(name, source, run_id, model_id=model.model_id)
-        # MLflow's page shows from this tag which versions a model is.
+        # MLflow's page reads a model's registered versions from this tag.
         known = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
         known.append({"name": name, "version": version.version})
         client.set_logged_model_tags(model.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(known)})
@@ -113,7 +113,7 @@ def _write(model: Model, folder: Path, checkpoint: Path, example: Path, reposito
     (folder / "python_env.yaml").write_text(yaml.safe_dump(environment, sort_keys=False), encoding="utf-8")
     if example.is_file():
         model.signature, inputs = _read_example(example)
-        for name, content in ((INPUTS, inputs), (SERVED, {"inputs": inputs})):  # of Python's JSON, which knows NaN
+        for name, content in ((INPUTS, inputs), (SERVED, {"inputs": inputs})):  # Python's JSON, which has NaN
             (folder / name).write_text(json.dumps(content), encoding="utf-8")
         model.saved_input_example_info = {"artifact_path": INPUTS, "type": "ndarray", "serving_input_path": SERVED}
     mlflow.pyfunc.add_to_model(model, "savepoint_model", data="data", code="code", python_env="python_env.yaml")
@@ -133,7 +133,7 @@ def _packed(repository: Path) -> bytes:
 
 @functools.cache
 def _requirements(repository: Path) -> list[str]:
-    """Return what pyproject.toml depends on, each at the version that is installed here."""
+    """Return the dependencies in pyproject.toml, each at the version that is installed here."""
     try:
         table = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -143,7 +143,7 @@ def _requirements(repository: Path) -> list[str]:
         name = re.split(r"[^\w.-]", wanted, maxsplit=1)[0]
         if name == "mlflow":
             continue
-        try:  # a local version, such as that of torch for one CUDA, is in no public index
+        try:  # without a local version such as torch's +cu130, which no public index has
             found.append(f"{name}=={importlib.metadata.version(name).partition('+')[0]}")
         except importlib.metadata.PackageNotFoundError:
             found.append(wanted)
@@ -151,7 +151,7 @@ def _requirements(repository: Path) -> list[str]:
 
 
 def _read_example(path: Path) -> tuple[ModelSignature, Any]:
-    """Return the signature of a model, and the inputs of one call of it as lists: the only one, or several by name."""
+    """Return a model's signature, and the inputs of one call as lists: one input alone, or several by name."""
     with safe_open(path, "numpy") as file:
         shapes = json.loads(file.metadata()["shapes"])
         values = {name: file.get_tensor(name) for name in shapes}

@@ -19,25 +19,25 @@ from savepoint.trackers.points import Point
 from savepoint.trackers.process import Message
 
 RUN, RUN_DIR, PARENTS, SWEEP = "savepoint.run_id", "savepoint.run_dir", "savepoint.parents", "savepoint.sweep_id"
-# What MLflow shows as a run's description, and the parts of it that are ours: where the run started, what came of it,
-# its forks. MLflow lists no tags that begin with its own name.
+# The tag that MLflow shows as a run's description, and the tags of our own parts of it: where the run started, its
+# results, its forks. They begin with `mlflow.`, so that MLflow's page does not list them.
 NOTE = "mlflow.note.content"
 ORIGIN, OUTCOME, FORKS = (f"mlflow.note.savepoint.{part}" for part in ("origin", "outcome", "forks"))
 STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
-_CONTEXTS = {"train": "training", "val": "validation"}  # in MLflow's words, by our names of splits
+_CONTEXTS = {"train": "training", "val": "validation"}  # our name of a split -> MLflow's
 
 # MLflow's limits (mlflow.utils.validation), the same for every store.
 _METRICS, _PARAMS, _KEY, _PARAM, _TAG = 1000, 100, 250, 6000, 8000
 
 
 def connect(order: Message) -> "MlflowStore":
-    """Open the store that an order is about."""
+    """Open the store that an order names."""
     return MlflowStore(clients.connect(order), order)
 
 
 class MlflowStore:
-    """A store of MLflow's. `savepoint.trackers.store.Store` documents the methods."""
+    """An MLflow store. `savepoint.trackers.store.Store` documents the methods."""
 
     def __init__(self, client: MlflowClient, order: Message) -> None:
         self._client, self._uri = client, order["uri"]
@@ -100,18 +100,18 @@ class MlflowStore:
         return runs[0] if runs else None
 
     def _create(self, experiment_id: str, tag: str, value: str, *, name: str, began: int | None) -> Run:
-        """Create a run that has a tag. began: in milliseconds, None for now."""
+        """Create a run that has a tag. began: in milliseconds since 1970, or None for now."""
         try:
             with clients.requests_with(MAX_RETRIES=0):
                 return self._client.create_run(experiment_id, began, {tag: value}, run_name=name)
         except MlflowException:
-            # Perhaps only the answer was lost. MLflow itself would ask again, and create a second run.
+            # Perhaps only the answer was lost. A retry by MLflow itself would create a second run.
             if found := self._tagged(experiment_id, tag, value):
                 return found
             raise
 
     def _known(self, stored_id: str, *, run_id: str) -> Run | None:
-        """Return the run with this id if its tags say that it is ours: an id in a run.json alone proves nothing."""
+        """Return the run with this id if its tags name our run. The id in a run.json alone proves nothing."""
         try:
             run = self._client.get_run(stored_id)
         except MlflowException as error:
@@ -121,14 +121,14 @@ class MlflowStore:
         return run if run.info.lifecycle_stage == "active" and run.data.tags.get(RUN) == run_id else None
 
     def _sweep_parent(self, experiment_id: str, sweep: Message) -> str:
-        """Return the id of the run that a sweep's runs belong to; the first one creates it. Needs the store's lock."""
+        """Return the id of a sweep's parent run, and create it if need be. The caller holds the store's lock."""
         parent = self._tagged(experiment_id, SWEEP, sweep["id"])
         if parent is None:
             parent = self._create(experiment_id, SWEEP, sweep["id"], name=sweep["name"], began=None)
         return str(parent.info.run_id)
 
     def _link(self, run: "MlflowRun", parents: Sequence[str]) -> None:
-        """Link a run and those that it was forked from, as far as they are tracked here, in the notes of all."""
+        """Link a run and its parents to each other in their notes. Parents that are not tracked here get no link."""
         links = []
         for parent in parents:
             found = self._tagged(run.experiment_id, RUN, parent)
@@ -160,7 +160,7 @@ class MlflowRun:
             self._client.log_batch(self.id, metrics=metrics[first : first + _METRICS])
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        """Store the params that the run does not have yet. MLflow refuses to change one: it shows how a run began."""
+        """Store the params that the run does not have yet. MLflow changes no param, so they show how the run began."""
         fitting: dict[str, str] = {}
         for key, value in params.items():
             clean, copy = allowed(key), 1
@@ -177,7 +177,7 @@ class MlflowRun:
         self._client.log_batch(self.id, tags=[RunTag(allowed(key), _cut(value, _TAG)) for key, value in tags.items()])
 
     def log_datasets(self, datasets: Sequence[Message]) -> None:
-        """Store the data of a run that has none yet, each with its size and digest."""
+        """Store a run's data sets with their sizes and digests, unless the run has data sets already."""
         if self._run.inputs is not None and self._run.inputs.dataset_inputs:
             return
         inputs = []
@@ -197,19 +197,19 @@ class MlflowRun:
         self._write_note({OUTCOME: note})
 
     def add_to_note(self, part: str, line: str) -> None:
-        """Add a line to a part of the note, unless it is there."""
+        """Add a line to a part of the note, unless that part has the line."""
         lines = self._client.get_run(self.id).data.tags.get(part, "")
         if line not in lines:
             self._write_note({part: f"{lines}\n\n{line}".strip()})
 
     def _write_note(self, changed: Mapping[str, str]) -> None:
-        """Write parts of the note, and the note from all of its parts, unless a person has changed it."""
+        """Write parts of the note. Also write the whole note from its parts, unless a person has changed it."""
         tags = self._client.get_run(self.id).data.tags
         before, after = (_note(each) for each in (tags, {**tags, **changed}))
         self.log_tags({**changed, NOTE: after} if tags.get(NOTE, "") in ("", before) else changed)
 
     def put_model(self, checkpoint: Path, *, example: Path, repository: Path, register_as: str | None) -> None:
-        from savepoint.trackers.mlflow.model import log_model  # not for every run: the import takes a moment
+        from savepoint.trackers.mlflow.model import log_model  # imported here, because not every run needs it
 
         files = {"checkpoint": checkpoint, "example": example, "repository": repository}
         log_model(self._uri, self._client, self._run, **files, register_as=register_as)
@@ -225,7 +225,7 @@ class MlflowRun:
         self._artifacts.delete_artifacts(path)  # type: ignore[no-untyped-call]
 
     def download(self, path: str, to: Path) -> None:
-        with clients.requests_with(TIMEOUT=600):  # until the server has got all of a file from its storage
+        with clients.requests_with(TIMEOUT=600):  # time for the server to fetch a whole file from its storage
             self._artifacts.download_artifacts(path, str(to))  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
@@ -233,7 +233,7 @@ class MlflowRun:
 
     @functools.cached_property
     def _artifacts(self) -> ArtifactRepository:
-        # Not before it is needed: storage without its driver must not keep points from being stored.
+        # Created when first used: storage whose driver is missing must not stop points from being stored.
         return get_artifact_repository(self._run.info.artifact_uri, tracking_uri=self._uri)
 
 
@@ -242,7 +242,7 @@ def _note(tags: Mapping[str, str]) -> str:
 
 
 def _path(run: Run) -> str:
-    # Without the last part MLflow opens a view for language models, in which a run is an "evaluation run".
+    # Without `workflowType` MLflow opens a view for language models, in which a run is an "evaluation run".
     return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
 
 

@@ -1,4 +1,4 @@
-"""What an error of MLflow's store means, in words for a person. MLflow is not imported."""
+"""Explain errors of MLflow's store to a person. MLflow is not imported."""
 
 import re
 from urllib.parse import urlsplit
@@ -10,18 +10,18 @@ _WHERE = "Check tracker.uri and MLFLOW_TRACKING_URI"
 
 
 def explain(error: Exception, order: Message) -> str | None:
-    """Return what went wrong and what to do about it, None where the error's own text has to do.
+    """Return what went wrong and what to do about it, or None if the error's own text must suffice.
 
-    The errors of one kind have several forms: MLflow's own, that of a request for an artifact, and the text of either.
+    One fault can arrive in several forms: as MLflow's own error, as that of a request for an artifact, or as text only.
 
-    order: the worker's, which says which store it is about.
+    order: the worker's order, which names the store.
     """
     uri, text = order["uri"], str(error)
     if "Invalid Host header" in text:
         name = urlsplit(uri).netloc.rpartition("@")[2]
         return f"{uri} refuses the name in its address (403). Add {name} to the server's --allowed-hosts"
     if "not in a valid JSON format" in text or re.search(r"Exceeded \d+ redirects", text):
-        return f"{uri} does not answer as an MLflow server does, but maybe as a login page. {_WHERE}"
+        return f"{uri} does not answer like an MLflow server. It may be a login page. {_WHERE}"
     if "Connection aborted" in text:
         return f"{uri} broke the connection off. The server's log may say why"
     match _status(error):
@@ -34,14 +34,14 @@ def explain(error: Exception, order: Message) -> str | None:
             return f"{uri} is no MLflow server (404). {_WHERE}"
         case int(status) if status == 429 or status >= 500:
             return f"{uri} answers with an error ({status}). The server's log says why"
-    # What a database said, without the SQL around it, also where a server passes it on.
+    # A database's message without the SQL around it, also if a server has passed it on.
     if said := re.search(r"\(\w+(?:\.\w+)+\)\s+(.*?)\s*(?:LINE \d+:|\[SQL:|\(Background on|$)", text, re.DOTALL):
         return f"the database at {uri} says: {' '.join(said[1].split())}"
     return None
 
 
 def _status(error: Exception) -> int | None:
-    """Return the status of the server's answer, None if there was no answer, or one with a message of MLflow's."""
+    """Return the HTTP status of a server's answer, or None if the error does not tell it."""
     response = getattr(error, "response", None)
     if response is not None:
         return int(response.status_code)
