@@ -92,7 +92,7 @@ class Reopened:
         return continues.other_run(before, self._config(before))
 
     def _config(self, before: dict[str, Any]) -> dict[str, Any]:
-        """Return a checkpoint's config with the values that the run was given last, then with the overrides of now."""
+        """Return a checkpoint's config with the values that the run was given last and the overrides typed now."""
         before["tracker"] = vars(self.tracker_settings)
         return apply_overrides(continues.planned(before, self.own), self.request.overrides, self.repository / "conf")
 
@@ -125,7 +125,7 @@ class Reopened:
         return self._job(config, tracker, newest)
 
     def _started_over(self, tracker: trackers.Tracker) -> runs.Job:
-        """Prepare a run that has no checkpoint: it starts over, a fork from its parent's checkpoint."""
+        """Prepare a run without a checkpoint to start over. A fork starts over from its parent's checkpoint."""
         config = self._config(self.own)
         origin = self.run.record.get("forked_from")
         print(f"run {self.run.id} has no checkpoint: it starts over from its {runs.CONFIG}.", file=sys.stderr)

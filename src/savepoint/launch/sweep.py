@@ -26,7 +26,7 @@ class SweepStart(Callback):
     batch: ClassVar[int] = 0
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Note the sweep's directory. If other processes train its jobs, record the jobs and handle their signals."""
+        """Note the sweep's directory. If other processes train its jobs, record the jobs, and let signals stop them."""
         SweepStart.directory = directory = Path(config.hydra.sweep.dir)
         if not str(config.hydra.launcher._target_).endswith("BasicLauncher"):
             system.signals.note(_stop_jobs)

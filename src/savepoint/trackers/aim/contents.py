@@ -18,7 +18,7 @@ def stored_id(kind: str, own_id: str) -> str:
 
 
 def allowed(key: str) -> str:
-    """Return a name that Aim takes. It cannot read back the empty text, and it takes no lone surrogates.
+    """Return a name that Aim takes. Aim cannot read back an empty name, and refuses lone surrogates.
 
     >>> allowed("model.kernel@3x3=same"), allowed(""), allowed("a\\ud800")
     ('model.kernel@3x3=same', '_', 'a?')
@@ -56,7 +56,7 @@ def _value(text: str) -> int | float | str:
 
 
 def merged(kept: Any, fresh: Any) -> Any:
-    """Return `kept` with the entries that only `fresh` has. So a resumed run still shows the values it began with.
+    """Return `kept` plus the entries that only `fresh` has. A resumed run then still shows the values it began with.
 
     >>> merged({"lr": 0.1, "a": {"b": 1}}, {"lr": 0.2, "a": {"c": 2}})
     {'lr': 0.1, 'a': {'b': 1, 'c': 2}}
