@@ -49,6 +49,8 @@ def test_a_sweep_of_several_at_once_stops_on_ctrl_c_and_is_resumed_to_the_same_t
     workshop: Workshop, whole: Path
 ) -> None:
     sweep = start(workshop.root, "train.py", "-m", *PARALLEL, *CONFIG)
+    wait_for(lambda: [*workshop.root.glob("sweeps/*/*/sweep.json")], seconds=60)
+    assert [*workshop.root.glob("sweeps/*/*/*/")] == [], "the jobs are recorded before the first one begins"
 
     def training() -> list[Path]:
         found = workshop.root.glob("sweeps/*/*/*/metrics.jsonl")

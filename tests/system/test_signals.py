@@ -65,6 +65,7 @@ def test_stop_files_are_looked_for_now_and_then(tmp_path: Path, monkeypatch: pyt
         assert stop.signal == signal.SIGTERM
 
 
+LINUX = pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="Windows has no SIGUSR2")
 LAUNCHED = """
 import os, signal, sys
 from savepoint.system import signals
@@ -80,13 +81,22 @@ signals.hand_back()
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="Windows has no SIGUSR2")
+@LINUX
 @pytest.mark.parametrize("order", ["SIGUSR2", "SIGUSR2 before", "SIGTERM"])
 def test_a_launchers_signal_stops_the_training_and_is_handed_back(order: str) -> None:
     """submitit queues a job again whose time is up. It has to be saved before."""
     command = [sys.executable, "-c", LAUNCHED, *order.split()]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert ended.stdout == ("True\nqueued again\n" if "USR2" in order else "True\n")
+
+
+@LINUX
+def test_a_preempted_job_of_slurms_ends_without_a_result() -> None:
+    """submitit would take a job that returns for one that has ended, while SLURM starts it again."""
+    environment = os.environ | {"SLURM_JOB_ID": "1"}
+    command = [sys.executable, "-c", f"{LAUNCHED}\nprint('a result')", "SIGTERM"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (143, "True\n")
 
 
 def test_in_a_thread_signals_are_left_as_they_are() -> None:
