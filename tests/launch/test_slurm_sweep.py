@@ -82,7 +82,7 @@ def test_on_slurm_jobs_are_queued_again_stopped_and_resumed_to_the_same_bits(
     output, _ = sweep.communicate(timeout=60)
     assert sweep.returncode == 130 and "Traceback" not in output, output
     assert "Ctrl-C: each job finishes its step and saves." in output and "To go on: python resume.py run=" in output
-    wait_for(lambda: slurm.jobs("RUNNING") == [], seconds=120)
+    slurm.clear()
 
     again = start(workshop.root, "resume.py", "run=latest-sweep", **slurm.environment)
     wait_for(lambda: len(slurm.jobs("RUNNING")) == 2, seconds=60)

@@ -68,6 +68,14 @@ class Cluster:
         """Return the ids of the jobs in a state, `RUNNING` or `PENDING`: `<array>_<task>`."""
         return self.run("squeue", "-h", "-r", "-o", "%i", "-t", state).split()
 
+    def clear(self) -> None:
+        """End all jobs, and wait until the queue is empty."""
+        self.run("scancel", "--user=root")
+        for _ in range(300):
+            if not self.run("squeue", "-h"):
+                break
+            time.sleep(0.1)
+
 
 @contextlib.contextmanager
 def started() -> Iterator[Cluster]:
@@ -97,7 +105,7 @@ def started() -> Iterator[Cluster]:
                 if "IDLE" in cluster.run("scontrol", "show", "node", host):
                     break
             time.sleep(0.1)
-        ends.callback(_end_jobs, cluster)
+        ends.callback(cluster.clear)
         yield cluster
 
 
@@ -106,11 +114,3 @@ def _free_ports() -> list[int]:
         for each in (one, other):
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in (one, other)]
-
-
-def _end_jobs(cluster: Cluster) -> None:
-    cluster.run("scancel", "--user=root")
-    for _ in range(300):
-        if not cluster.run("squeue", "-h"):
-            break
-        time.sleep(0.1)

@@ -144,6 +144,7 @@ class Application:
         name = directory.name
         system.signals.note()
         if system.signals.asked() is not None:
+            system.signals.hand_back()
             return None
         sys.argv = ["train.py", "-m", *self.typed]  # for run.json: the launcher's own command says nothing
         self._register_resolvers()

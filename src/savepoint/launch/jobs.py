@@ -64,7 +64,7 @@ def settled(job: Path, *, retry: bool) -> str | None:
             return "finished before"
         if status == "failed" and not retry:
             return f"failed before; {RETRY} goes on with it"
-        if status == "running" and _locked(job):
+        if _locked(job):
             return "being trained by another process"
         if (stop := runs.read(job).stop_file).exists():
             return f"stopped by a file; to go on with it, delete {stop}"
