@@ -131,8 +131,8 @@ class OptunaSweeper(Sweeper):
 
     def _name(self, number: int) -> str:
         """Return the name of a job's directory: 0, 1, …, or 1-0, 1-1, … for jobs that were added to the sweep."""
-        template: str = OmegaConf.to_container(self._config.hydra.sweep, resolve=False)["subdir"]  # type: ignore
-        return template.replace("${hydra.job.num}", str(number))
+        sweep: Any = OmegaConf.to_container(self._config.hydra.sweep, resolve=False)
+        return str(sweep["subdir"]).replace("${hydra.job.num}", str(number))
 
     def _choose(self, study: "Study", name: str, space: "dict[str, BaseDistribution]") -> dict[str, Any]:
         """Return a value for each key. A job that the study has already keeps the values chosen before."""

@@ -9,11 +9,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from savepoint.errors import UserError
 from savepoint.trackers.clearml import contents
 from savepoint.trackers.clearml.contents import CONFIG, DATA, OWN, RUN, SWEEP
 from savepoint.trackers.notes import description
 from savepoint.trackers.points import Point
 from savepoint.trackers.process import Message
+
+_UNREADABLE = "an offline session cannot be read back. Import it into a server: Task.import_offline_session(<zip>)"
 
 
 class OfflineStore:
@@ -33,7 +36,7 @@ class OfflineStore:
         return []
 
     def get_run(self, stored_id: str) -> "OfflineRun":
-        raise NotImplementedError("offline sessions are not read: `Kind.absent` returns True for them")
+        raise UserError(_UNREADABLE)
 
 
 class OfflineRun:
@@ -92,7 +95,7 @@ class OfflineRun:
         self._files = {each: at for each, at in self._files.items() if each != path and not each.startswith(f"{path}/")}
 
     def download(self, path: str, to: Path) -> None:
-        raise NotImplementedError("offline sessions are not read")
+        raise UserError(_UNREADABLE)
 
     def close(self) -> None:
         """Write the session, in place of an older one. Raises: RuntimeError with the last line that the SDK printed."""
