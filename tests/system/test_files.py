@@ -236,10 +236,15 @@ def test_a_lock_for_a_block_waits_for_the_other_process_and_is_freed_at_the_end(
     path.parent.mkdir()
     with other(path) as holder:
         assert holder.stdout and holder.stdout.readline() == "True\n"
-        killer = threading.Timer(0.3, holder.kill)
-        killer.start()
+        killed = threading.Event()
+
+        def kill() -> None:
+            killed.set()
+            holder.kill()
+
+        threading.Timer(0.3, kill).start()
         with files.locked(path):
-            assert holder.wait(0) is not None
+            assert killed.is_set()
             with other(path) as refused:
                 assert refused.communicate("")[0] == "False\n"
         with other(path) as taken:
