@@ -90,7 +90,7 @@ def test_reader_reads_every_value_that_torch_holds(reader: SimpleNamespace, trai
     assert differences(state, held(trained.state, trained.generators), "state") == []
     assert metadata == {
         "format": "pt",
-        "savepoint.format": "1",
+        "savepoint.format": "2",
         "savepoint.run_id": trained.run.id,
         "savepoint.git_commit": json.loads((trained.path / "provenance.json").read_bytes())["git"]["commit"] or "",
         "savepoint.config_sha256": hashlib.sha256((trained.path / "config.yaml").read_bytes()).hexdigest(),
@@ -102,7 +102,7 @@ def held(state: TrainState, generators: dict[str, Any]) -> dict[str, Any]:
     versions = {name: entry.get("version") for name, entry in state.model.state_dict()._metadata.items()}  # type: ignore[attr-defined]
     counts = {name: getattr(state, name) for name in ("epoch", "step", "batch", "samples", "history_lines")}
     one = state.optimizers[""]
-    values = {name: getattr(state, name) for name in ("evaluated", "metrics", "best", "stale")}
+    values = {name: getattr(state, name) for name in ("evaluated", "metrics", "best", "stale", "order")}
     values |= {name: getattr(one, name) for name in ("learning_rates", "schedule_length")}
     torchs = {name: getattr(one, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
     epoch = {"sums": state.sums, "logged": state.logged}
@@ -115,7 +115,7 @@ def held(state: TrainState, generators: dict[str, Any]) -> dict[str, Any]:
         "averaged": None,
         "stream": None,
     }
-    return {"format": 1, "rng": generators} | counts | values | torchs | epoch | model
+    return {"format": 2, "rng": generators} | counts | values | torchs | epoch | model
 
 
 def test_trainings_above_have_something_of_everything(reader: SimpleNamespace, trained: SimpleNamespace) -> None:
@@ -183,7 +183,7 @@ def test_reader_reads_every_dtype_and_every_tag(reader: SimpleNamespace, tmp_pat
     path = checkpoint.save(tmp_path, model=every, state=state, documents=texts, metadata={})
     model, read, _ = reader.read(path)
     assert differences(model, every, "model") == []
-    assert differences(read, {"format": 1, **state}, "state") == []
+    assert differences(read, {"format": 2, **state}, "state") == []
     assert read["same"][0] is read["same"][1]
     assert set(re.findall(r'"(\$[a-z]+)":', (path / "state.json").read_text())) == TAGS
 

@@ -127,6 +127,12 @@ def test_a_frozen_run_goes_on_to_its_planned_end(workshop: Workshop, tmp_path: P
     now = history.read_history(one.metrics)
     assert [line["step"] for line in now] == [line["step"] for line in then]
     assert now[-1]["val/loss"] == pytest.approx(then[-1]["val/loss"], rel=0.01)
+    # Losses of training tell which samples were trained on: those of another order differ by some percent.
+    losses = [
+        [line[key] for line in each for key in ("train/recent_loss", "train/loss") if key in line]
+        for each in (now, then)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.002)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -18,7 +18,7 @@ from tools.processes import REPOSITORY, Ended
 from tools.workshop import NAMES, Workshop
 
 from savepoint import checkpoint, runs
-from savepoint.checkpoint.layout import CONFIG, MANIFEST, MODEL, PROVENANCE, STATE, TRAINING
+from savepoint.checkpoint.layout import CONFIG, FORMAT, MANIFEST, MODEL, PROVENANCE, STATE, TRAINING
 from savepoint.commands import diff
 from savepoint.errors import CheckpointError
 
@@ -288,18 +288,18 @@ def renamed(name: str) -> Callable[[dict[str, Any]], bytes]:
 
 MANIFESTS: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "an entry twice": twice,
-    "format twice": lambda manifest: b'{"format": 1, ' + json.dumps(manifest).encode()[1:],
-    **{f"format {value!r}": lambda manifest, value=value: json.dumps(manifest | {"format": value}).encode() for value in (None, True, 1.0, "1", -1, 0, 2, 2**70, [], {})},
+    "format twice": lambda manifest: b'{"format": 2, ' + json.dumps(manifest).encode()[1:],
+    **{f"format {value!r}": lambda manifest, value=value: json.dumps(manifest | {"format": value}).encode() for value in (None, True, 2.0, "2", -1, 0, 1, 3, 2**70, [], {})},
     **{f"size {value!r}": listed(model__safetensors=entry(value)) for value in (2**70, -1, True, 10**9, 1.5, "1", None, [1], 2**63)},
     **{f"digest {value!r}": listed(state__json=entry(1, value)) for value in ("", "A" * 64, HEX, None, 0, [HEX], {})},
     **{f"files {value!r}": lambda manifest, value=value: json.dumps(manifest | {"files": value}).encode() for value in (None, [], 1, "x", {})},
     **{f"entry {value!r}": listed(state__json=value) for value in (None, [], 1, "x", {}, [1, HEX])},
     **{f"name {name!r}": renamed(name) for name in ("../../x", "/etc/passwd", "", ".", "..", "a/b", "a\0b", "\ud800", "\x1b[2J", "x" * 5000, "manifest.json", "./state.json")},
-    "deep": lambda manifest: b'{"format": 1, "files": ' + b"[" * DEEP + b"]" * DEEP + b"}",
+    "deep": lambda manifest: b'{"format": 2, "files": ' + b"[" * DEEP + b"]" * DEEP + b"}",
     "deep objects": lambda manifest: b'{"files": ' * DEEP + b"1" + b"}" * DEEP,
     "no text": lambda manifest: b"\xff\xfe" + json.dumps(manifest).encode("utf-16"),
     "an integer of a million digits": lambda manifest: b'{"format": ' + b"9" * 1_000_000 + b"}",
-    "many names": lambda manifest: json.dumps({"format": 1, "files": {f"f{i}": 1 for i in range(50_000)}}).encode(),
+    "many names": lambda manifest: json.dumps({"format": 2, "files": {f"f{i}": 1 for i in range(50_000)}}).encode(),
 }  # fmt: skip
 
 
@@ -316,7 +316,7 @@ def file(header: bytes, body: bytes = b"") -> bytes:
 
 
 def header(tensors: dict[str, Any], metadata: Any = None) -> bytes:
-    return json.dumps({"__metadata__": metadata or {"savepoint.format": "1"}, **tensors}).encode()
+    return json.dumps({"__metadata__": metadata or {"savepoint.format": "2"}, **tensors}).encode()
 
 
 def described(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[str, Any]:
@@ -324,12 +324,12 @@ def described(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> d
 
 
 FOUR, EIGHT = b"\0" * 4, b"\0" * 8
-META = b'"__metadata__": {"savepoint.format": "1"}'
+META = b'"__metadata__": {"savepoint.format": "2"}'
 ONE = json.dumps(described()).encode()
 TENSORS: dict[str, bytes] = {
     "a name twice": file(b"{" + META + b', "a": ' + ONE + b', "a": ' + ONE + b"}", FOUR),
     "metadata twice": file(b"{" + META + b", " + META + b', "a": ' + ONE + b"}", FOUR),
-    "a key of the metadata twice": file(b'{"__metadata__": {"savepoint.format": "1", "savepoint.format": "1"}}'),
+    "a key of the metadata twice": file(b'{"__metadata__": {"savepoint.format": "2", "savepoint.format": "2"}}'),
     "overlapping": file(header({"a": described(), "b": described()}), FOUR),
     "partly overlapping": file(header({"a": described(shape=[2], offsets=[0, 8]), "b": described(shape=[2], offsets=[4, 12])}), FOUR * 3),
     "a hole": file(header({"a": described(), "b": described(offsets=[8, 12])}), FOUR * 3),
@@ -355,7 +355,7 @@ TENSORS: dict[str, bytes] = {
     "no object": file(header({"a": 1})),
     "booleans of 7": file(header({"a": described("BOOL", [4])}), b"\1\0\7\1"),
     **{f"a tensor named {name!r}": file(header({name: described()}), FOUR) for name in ("../../x", "/etc/passwd", "a/../b", "..", "a\0b", "\\\\x", "..\\x")},
-    **{f"metadata {value!r}": file(header({}, value)) for value in ([1], "1", {"savepoint.format": 1}, {"savepoint.format": None}, {"savepoint.format": ["1"]}, {"x": "1"}, {"savepoint.format": "1" * 5000}, {"savepoint.format": "01\n"})},
+    **{f"metadata {value!r}": file(header({}, value)) for value in ([1], "1", {"savepoint.format": 2}, {"savepoint.format": None}, {"savepoint.format": ["2"]}, {"x": "1"}, {"savepoint.format": "1" * 5000}, {"savepoint.format": "02\n"})},
     "deep": file(b'{"__metadata__": ' + b"[" * DEEP + b"]" * DEEP + b"}"),
     "no JSON": file(b"{"),
     "a list": file(b"[]"),
@@ -381,17 +381,17 @@ def test_a_file_of_tensors_of_any_shape_is_refused_by_name(newest: Path, limited
 
 DEEP_LIST = b"[" * DEEP + b"]" * DEEP
 SEALED: dict[str, dict[str, bytes]] = {
-    "state: deep lists": {"state": b'{"format": 1, "x": ' + DEEP_LIST + b"}"},
+    "state: deep lists": {"state": b'{"format": 2, "x": ' + DEEP_LIST + b"}"},
     "state: deep objects": {"state": b'{"x": ' * DEEP + b"1" + b"}" * DEEP},
     "state: deep, unclosed": {"state": b"[" * DEEP},
-    "state: deep tags": {"state": b'{"format": 1, "x": ' + b'{"$tuple": [' * 5000 + b"]}" * 5000 + b"}"},
-    "state: a number of a million digits": {"state": b'{"format": 1, "x": ' + b"1" * 1_000_000 + b"}"},
-    "state: $int of a million digits": {"state": b'{"format": 1, "x": {"$int": "' + b"1" * 1_000_000 + b'"}}'},
+    "state: deep tags": {"state": b'{"format": 2, "x": ' + b'{"$tuple": [' * 5000 + b"]}" * 5000 + b"}"},
+    "state: a number of a million digits": {"state": b'{"format": 2, "x": ' + b"1" * 1_000_000 + b"}"},
+    "state: $int of a million digits": {"state": b'{"format": 2, "x": {"$int": "' + b"1" * 1_000_000 + b'"}}'},
     "state: no text": {"state": b"\xff\xfe\x00"},
-    "state: no step": {"state": b'{"format": 1}'},
-    "state: a step of text": {"state": b'{"format": 1, "epoch": 3, "step": "6"}'},
-    "state: a step that is true": {"state": b'{"format": 1, "epoch": true, "step": true}'},
-    "state: another step": {"state": b'{"format": 1, "epoch": 3, "step": 7}'},
+    "state: no step": {"state": b'{"format": 2}'},
+    "state: a step of text": {"state": b'{"format": 2, "epoch": 3, "step": "6"}'},
+    "state: a step that is true": {"state": b'{"format": 2, "epoch": true, "step": true}'},
+    "state: another step": {"state": b'{"format": 2, "epoch": 3, "step": 7}'},
     "provenance: deep": {"provenance": b'{"x": ' + DEEP_LIST + b"}"},
     "provenance: a list": {"provenance": b"[]"},
     "provenance: a key twice": {"provenance": b'{"a": 1, "a": 1}'},
@@ -400,7 +400,7 @@ SEALED: dict[str, dict[str, bytes]] = {
 for tag in ("$tensor", "$view", "$array", "$scalar", "$tuple", "$bytes", "$int", "$float", "$complex", "$dict", "$ordered", "$counter", "$sparse", "$none"):  # fmt: skip
     for odd in (None, 1, "x", -1, [], {}, [[]], ["a", "F32", [2**40], [1], 0], [[1, 2, 3]], {"$tuple": []}, [[[], 1]], "../../x"):  # fmt: skip
         if (tag, odd) not in [("$tuple", []), ("$tuple", [[]]), ("$tuple", [[1, 2, 3]]), ("$tuple", [[[], 1]]), ("$int", 1), ("$int", -1), ("$dict", []), ("$ordered", []), ("$counter", []), ("$tuple", ["a", "F32", [2**40], [1], 0]), ("$tuple", {})]:  # fmt: skip
-            text = json.dumps({"format": 1, "epoch": 3, "step": 6, "x": {tag: odd}})
+            text = json.dumps({"format": 2, "epoch": 3, "step": 6, "x": {tag: odd}})
             SEALED[f"state: {tag} of {json.dumps(odd)}"] = {"state": text.encode()}
 # A loose reader may take these for what they are not far from, with no harm done: they only have to raise nothing else.
 LOOSE = ("$tuple", "$dict", "$ordered", "$counter", "$int", "$bytes")
@@ -427,7 +427,7 @@ def test_a_size_that_the_manifest_invents_takes_no_memory(newest: Path, limited:
 
 def test_a_manifest_of_a_newer_format_alone_is_damage(newest: Path) -> None:
     manifest = json.loads((newest / MANIFEST).read_bytes())
-    (newest / MANIFEST).write_text(json.dumps(manifest | {"format": 2}))
+    (newest / MANIFEST).write_text(json.dumps(manifest | {"format": FORMAT + 1}))
     refused(newest, "different formats")
     fallen_back(newest)
 

@@ -65,7 +65,7 @@ def test_a_checkpoint_is_these_files_under_this_name(tmp_path: Path) -> None:
 def test_the_manifest_lists_every_other_file_with_its_size_and_digest(tmp_path: Path) -> None:
     path = save(tmp_path)
     manifest = json.loads((path / MANIFEST).read_text())
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["files"] == {
         name: {"size": (path / name).stat().st_size, "sha256": hashlib.sha256((path / name).read_bytes()).hexdigest()}
         for name in ALL
@@ -77,13 +77,13 @@ def test_any_safetensors_reader_loads_the_model_and_traces_it(tmp_path: Path) ->
     path = save(tmp_path)
     assert torch.equal(load_file(path / MODEL)["weight"], torch.full((2, 3), 10.0))
     with safe_open(path / MODEL, "pt") as file:
-        assert file.metadata() == {"format": "pt", "savepoint.format": "1", "savepoint.run_id": "ab12cd34"}
+        assert file.metadata() == {"format": "pt", "savepoint.format": "2", "savepoint.run_id": "ab12cd34"}
 
 
 def test_state_json_is_strict_and_readable(tmp_path: Path) -> None:
     path = save(tmp_path, worst=math.inf)
     values = json.loads((path / STATE).read_text(), parse_constant=lambda constant: pytest.fail(constant))
-    assert (values["format"], values["epoch"], values["step"]) == (1, 1, 10)
+    assert (values["format"], values["epoch"], values["step"]) == (2, 1, 10)
 
 
 def test_names_sort_in_training_order() -> None:
@@ -246,7 +246,7 @@ def tensor_file(header: Any, body: bytes = b"") -> bytes:
     return len(text).to_bytes(8, "little") + text + body
 
 
-VERSION = {"savepoint.format": "1"}
+VERSION = {"savepoint.format": "2"}
 
 
 @pytest.mark.parametrize(
@@ -254,19 +254,19 @@ VERSION = {"savepoint.format": "1"}
     [
         {"state": b"[]"},
         {"state": b"{"},
-        {"state": b'{"format": 1, "format": 1}'},
-        {"state": b'{"format": 1, "x": NaN}'},
-        {"state": b'{"format": 1, "x": Infinity}'},
+        {"state": b'{"format": 2, "format": 2}'},
+        {"state": b'{"format": 2, "x": NaN}'},
+        {"state": b'{"format": 2, "x": Infinity}'},
         {"state": b'{"format": true}'},
-        {"state": b'{"format": 1.0}'},
-        {"state": b'{"format": 1, "x": {"$tensor": "nowhere"}}'},
-        {"state": b'{"format": 1, "x": {"$evil": 1}}'},
-        {"state": b'{"format": 1, "x": ' + b"[" * 5000 + b"]" * 5000 + b"}"},
-        {"state": b'{"format": 1, "x": ' + b'{"$tuple":[' * 90 + b"]}" * 90 + b"}"},
+        {"state": b'{"format": 2.0}'},
+        {"state": b'{"format": 2, "x": {"$tensor": "nowhere"}}'},
+        {"state": b'{"format": 2, "x": {"$evil": 1}}'},
+        {"state": b'{"format": 2, "x": ' + b"[" * 5000 + b"]" * 5000 + b"}"},
+        {"state": b'{"format": 2, "x": ' + b'{"$tuple":[' * 90 + b"]}" * 90 + b"}"},
         {"state": b'{"x": 1}'},
         {"state": b'{"format": 0}'},
         {"model": tensor_file({"__metadata__": ["1"]})},
-        {"model": tensor_file({"__metadata__": {"savepoint.format": 1}})},
+        {"model": tensor_file({"__metadata__": {"savepoint.format": 2}})},
         {"model": tensor_file({"__metadata__": {"savepoint.format": "9" * 5000}})},
         {"model": tensor_file({"__metadata__": {"savepoint.format": "\u0661"}})},
         {"model": tensor_file({})},
@@ -290,7 +290,7 @@ def test_whatever_a_sealed_file_holds_it_is_read_or_refused_by_the_checkpoints_n
 @pytest.mark.parametrize(
     "more, told",
     [
-        ('"format": 1', "a key stands twice"),
+        ('"format": 2', "a key stands twice"),
         ('"x": {"a": 1, "a": 1}', "a key stands twice"),
         ('"x": NaN', "NaN is not JSON"),
         ('"x": -Infinity', "-Infinity is not JSON"),
@@ -302,7 +302,7 @@ def test_whatever_a_sealed_file_holds_it_is_read_or_refused_by_the_checkpoints_n
 )
 def test_a_state_is_refused_for_what_alone_is_wrong_with_it(tmp_path: Path, more: str, told: str) -> None:
     path = save(tmp_path)
-    right = '{"format": 1, "epoch": 1, "step": 10'
+    right = '{"format": 2, "epoch": 1, "step": 10'
     reseal(path, state=f"{right}}}".encode())
     checkpoint.load(path)
     reseal(path, state=f"{right}, {more}}}".encode())
@@ -313,7 +313,7 @@ def test_a_state_is_refused_for_what_alone_is_wrong_with_it(tmp_path: Path, more
 @pytest.mark.parametrize("place", ['"epoch": 1', '"step": 10', '"epoch": true, "step": 10', '"epoch": 1, "step": true', '"epoch": -1, "step": 10', '"epoch": 1, "step": -1', '"epoch": 1.0, "step": 10'])  # fmt: skip
 def test_a_state_that_does_not_say_where_it_stands_is_refused(tmp_path: Path, place: str) -> None:
     path = save(tmp_path)
-    reseal(path, state=f'{{"format": 1, {place}}}'.encode())
+    reseal(path, state=f'{{"format": 2, {place}}}'.encode())
     with pytest.raises(CheckpointError, match="does not say its epoch and step"):
         checkpoint.load(path)
 
@@ -449,15 +449,15 @@ def with_format(path: Path, number: int, *, only: str | None = None) -> None:
 
 def test_a_newer_format_is_refused_by_name_if_every_file_agrees(tmp_path: Path) -> None:
     path = save(tmp_path)
-    with_format(path, 2)
-    with pytest.raises(layout.NewerFormatError, match=r"has checkpoint format 2, and this version .* reads up to 1"):
+    with_format(path, 3)
+    with pytest.raises(layout.NewerFormatError, match=r"has checkpoint format 3, and this version .* reads up to 2"):
         checkpoint.load(path)
     with pytest.raises(layout.NewerFormatError):
         checkpoint.latest(tmp_path)
 
 
 @pytest.mark.parametrize("only", ["manifest", "state", "model", "training"])
-@pytest.mark.parametrize("number", [0, 2, 3, 9])
+@pytest.mark.parametrize("number", [0, 1, 3, 9])
 def test_a_format_that_one_file_alone_names_is_damage(tmp_path: Path, only: str, number: int) -> None:
     path = save(tmp_path)
     with_format(path, number, only=only)
@@ -467,7 +467,7 @@ def test_a_format_that_one_file_alone_names_is_damage(tmp_path: Path, only: str,
 
 
 @pytest.mark.parametrize("only", ["manifest", "state"])
-@pytest.mark.parametrize("number", [True, 1.0])
+@pytest.mark.parametrize("number", [True, 2.0])
 def test_a_format_is_an_integer(tmp_path: Path, only: str, number: Any) -> None:
     path = save(tmp_path)
     with_format(path, number, only=only)
@@ -484,7 +484,7 @@ def test_there_is_no_format_before_the_first(tmp_path: Path) -> None:
 
 def test_a_sound_checkpoint_of_a_newer_format_is_never_set_aside(tmp_path: Path) -> None:
     path = save(tmp_path)
-    with_format(path, 2)
+    with_format(path, 3)
     before = (path / MANIFEST).read_bytes()
     assert checkpoint.verify(path) is None
     assert save(tmp_path) == path

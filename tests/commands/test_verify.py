@@ -18,13 +18,14 @@ from tools.workshop import NAMES, Workshop
 
 from savepoint import __main__, checkpoint, runs
 from savepoint.checkpoint import SUPERSEDED
-from savepoint.checkpoint.layout import CONFIG, MANIFEST, MODEL, PROVENANCE, STATE, TRAINING
+from savepoint.checkpoint.layout import CONFIG, FORMAT, MANIFEST, MODEL, PROVENANCE, STATE, TRAINING
 from savepoint.commands import verify
 from savepoint.errors import UserError
 from savepoint.runs import history
 
 SOURCE = REPOSITORY / "src"
 FIRST, SECOND, NEWEST = NAMES
+NEWER = FORMAT + 1
 ALIEN = "zzzz9999"  # the id of another run
 
 
@@ -134,12 +135,12 @@ def put_a_file(directory: Path) -> None:
 
 
 def make_newer(directory: Path, name: str = NEWEST) -> None:
-    """A sound checkpoint of format 2: every file that names a format says so."""
+    """A sound checkpoint of the next format: every file that names a format says so."""
     path = directory / "checkpoints" / name
     for file in (MODEL, TRAINING):
-        seal(path, file, replaced(b'"savepoint.format":"1"', b'"savepoint.format":"2"'))
-    seal(path, STATE, values(format=2))
-    (path / MANIFEST).write_bytes(values(format=2)((path / MANIFEST).read_bytes()))
+        seal(path, file, replaced(b'"savepoint.format":"%d"' % FORMAT, b'"savepoint.format":"%d"' % NEWER))
+    seal(path, STATE, values(format=NEWER))
+    (path / MANIFEST).write_bytes(values(format=NEWER)((path / MANIFEST).read_bytes()))
 
 
 def make_hostile(directory: Path, name: str = NEWEST) -> None:
@@ -197,7 +198,9 @@ def both(*harms: Callable[[Path], object]) -> Callable[[Path], None]:
 BEGIN, REFUSE = "resume would begin from", "resume would refuse"
 OVER, NONE, OWN = "resume would start over from config.yaml", f"{REFUSE}: none can be loaded", f"{REFUSE} the run's config.yaml"  # fmt: skip
 HOSTILE = "refused: config.yaml: model._target_: 'os.system' is not allowed"
-FORMAT_2 = "newer: has checkpoint format 2, and this version of Savepoint reads up to 1. Take a newer Savepoint"
+NEWER_FORMAT = (
+    f"newer: has checkpoint format {NEWER}, and this version of Savepoint reads up to {FORMAT}. Take a newer Savepoint"
+)
 # What is done; what verify says of it, the row of one checkpoint or a line; and the outlook.
 HARMS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "nothing": (lambda directory: None, f"{NEWEST} sound", f"{BEGIN} {NEWEST}"),
@@ -213,9 +216,9 @@ HARMS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "two damaged": (both(flip, lambda directory: flip(directory, SECOND, STATE)), f"{SECOND} damaged: state.json: ", f"{BEGIN} {FIRST}"),
     "an older one damaged": (lambda directory: flip(directory, SECOND), f"{SECOND} damaged: model.safetensors: ", f"{BEGIN} {NEWEST}"),
     "all damaged": (flip_all, f"{FIRST} damaged: model.safetensors: ", NONE),
-    "a newer format": (make_newer, f"{NEWEST} {FORMAT_2}", f"{REFUSE} {NEWEST}"),
-    "a newer format behind damage": (both(flip, lambda directory: make_newer(directory, SECOND)), f"{SECOND} {FORMAT_2}", f"{REFUSE} {SECOND}"),
-    "a newer format of an older one": (lambda directory: make_newer(directory, SECOND), f"{SECOND} {FORMAT_2}", f"{BEGIN} {NEWEST}"),
+    "a newer format": (make_newer, f"{NEWEST} {NEWER_FORMAT}", f"{REFUSE} {NEWEST}"),
+    "a newer format behind damage": (both(flip, lambda directory: make_newer(directory, SECOND)), f"{SECOND} {NEWER_FORMAT}", f"{REFUSE} {SECOND}"),
+    "a newer format of an older one": (lambda directory: make_newer(directory, SECOND), f"{SECOND} {NEWER_FORMAT}", f"{BEGIN} {NEWEST}"),
     "a hostile config": (make_hostile, f"{NEWEST} {HOSTILE}", f"{REFUSE} {NEWEST}"),
     "a hostile config behind damage": (both(flip, lambda directory: make_hostile(directory, SECOND)), f"{SECOND} {HOSTILE}", f"{REFUSE} {SECOND}"),
     "a hostile config of an older one": (lambda directory: make_hostile(directory, SECOND), f"{SECOND} {HOSTILE}", f"{BEGIN} {NEWEST}"),

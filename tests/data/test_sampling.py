@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from project.data.balanced import Balanced
 from project.data.digits import Digits
 from project.data.table import Diabetes
 from savepoint.config import DataSettings
+from savepoint.data import sampling
 from savepoint.data.batches import Batches
-from savepoint.data.sampling import Sampled
+from savepoint.data.permutation import LISTED, permuted
+from savepoint.data.sampling import NEWEST_ORDER, OLDEST_ORDER, ORDERS, Plain, Sampled
 from savepoint.errors import ConfigError, UserError
 from savepoint.system import rng
 
@@ -31,6 +34,81 @@ def own_generators() -> Iterator[None]:
 
 def sampled(sampler: Any, *, samples: int = SAMPLES, seed: int = 3, **changes: Any) -> Sampled:
     return Sampled(sampler, samples=samples, settings=DataSettings(**({"batch_size": 4} | changes)), seed=seed)
+
+
+# Each sample once
+
+
+def plain(samples: int, *, split: str = "train", seed: int = 3, **changes: Any) -> Plain:
+    return Plain(samples, split=split, settings=DataSettings(**({"batch_size": 4} | changes)), seed=seed)
+
+
+def cut(order: list[int], size: int = 4) -> list[list[int]]:
+    return [order[begin : begin + size] for begin in range(0, len(order), size)]
+
+
+def test_the_newest_order_is_the_keyed_permutation() -> None:
+    for samples in (1, SAMPLES, 5000):
+        for epoch in range(2):
+            key = rng.fold_in(3, "order", epoch)
+            expected = permuted(np.arange(samples), count=samples, key=key).tolist()
+            assert list(plain(samples).epoch(epoch)) == cut(expected)
+    assert NEWEST_ORDER == "permutation-1"
+
+
+def test_the_oldest_order_is_torchs_permutation_as_the_first_runs_had_it() -> None:
+    for samples in (1, SAMPLES, 5000):
+        for epoch in range(2):
+            generator = torch.Generator().manual_seed(rng.fold_in(3, "order", epoch))
+            expected = torch.randperm(samples, generator=generator).tolist()
+            assert list(plain(samples).epoch(epoch, order="randperm")) == cut(expected)
+    assert OLDEST_ORDER == "randperm"
+
+
+def test_each_order_has_batches_of_its_own() -> None:
+    found = [list(plain(50).epoch(0, order=order)) for order in ORDERS]
+    assert all(one != other for number, one in enumerate(found) for other in found[:number])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 50])
+def test_blocks_of_positions_change_no_batch(monkeypatch: pytest.MonkeyPatch, size: int, order: str) -> None:
+    """A block may hold a batch, several, or less than one."""
+    whole = list(plain(29, batch_size=size).epoch(1, order=order))
+    for block in (1, 6, 8):
+        monkeypatch.setattr(sampling, "BLOCK", block)
+        for start in range(len(whole) + 1):
+            assert list(plain(29, batch_size=size).epoch(1, start=start, order=order)) == whole[start:]
+
+
+@pytest.mark.parametrize("changes", [{}, {"shuffle": False}, {"split": "val"}], ids=str)
+def test_an_epoch_of_billions_begins_and_goes_on_anywhere_without_a_list(changes: dict[str, Any]) -> None:
+    samples = 10**10
+    order = plain(samples, batch_size=64, **changes)
+    assert len(order) == samples // 64
+    for start in (0, len(order) // 2, len(order) - 2):
+        batches = list(islice(order.epoch(0, start=start), 2))
+        indices = [index for batch in batches for index in batch]
+        assert len(set(indices)) == 128 and min(indices) >= 0 and max(indices) < samples
+        if changes:
+            assert indices == list(range(start * 64, start * 64 + 128))
+
+
+def test_a_step_of_few_samples_asks_for_a_block_of_positions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def noting(positions: Any, **about: Any) -> Any:
+        asked.append(len(positions))
+        return permuted(positions, **about)
+
+    monkeypatch.setattr(sampling, "permuted", noting)
+    batches = plain(3 * LISTED, batch_size=64).epoch(0)
+    next(batches)
+    assert asked == [sampling.BLOCK]
+    assert len(list(batches)) == 3 * LISTED // 64 - 1 and asked == [sampling.BLOCK] * 3
+
+
+# What a sampler gives
 
 
 class Numpys:
@@ -58,14 +136,14 @@ KINDS = {
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
 def test_the_order_of_an_epoch_depends_on_nothing_but_the_seed_and_the_epoch(make: Any) -> None:
-    expected = [sampled(make()).batches(epoch) for epoch in range(4)]
+    expected = [list(sampled(make()).epoch(epoch)) for epoch in range(4)]
     asked = sampled(make())
     for epoch in (3, 1, 0, 2, 2):
         torch.rand(3), random.random(), np.random.rand()
-        assert asked.batches(epoch) == expected[epoch]
+        assert list(asked.epoch(epoch)) == expected[epoch]
     assert expected[0] != expected[1]
     if make is not KINDS["set_epoch"]:
-        assert expected != [sampled(make(), seed=4).batches(epoch) for epoch in range(4)]
+        assert expected != [list(sampled(make(), seed=4).epoch(epoch)) for epoch in range(4)]
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
@@ -75,7 +153,7 @@ def test_taking_an_order_leaves_the_models_generators_alone(make: Any) -> None:
     before = torch.rand(()).item(), random.random(), np.random.rand()
     rng.seed(1)
     sampler = make()
-    sampled(sampler).batches(5)
+    list(sampled(sampler).epoch(5))
     assert (torch.rand(()).item(), random.random(), np.random.rand()) == before
 
 
@@ -94,7 +172,7 @@ def test_indices_are_cut_into_batches(changes: dict[str, Any], sizes: list[int])
     order = sampled(Shuffling(range(SAMPLES)), **changes)
     assert len(order) == len(sizes)
     for epoch in range(2):
-        batches = order.batches(epoch)
+        batches = list(order.epoch(epoch))
         assert [len(batch) for batch in batches] == sizes
         assert all(type(index) is int for batch in batches for index in batch)
 
@@ -102,8 +180,8 @@ def test_indices_are_cut_into_batches(changes: dict[str, Any], sizes: list[int])
 def test_lists_of_indices_are_the_batches_whatever_the_batch_size() -> None:
     for changes in ({}, {"batch_size": 1, "drop_last": True}):
         order = sampled(Pairs(range(SAMPLES)), **changes)
-        assert len(order) == 5 and [len(batch) for batch in order.batches(0)] == [2] * 5
-    assert len(sampled(Pairs(range(SAMPLES)), limit_batches=3).batches(7)) == 3
+        assert len(order) == 5 and [len(batch) for batch in list(order.epoch(0))] == [2] * 5
+    assert len(list(sampled(Pairs(range(SAMPLES)), limit_batches=3).epoch(7))) == 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -218,7 +296,7 @@ def test_what_no_epoch_can_be_made_of_is_refused(sampler: Any, told: str) -> Non
 )
 def test_a_sampler_that_gives_nothing_or_has_no_length_is_refused(sampler: Any, changes: Any, told: str | None) -> None:
     if told is None:  # no class of torch is needed
-        assert sampled(sampler, **changes).batches(0) == [[0, 1, 2]]
+        assert list(sampled(sampler, **changes).epoch(0)) == [[0, 1, 2]]
         return
     with pytest.raises(ConfigError) as error:
         sampled(sampler, **changes)
@@ -231,12 +309,12 @@ def test_an_epoch_that_is_shorter_than_the_first_is_refused_when_it_comes() -> N
             return iter(range(self.samples - (self.epoch > 2)))
 
     order = sampled(Shrinking(range(SAMPLES)))
-    assert [len(order.batches(epoch)) for epoch in range(3)] == [3] * 3
+    assert [len(list(order.epoch(epoch))) for epoch in range(3)] == [3] * 3
     with pytest.raises(
         UserError,
         match=r"gives 10, and its __len__ said 11 at the start\. Make them agree, in every epoch \(epoch 3\)\.",
     ):
-        order.batches(3)
+        list(order.epoch(3))
 
 
 def test_an_epoch_of_another_number_of_batches_is_refused_when_it_comes() -> None:
@@ -245,9 +323,9 @@ def test_an_epoch_of_another_number_of_batches_is_refused_when_it_comes() -> Non
             return iter(range(self.samples)) if self.epoch > 2 else iter([[index] for index in range(self.samples)])
 
     order = sampled(Cutting(range(SAMPLES)))
-    assert [len(order.batches(epoch)) for epoch in range(3)] == [SAMPLES] * 3
+    assert [len(list(order.epoch(epoch))) for epoch in range(3)] == [SAMPLES] * 3
     with pytest.raises(UserError, match=r"Cutting makes 3 batches, and made 11 in epoch 0\. .* \(epoch 3\)\."):
-        order.batches(3)
+        list(order.epoch(3))
 
 
 # The worked example
@@ -263,7 +341,9 @@ class Labelled:
 
 def classes_drawn(targets: Any, **options: Any) -> Counter[int]:
     sampler = Balanced(Labelled(targets), **options)
-    drawn = (index for epoch in range(200) for batch in sampled(sampler, samples=20).batches(epoch) for index in batch)
+    drawn = (
+        index for epoch in range(200) for batch in list(sampled(sampler, samples=20).epoch(epoch)) for index in batch
+    )
     return Counter(int(targets[index]) for index in drawn)
 
 

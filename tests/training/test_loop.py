@@ -1,6 +1,7 @@
 """fit(): from wherever the state is to the planned end, or until somebody asks it to stop."""
 
 import errno
+import functools
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tools import fitting
 from tools.fitting import BATCHES, Fitted, Squares, assert_same_run, go, parameters
 from torch import Tensor
 from torch.optim import lr_scheduler
@@ -20,6 +22,7 @@ from savepoint import checkpoint
 from savepoint.system import rng
 from savepoint.system.signals import Stop
 from savepoint.training.loop import finished
+from savepoint.training.state import TrainState
 from savepoint.training.task import Outcome
 
 
@@ -74,6 +77,16 @@ def test_a_run_stopped_after_every_update_equals_one_that_was_not(tmp_path: Path
         last = go(tmp_path / "pieces", stop_at=at)
     assert_same_run(go(tmp_path / "pieces"), whole)
     assert last.state.step == 18
+
+
+def test_a_run_goes_on_in_the_order_that_it_began_with(tmp_path: Path, whole: Fitted) -> None:
+    """Runs of an older version have another order than runs that begin today."""
+    with pytest.MonkeyPatch.context() as before:
+        before.setattr(fitting, "TrainState", functools.partial(TrainState, order="randperm"))
+        older = go(tmp_path / "older")
+        go(tmp_path / "resumed", stop_at=8)
+    assert_same_run(go(tmp_path / "resumed"), older)
+    assert [line["train/loss"] for line in older.epoch_lines] != [line["train/loss"] for line in whole.epoch_lines]
 
 
 def test_a_stop_in_the_middle_of_an_epoch_saves_where_it_stands(tmp_path: Path) -> None:

@@ -248,6 +248,21 @@ def test_every_plain_field_comes_back_with_its_types(tmp_path: Path) -> None:
         assert torch.equal(two.sums[name], value) and two.sums[name].dtype == value.dtype
 
 
+def test_a_run_keeps_the_order_of_samples_that_it_began_with(tmp_path: Path) -> None:
+    one, two = fresh(), fresh()
+    assert one.order == "permutation-1"
+    one.order = "randperm"
+    state.restore(two, saved(one, tmp_path))
+    assert two.order == "randperm"
+
+
+def test_a_checkpoint_that_names_no_order_is_of_the_first_one(tmp_path: Path) -> None:
+    found, one = saved(fresh(), tmp_path), fresh()
+    del found.state["order"]  # as in format 1
+    state.restore(one, found)
+    assert one.order == "randperm"
+
+
 def test_no_field_of_the_state_is_left_out() -> None:
     """A field that somebody adds to TrainState and not to what is saved would not survive a restart."""
     import dataclasses
@@ -486,9 +501,11 @@ def test_what_was_unfrozen_or_frozen_in_training_is_so_again(tmp_path: Path) -> 
         ({"optimizer": {}}, "its state 'optimizer' cannot be restored here (KeyError: 'param_groups')."),
         ({"scaler": {"scale": 1.0}}, "its state 'scaler' cannot be restored here (KeyError: "),
         ({"sums": {"loss": 1.0}}, "its state 'sums' cannot be restored here (AttributeError: "),
+        ({"order": 1}, "state: order missing in state.json or of wrong type."),
+        ({"order": "sorted"}, "its training samples have the order 'sorted', which this version of Savepoint does not know. It knows randperm, permutation-1."),
         ({"rng": {}}, "its state 'rng' cannot be restored here (KeyError: "),
     ],
-)
+)  # fmt: skip
 def test_a_state_of_something_else_is_told_and_no_traceback(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
     with rng.isolated():
         found = saved(fresh(fp16=True), tmp_path)

@@ -11,7 +11,7 @@ from savepoint import trust
 from savepoint.checkpoint.tensorfile import Written
 from savepoint.errors import CheckpointError, UserError, short_list
 
-FORMAT = 1
+FORMAT = 2  # the newest one; all from 1 on are read
 MODEL, TRAINING, STATE, CONFIG = "model.safetensors", "training.safetensors", "state.json", "config.yaml"
 PROVENANCE, PATCH, MANIFEST = "provenance.json", "changes.patch", "manifest.json"
 REQUIRED = frozenset({MODEL, TRAINING, STATE, CONFIG, PROVENANCE})

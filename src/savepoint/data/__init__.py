@@ -17,10 +17,14 @@ from savepoint.data.absent import NoData
 from savepoint.data.batches import Batches
 from savepoint.data.device import to_device
 from savepoint.data.fingerprint import digest_of, spread
+from savepoint.data.sampling import NEWEST_ORDER, OLDEST_ORDER, ORDERS
 from savepoint.data.stream import Stream, is_stream
 from savepoint.data.workers import end_workers, worker_death
 
 __all__ = [
+    "NEWEST_ORDER",
+    "OLDEST_ORDER",
+    "ORDERS",
     "Batches",
     "NoData",
     "Stream",

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from savepoint.data.sampling import NEWEST_ORDER
+
 
 class NoData:
     """One split without data. It does for `data=none` what `Batches` does for a data set: each batch is None.
@@ -29,7 +31,7 @@ class NoData:
     def glance(self, *, whole: bool = False) -> None:
         """Return a batch: None."""
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[None]:
-        """Yield the batches `start`, `start + 1`, … of an epoch."""
+    def epoch(self, epoch: int, *, start: int = 0, order: str = NEWEST_ORDER) -> Iterator[None]:
+        """Yield the batches `start`, `start + 1`, … of an epoch. order: has no effect without data."""
         for _ in range(start, self._count):
             yield None

@@ -19,7 +19,7 @@ from savepoint import system
 from savepoint.config import DataSettings
 from savepoint.data import fingerprint
 from savepoint.data.loading import Workers, loader, one_thread, pin
-from savepoint.data.sampling import Order, Plain, Sampled
+from savepoint.data.sampling import NEWEST_ORDER, Order, Plain, Sampled
 
 # Without workers, this process loads batches for this long before it hands them out. Isolating the model's generators
 # costs 110 µs, which several batches of a small data set share. A single batch of a slow data set takes longer than
@@ -131,16 +131,19 @@ class Batches:
         A worker loads them if workers load the batches of training, for the reason that `_digests` gives.
         """
         few = min(2, self.samples, self._settings.batch_size)
-        indices = self._order.batches(0)[0] if whole else list(range(few))
+        indices = next(self._order.epoch(0, start=0, order=NEWEST_ORDER)) if whole else list(range(few))
         request = _Request(system.rng.fold_in(self._seed, self._split, 0, 0), indices)
         with system.rng.isolated(), one_thread():
             given = loader(self._load, [request], num_workers=1) if self._workers else map(self._load, [request])
             return next(iter(given))
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
-        """Load the batches `start`, `start + 1`, … of an epoch, as the data set or default_collate makes them."""
+    def epoch(self, epoch: int, *, start: int = 0, order: str = NEWEST_ORDER) -> Iterator[Any]:
+        """Load the batches `start`, `start + 1`, … of an epoch, as the data set or default_collate makes them.
+
+        order: how samples are shuffled, one of ORDERS. A run keeps the one that it began with.
+        """
         number = epoch if self._split == "train" else 0
-        indices = enumerate(self._order.batches(number)[start:], start)
+        indices = enumerate(self._order.epoch(number, start=start, order=order), start)
         # The requests do not refer to `self`: in a reference cycle, workers would live until it is collected.
         seed, split = self._seed, self._split
         requests = (_Request(system.rng.fold_in(seed, split, number, batch), each) for batch, each in indices)

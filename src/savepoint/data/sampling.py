@@ -1,31 +1,58 @@
 """Choose the samples of each batch from the seed and the epoch's number alone, so that no order is stored."""
 
+import functools
 import hashlib
 import operator
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
 from typing import Any, NoReturn, Protocol
 
+import numpy as np
 import torch
 
 from savepoint import system
 from savepoint.config import DataSettings
+from savepoint.data.permutation import Integers, permuted
 from savepoint.errors import ConfigError, UserError
 
+BLOCK = 4096  # positions whose samples are chosen together, or one batch if that is more
 Indices = list[int]
+
+
+def _randperm(count: int, key: int) -> Callable[[Integers], Integers]:
+    """Shuffle a list of all positions. Its time and memory grow with the data set."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(key)).numpy()
+    return order.__getitem__
+
+
+def _permutation(count: int, key: int) -> Callable[[Integers], Integers]:
+    return functools.partial(permuted, count=count, key=key)
+
+
+# Each takes the number of samples and a key, and returns a function from positions to samples. Checkpoints have these
+# names, and a run keeps the order that it began with, so none of the functions may ever change.
+_SHUFFLES = {"randperm": _randperm, "permutation-1": _permutation}
+ORDERS = tuple(_SHUFFLES)
+OLDEST_ORDER, NEWEST_ORDER = ORDERS[0], ORDERS[-1]
 
 
 class Order(Protocol):
     """A way to cut epochs into batches. Its length is the number of batches in every epoch."""
 
     def __len__(self) -> int: ...
-    def batches(self, epoch: int) -> list[Indices]:
-        """List the sample indices of each batch of an epoch."""
+    def epoch(self, epoch: int, *, start: int, order: str) -> Iterator[Indices]:
+        """Yield the sample indices of the batches `start`, `start + 1`, … of an epoch.
+
+        order: how samples are shuffled, one of ORDERS.
+        """
         ...
 
 
 class Plain:
-    """An order that has each sample once an epoch: shuffled if `data.shuffle` and the split is "train"."""
+    """An order that has each sample once an epoch: shuffled if `data.shuffle` and the split is "train".
+
+    Neither time nor memory grows with the number of samples, except in the oldest order.
+    """
 
     def __init__(self, samples: int, *, split: str, settings: DataSettings, seed: int) -> None:
         self._samples, self._settings, self._seed = samples, settings, seed
@@ -35,14 +62,19 @@ class Plain:
     def __len__(self) -> int:
         return self._count
 
-    def batches(self, epoch: int) -> list[Indices]:
-        used = min(self._samples, self._count * self._settings.batch_size)
+    def epoch(self, epoch: int, *, start: int = 0, order: str = NEWEST_ORDER) -> Iterator[Indices]:
+        chosen = self._chosen(epoch, order)
+        size = self._settings.batch_size
+        end, step = min(self._samples, self._count * size), size * max(1, BLOCK // size)
+        for begin in range(start * size, end, step):
+            block = chosen(np.arange(begin, min(begin + step, end), dtype=np.int64)).tolist()
+            yield from (block[at : at + size] for at in range(0, len(block), size))
+
+    def _chosen(self, epoch: int, order: str) -> Callable[[Integers], Integers]:
+        """Return the function from positions in an epoch to samples."""
         if self._train and self._settings.shuffle:
-            generator = torch.Generator().manual_seed(system.rng.fold_in(self._seed, "order", epoch))
-            order = torch.randperm(self._samples, generator=generator)[:used].tolist()
-        else:
-            order = list(range(used))
-        return _cut(order, self._settings.batch_size)
+            return _SHUFFLES[order](self._samples, system.rng.fold_in(self._seed, "order", epoch))
+        return lambda positions: positions
 
 
 class Sampled:
@@ -69,8 +101,8 @@ class Sampled:
                 "seeded for each epoch, or compute its order in set_epoch(epoch)."
             )
         self.digest = hashlib.sha256(repr(first).encode()).hexdigest()
-        del first, again, back
-        self._count = len(self._batches(0))
+        del again, back
+        self._count = self._batches(first, 0)
         if self._count == 0:
             raise ConfigError(
                 f"data.sampler: {self._name} makes no batch: its length is {self._promised}, with "
@@ -80,27 +112,27 @@ class Sampled:
     def __len__(self) -> int:
         return self._count
 
-    def batches(self, epoch: int) -> list[Indices]:
-        """List the sample indices of each batch. Raises: UserError for a wrong index or a wrong number of indices."""
-        batches = self._batches(epoch)
-        if len(batches) != self._count:
-            self._refuse(
-                epoch, f"makes {len(batches)} batches, and made {self._count} in epoch 0. Every epoch needs as many"
-            )
-        return batches
-
-    def _batches(self, epoch: int) -> list[Indices]:
+    def epoch(self, epoch: int, *, start: int = 0, order: str = NEWEST_ORDER) -> Iterator[Indices]:
+        """Yield batches as `Order` says. Raises: UserError for a wrong index or a wrong number of indices, at once."""
         taken = self._taken(epoch)
-        batches = [each for each in taken if isinstance(each, list)]
-        indices = [each for each in taken if isinstance(each, int)]
-        if batches and indices:
-            self._refuse(epoch, "gives both indices and lists of indices. Let it give only one of the two")
-        if batches:
-            return batches[: self._settings.limit_batches]
-        kept = count(len(indices), self._settings, drop_last=self._settings.drop_last)
-        return _cut(indices, self._settings.batch_size)[:kept]
+        if (found := self._batches(taken, epoch)) != self._count:
+            self._refuse(epoch, f"makes {found} batches, and made {self._count} in epoch 0. Every epoch needs as many")
+        if isinstance(taken[0], list):
+            return islice(taken, start, self._count)
+        size = self._settings.batch_size
+        return (taken[number * size : (number + 1) * size] for number in range(start, self._count))
 
-    def _taken(self, epoch: int) -> list[int | Indices]:
+    def _batches(self, taken: list[Any], epoch: int) -> int:
+        """Count the batches that make up an epoch."""
+        kinds = set(map(type, taken))
+        if len(kinds) > 1:
+            self._refuse(epoch, "gives both indices and lists of indices. Let it give only one of the two")
+        if kinds == {list}:
+            return min(len(taken), self._settings.limit_batches or len(taken))
+        return count(len(taken), self._settings, drop_last=self._settings.drop_last)
+
+    def _taken(self, epoch: int) -> list[Any]:
+        """Take what the sampler yields for an epoch: indices, or lists of indices."""
         with system.rng.isolated():
             system.rng.seed(system.rng.fold_in(self._seed, "order", epoch))
             if hasattr(self._sampler, "set_epoch"):
@@ -143,7 +175,3 @@ def count(samples: int, settings: DataSettings, *, drop_last: bool) -> int:
     full, rest = divmod(samples, settings.batch_size)
     batches = full + (1 if rest and not drop_last else 0)
     return batches if settings.limit_batches is None else min(batches, settings.limit_batches)
-
-
-def _cut(indices: Indices, size: int) -> list[Indices]:
-    return [indices[begin : begin + size] for begin in range(0, len(indices), size)]

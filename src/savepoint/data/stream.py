@@ -16,7 +16,7 @@ from savepoint import checkpoint, system
 from savepoint.config import DataSettings
 from savepoint.data.loading import Workers, loader, one_thread
 from savepoint.data.reader import Reader, Request, Result
-from savepoint.data.sampling import count
+from savepoint.data.sampling import NEWEST_ORDER, count
 from savepoint.errors import ConfigError, UserError
 
 
@@ -109,9 +109,10 @@ class Stream:
             raise UserError(given.fault)
         return given.batch
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
+    def epoch(self, epoch: int, *, start: int = 0, order: str = NEWEST_ORDER) -> Iterator[Any]:
         """Read the batches `start`, `start + 1`, … of an epoch, from the current position; "val" from the beginning.
 
+        order: has no effect on a stream.
         Raises: UserError if the stream ends before its length says so, or gives nothing.
         """
         number = epoch if self._split == "train" else 0

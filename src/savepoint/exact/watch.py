@@ -152,10 +152,10 @@ class _Training:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
+    def epoch(self, epoch: int, *, start: int = 0, **order: Any) -> Iterator[Any]:
         # When the loop asks for the first batch of a window, the update before it is done and the state is whole.
         self._watch.between()
-        for number, batch in enumerate(self._batches.epoch(epoch, start=start), start=start):
+        for number, batch in enumerate(self._batches.epoch(epoch, start=start, **order), start=start):
             self._watch.validating = False
             if number > start and number == self._watch.state.batch:
                 self._watch.between()
@@ -164,10 +164,10 @@ class _Training:
 
 
 class _Validation(_Training):
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
+    def epoch(self, epoch: int, *, start: int = 0, **order: Any) -> Iterator[Any]:
         self._watch.between(evaluating=True)
         self._watch.validating = True
-        for number, batch in enumerate(self._batches.epoch(epoch, start=start)):
+        for number, batch in enumerate(self._batches.epoch(epoch, start=start, **order)):
             self._watch.trace.at = f"validation after epoch {epoch + 1}, batch {number + 1}"
             self._watch.trace.record("batch", dict(probe.leaves(batch, "batch")))
             yield batch

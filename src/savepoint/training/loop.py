@@ -37,7 +37,7 @@ def fit(
         # within the epoch calls this again.
         if begin := getattr(state.model, "begin_epoch", None):
             begin(state.epoch)
-        batches = parts.train.epoch(state.epoch, start=state.batch)
+        batches = parts.train.epoch(state.epoch, start=state.batch, order=state.order)
         # An evaluation is due here before the first update, and after an interruption during an evaluation.
         interrupted = by_steps and state.step > 0 and evaluation.due(state, parts)
         if not _evaluate_if_due(state, parts, logbook, stop):

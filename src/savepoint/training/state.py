@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from savepoint import checkpoint, system, weights
 from savepoint.checkpoint import Checkpoint
 from savepoint.config import Settings
-from savepoint.data import Batches, NoData, Stream, to_device
+from savepoint.data import NEWEST_ORDER, OLDEST_ORDER, ORDERS, Batches, NoData, Stream, to_device
 from savepoint.errors import CheckpointError, short_list
 from savepoint.registry import Stateful
 from savepoint.training import optimization
@@ -44,6 +44,7 @@ class TrainState:
     best: dict[str, Any] | None = None  # best value of checkpoint.monitor, with its epoch and step
     stale: int = 0  # evaluations since the best one, or since the start if no value was a number
     history_lines: int = 0  # lines of metrics.jsonl
+    order: str = NEWEST_ORDER  # how training samples are shuffled; a run keeps what it began with
     # Sums over the samples since the last evaluation, on the device, and the number of these samples.
     sums: dict[str, Tensor] = field(default_factory=dict)
     samples: int = 0
@@ -107,10 +108,12 @@ _PLAIN: dict[str, type | UnionType] = {
     "logged": tuple,
     "sums": dict,
 }
-# Fields that the first checkpoints lack. Their runs evaluated after every epoch, and only then.
+# Fields that the first checkpoints lack. Their runs evaluated after every epoch, and only then. Those of format 1 lack
+# `order`.
 _LATER: dict[str, type | UnionType] = {
     "evaluated": int | None,
     "stale": int,
+    "order": str,
     **dict.fromkeys(("logged_sums", "grad_norms"), dict),
 }
 _STATES = ("model_extra", "model_versions", "rng")
@@ -165,6 +168,12 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     for name in _PLAIN:
         setattr(state, name, saved[name])
     state.evaluated = saved.get("evaluated", state.step if state.batch == 0 else None)
+    state.order = saved.get("order", OLDEST_ORDER)
+    if state.order not in ORDERS:
+        raise CheckpointError(
+            f"{checkpoint.path}: its training samples have the order {state.order!r}, which this version of Savepoint "
+            f"does not know. It knows {', '.join(ORDERS)}."
+        )
     state.stale = saved.get("stale", state.epoch - (state.best["epoch"] if state.best else 0))
     device = next(state.model.parameters()).device
     for name in ("sums", "logged_sums", "grad_norms"):
