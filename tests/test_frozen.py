@@ -2,7 +2,9 @@
 
 `frozen/format_1/run` is a run that was killed in its second epoch, written by commit 0916ff4, the first on main whose
 checkpoints stay readable. `frozen/format_1/several_optimizers` is one with optimizers by name, which format 1 has had
-since the commit that added this run. `frozen/format_1/every_kind` holds each kind of value that the format has an encoding for.
+since the commit that added this run. `frozen/format_2/run` is a run like the first, without augmentation, that keeps the
+order of its samples. Each has one checkpoint, and the history of a run that nobody killed.
+`every_kind` of each version holds each kind of value that the format has an encoding for.
 Nobody rewrites them: when the format changes, `python tests/test_frozen.py DIRECTORY` makes the next one's.
 """
 
@@ -35,7 +37,11 @@ from savepoint.trust import strict_yaml, validation
 SOURCE = REPOSITORY / "src"
 FROZEN = Path(__file__).parent / "frozen"
 # Each with the checkpoint after which it was killed.
-RUNS = {"run": "epoch_0001_step_00000014", "several_optimizers": "epoch_0001_step_00000008"}
+RUNS = {
+    "format_1/run": "epoch_0001_step_00000014",
+    "format_1/several_optimizers": "epoch_0001_step_00000008",
+    "format_2/run": "epoch_0001_step_00000014",
+}
 
 
 def bytes_of(dtype: torch.dtype) -> Tensor:
@@ -110,7 +116,7 @@ def test_what_is_written_today_is_what_is_frozen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_frozen_run_goes_on_to_its_planned_end(workshop: Workshop, tmp_path: Path, name: str) -> None:
-    run, killed_at = FROZEN / "format_1" / name, RUNS[name]
+    run, killed_at = FROZEN / name, RUNS[name]
     copies = [Path(shutil.copytree(run, tmp_path / copy)) for copy in ("one", "two")]
     for copy in copies:
         ended = workshop.run("resume.py", f"run={copy}")
@@ -137,7 +143,7 @@ def test_a_frozen_run_goes_on_to_its_planned_end(workshop: Workshop, tmp_path: P
 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_value_of_a_frozen_run_is_restored(name: str) -> None:
-    found = checkpoint.load(FROZEN / "format_1" / name / runs.CHECKPOINTS / RUNS[name])
+    found = checkpoint.load(FROZEN / name / runs.CHECKPOINTS / RUNS[name])
     chosen = strict_yaml.parse_config(found.config)
     settings = validation.check_config(chosen, source=SOURCE)
     with rng.isolated():
@@ -145,7 +151,8 @@ def test_every_value_of_a_frozen_run_is_restored(name: str) -> None:
         restore(restored, found)
         weights, values = capture(restored)
     assert same({key: weights[key] for key in found.model}, found.model)
-    assert same(known({"format": 1, **values}, found.state), found.state)
+    assert same(known({"format": found.state["format"], **values}, found.state), found.state)
+    assert restored.order == ("permutation-1" if name.startswith("format_2") else "randperm")
 
 
 def known(now: Any, then: Any) -> Any:
