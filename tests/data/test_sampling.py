@@ -19,6 +19,7 @@ from savepoint.config import DataSettings
 from savepoint.data import sampling
 from savepoint.data.batches import Batches
 from savepoint.data.permutation import LISTED, permuted
+from savepoint.data.ranks import Part
 from savepoint.data.sampling import NEWEST_ORDER, OLDEST_ORDER, ORDERS, Plain, Sampled
 from savepoint.errors import ConfigError, UserError
 from savepoint.system import rng
@@ -106,6 +107,10 @@ def test_a_step_of_few_samples_asks_for_a_block_of_positions_at_a_time(monkeypat
     next(batches)
     assert asked == [sampling.BLOCK]
     assert len(list(batches)) == 3 * LISTED // 64 - 1 and asked == [sampling.BLOCK] * 3
+    asked.clear()
+    settings = DataSettings(batch_size=64)
+    list(Plain(8 * LISTED, split="train", settings=settings, seed=0, part=Part(1, ranks=4)).epoch(0))
+    assert asked == [sampling.BLOCK] * 2, "a rank asks for its own positions, and for no others"
 
 
 # What a sampler gives

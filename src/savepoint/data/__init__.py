@@ -4,6 +4,7 @@ Rooms, in reading order:
     batches      batches of a data set, as a function of seed and epoch
     sampling     which samples each batch holds
     permutation  shuffle any number of positions without a list of them
+    ranks        cut each batch among the processes that train together
     stream       batches of a data set that can only be read in its own order
     reader       read a stream batch by batch, in this process or in its one worker
     absent       no data: an epoch is a number of updates

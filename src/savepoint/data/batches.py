@@ -3,6 +3,9 @@
 (seed, epoch) decides which samples each batch holds. (seed, epoch, batch) seeds torch, NumPy and `random` while a batch
 is loaded, for augmentation. Neither touches the generators that the model's dropout draws from. So the number of
 workers, prefetching and the point of interruption change no bit.
+
+Where several processes train together, each loads its part of every batch, and (seed, epoch, batch, rank) seeds that:
+the samples do not depend on the number of processes, and their augmentation does.
 """
 
 import dataclasses
@@ -19,6 +22,7 @@ from savepoint import system
 from savepoint.config import DataSettings
 from savepoint.data import fingerprint
 from savepoint.data.loading import Workers, loader, one_thread, pin
+from savepoint.data.ranks import Part
 from savepoint.data.sampling import NEWEST_ORDER, Order, Plain, Sampled
 
 # Without workers, this process loads batches for this long before it hands them out. Isolating the model's generators
@@ -43,6 +47,7 @@ class Batches:
     split: "train" is shuffled if `settings.shuffle`. "val" is always in order, and draws the same in every epoch.
     collate: makes a batch of a list of samples; None for torch's default_collate.
     sampler: chooses the samples of each batch, as `sampling.Sampled` describes; None for each sample once.
+    rank, ranks: which of how many processes this is. Each gets its part of every batch, as `ranks.Part` cuts it.
     """
 
     def __init__(
@@ -55,17 +60,19 @@ class Batches:
         sampler: Any = None,
         pin_memory: bool = False,
         collate: Callable[[list[Any]], Any] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.samples, self.sampled = len(dataset), sampler is not None
         self._split, self._settings, self._seed, self._pin = split, settings, seed, pin_memory
-        self._sampler = sampler
+        self._sampler, self._part = sampler, Part(rank, ranks)
         self.dataset = dataset
         self._collate = collate
         self._load = functools.partial(_load, dataset, collate or default_collate)
         self._order: Order = (
-            Plain(self.samples, split=split, settings=settings, seed=seed)
+            Plain(self.samples, split=split, settings=settings, seed=seed, part=self._part)
             if sampler is None
-            else Sampled(sampler, samples=self.samples, settings=settings, seed=seed)
+            else Sampled(sampler, samples=self.samples, settings=settings, seed=seed, part=self._part)
         )
         self._workers = Workers(self._load, settings, pin_memory=pin_memory) if settings.num_workers else None
 
@@ -83,7 +90,16 @@ class Batches:
             sampler=self._sampler,
             pin_memory=self._pin,
             collate=self._collate,
+            **self._part._asdict(),
         )
+
+    def share(self, number: int) -> int:
+        """Count this rank's samples of a batch in the epoch that was asked for last.
+
+        Returns: 0 if the batch has fewer samples than there are ranks and none is for this one. `epoch` then yields the
+        batch's last sample as a placeholder, which must not count.
+        """
+        return self._order.share(number)
 
     def facts(self, digested: int | None = None) -> dict[str, Any]:
         """Summarise the split so that a resume can detect changed data.
@@ -145,8 +161,9 @@ class Batches:
         number = epoch if self._split == "train" else 0
         indices = enumerate(self._order.epoch(number, start=start, order=order), start)
         # The requests do not refer to `self`: in a reference cycle, workers would live until it is collected.
-        seed, split = self._seed, self._split
-        requests = (_Request(system.rng.fold_in(seed, split, number, batch), each) for batch, each in indices)
+        seed = functools.partial(system.rng.fold_in, self._seed, self._split, number)
+        rank = (self._part.rank,) if self._part.ranks > 1 else ()
+        requests = (_Request(seed(batch, *rank), each) for batch, each in indices)
         return self._workers.epoch(requests) if self._workers else self._directly(requests)
 
     def _directly(self, requests: Iterator[_Request]) -> Iterator[Any]:

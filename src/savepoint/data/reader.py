@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from savepoint import system
 from savepoint.config import DataSettings
 from savepoint.data.loading import pin
+from savepoint.data.ranks import WHOLE, Part
 from savepoint.errors import UserError
 
 
@@ -27,11 +28,15 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a request: a batch and the state after it, a fault, or neither at the end of validation."""
+    """The result of a request: a batch and the state after it, a fault, or neither at the end of validation.
+
+    share: how many of the samples count; 0 for a placeholder.
+    """
 
     batch: Any = None
     place: Any = None
     fault: str | None = None
+    share: int = 0
 
     def pin_memory(self) -> "Result":
         """Pin the batch alone. torch's loader calls this. Pinning the state would double a Counter in it."""
@@ -42,6 +47,7 @@ class Reader:
     """Reads a stream in the training process or in its one worker.
 
     beginning: the state of the stream before its first sample. length: the number of its samples; None if not known.
+    part: which samples of each batch this process has. It reads the others too, and leaves them out.
     """
 
     def __init__(
@@ -53,8 +59,9 @@ class Reader:
         settings: DataSettings,
         length: int | None,
         collate: Callable[[list[Any]], Any],
+        part: Part = WHOLE,
     ) -> None:
-        self._collate = collate
+        self._collate, self._part = collate, part
         self.beginning: Any = copy.deepcopy(dataset.state_dict())
         self._dataset, self._name, self._train, self._settings = dataset, name, split == "train", settings
         self._length = length if settings.limit_batches is None else None  # set if an epoch is one pass
@@ -76,7 +83,10 @@ class Reader:
         self._restarted = False
         # A worker reads on while the batch waits in a queue, so it sends a copy of the state along.
         by_worker = self._settings.num_workers and self._train
-        return Result(self._collate(samples), copy.deepcopy(self._dataset.state_dict()) if by_worker else None)
+        place = copy.deepcopy(self._dataset.state_dict()) if by_worker else None
+        loaded = self._part.loaded(len(samples))
+        own = samples[loaded.start : loaded.stop]
+        return Result(self._collate(own), place, share=len(self._part.own(len(samples))))
 
     def _begin(self, place: Any, request: Request) -> None:
         # One seed for the whole epoch, so that `iter()` draws the same in a run that resumes within it.

@@ -13,6 +13,7 @@ import torch
 from savepoint import system
 from savepoint.config import DataSettings
 from savepoint.data.permutation import Integers, permuted
+from savepoint.data.ranks import WHOLE, Part
 from savepoint.errors import ConfigError, UserError
 
 BLOCK = 4096  # positions whose samples are chosen together, or one batch if that is more
@@ -41,10 +42,14 @@ class Order(Protocol):
 
     def __len__(self) -> int: ...
     def epoch(self, epoch: int, *, start: int, order: str) -> Iterator[Indices]:
-        """Yield the sample indices of the batches `start`, `start + 1`, … of an epoch.
+        """Yield this rank's sample indices of the batches `start`, `start + 1`, … of an epoch.
 
         order: how samples are shuffled, one of ORDERS.
         """
+        ...
+
+    def share(self, number: int) -> int:
+        """Count this rank's samples of a batch in the epoch that was asked for last. A placeholder counts nothing."""
         ...
 
 
@@ -54,8 +59,8 @@ class Plain:
     Neither time nor memory grows with the number of samples, except in the oldest order.
     """
 
-    def __init__(self, samples: int, *, split: str, settings: DataSettings, seed: int) -> None:
-        self._samples, self._settings, self._seed = samples, settings, seed
+    def __init__(self, samples: int, *, split: str, settings: DataSettings, seed: int, part: Part = WHOLE) -> None:
+        self._samples, self._settings, self._seed, self._part = samples, settings, seed, part
         self._train = split == "train"
         self._count = count(samples, settings, drop_last=self._train and settings.drop_last)
 
@@ -64,11 +69,24 @@ class Plain:
 
     def epoch(self, epoch: int, *, start: int = 0, order: str = NEWEST_ORDER) -> Iterator[Indices]:
         chosen = self._chosen(epoch, order)
+        together = max(1, BLOCK * self._part.ranks // self._settings.batch_size)
+        for first in range(start, self._count, together):
+            batches = [self._positions(number) for number in range(first, min(first + together, self._count))]
+            positions = np.concatenate([np.arange(each.start, each.stop, dtype=np.int64) for each in batches])
+            indices = iter(chosen(positions).tolist())
+            yield from (list(islice(indices, len(each))) for each in batches)
+
+    def share(self, number: int) -> int:
+        return len(self._part.own(self._length(number)))
+
+    def _length(self, number: int) -> int:
         size = self._settings.batch_size
-        end, step = min(self._samples, self._count * size), size * max(1, BLOCK // size)
-        for begin in range(start * size, end, step):
-            block = chosen(np.arange(begin, min(begin + step, end), dtype=np.int64)).tolist()
-            yield from (block[at : at + size] for at in range(0, len(block), size))
+        return min(size, self._samples - number * size)
+
+    def _positions(self, number: int) -> range:
+        """Return the positions in an epoch that this rank has of a batch."""
+        begin, places = number * self._settings.batch_size, self._part.loaded(self._length(number))
+        return range(begin + places.start, begin + places.stop)
 
     def _chosen(self, epoch: int, order: str) -> Callable[[Integers], Integers]:
         """Return the function from positions in an epoch to samples."""
@@ -85,8 +103,9 @@ class Sampled:
     Raises: ConfigError if the sampler does not repeat its order when it is asked for the same epoch again.
     """
 
-    def __init__(self, sampler: Any, *, samples: int, settings: DataSettings, seed: int) -> None:
-        self._sampler, self._samples, self._settings, self._seed = sampler, samples, settings, seed
+    def __init__(self, sampler: Any, *, samples: int, settings: DataSettings, seed: int, part: Part = WHOLE) -> None:
+        self._sampler, self._samples, self._settings, self._seed, self._part = sampler, samples, settings, seed, part
+        self._lengths: list[int] = []  # of the batches of the epoch that was asked for last, where the sampler cuts
         self._name = f"{type(sampler).__module__}.{type(sampler).__qualname__}"
         if not isinstance(sampler, Iterable) or not isinstance(sampler, Sized):
             raise ConfigError(f"data.sampler: {self._name} needs __iter__ and __len__, like torch's samplers.")
@@ -117,10 +136,22 @@ class Sampled:
         taken = self._taken(epoch)
         if (found := self._batches(taken, epoch)) != self._count:
             self._refuse(epoch, f"makes {found} batches, and made {self._count} in epoch 0. Every epoch needs as many")
-        if isinstance(taken[0], list):
-            return islice(taken, start, self._count)
+        self._lengths = [len(each) for each in taken] if isinstance(taken[0], list) else []
+        return (self._batch(taken, number) for number in range(start, self._count))
+
+    def share(self, number: int) -> int:
+        return len(self._part.own(self._length(number)))
+
+    def _length(self, number: int) -> int:
         size = self._settings.batch_size
-        return (taken[number * size : (number + 1) * size] for number in range(start, self._count))
+        return self._lengths[number] if self._lengths else min(size, self._promised - number * size)
+
+    def _batch(self, taken: list[Any], number: int) -> Indices:
+        """Return this rank's part of a batch. taken: what the sampler yielded for the epoch."""
+        places = self._part.loaded(self._length(number))
+        begin, batch = (0, taken[number]) if self._lengths else (number * self._settings.batch_size, taken)
+        indices: Indices = batch[begin + places.start : begin + places.stop]
+        return indices
 
     def _batches(self, taken: list[Any], epoch: int) -> int:
         """Count the batches that make up an epoch."""

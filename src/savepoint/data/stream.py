@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, default_collate
 from savepoint import checkpoint, system
 from savepoint.config import DataSettings
 from savepoint.data.loading import Workers, loader, one_thread
+from savepoint.data.ranks import Part
 from savepoint.data.reader import Reader, Request, Result
 from savepoint.data.sampling import NEWEST_ORDER, count
 from savepoint.errors import ConfigError, UserError
@@ -35,6 +36,8 @@ class Stream:
     goes on from that position. This is torchdata's contract. `__len__`, if there, counts all its samples.
     split: "train" begins again whenever it ends. "val" is read from its beginning in every epoch, to its end at most.
     collate: makes a batch of a list of samples; None for torch's default_collate.
+    rank, ranks: which of how many processes this is. Each reads the whole stream, all of them to the same position, and
+    makes a batch of its part of the samples, as `ranks.Part` cuts them. So what reading draws is the same in all.
     Raises: ConfigError that says what the data set lacks.
     """
 
@@ -49,6 +52,8 @@ class Stream:
         seed: int,
         pin_memory: bool = False,
         collate: Callable[[list[Any]], Any] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         name = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
         _check(dataset, name, settings)
@@ -56,10 +61,18 @@ class Stream:
         self._split, self._settings, self._seed, self._pin = split, settings, seed, pin_memory
         self.dataset = dataset
         self._count = _batches(self.samples, name, split, settings)
-        self._collate = collate
+        self._collate, self._part = collate, Part(rank, ranks)
         self._reader = Reader(
-            dataset, name=name, split=split, settings=settings, length=self.samples, collate=collate or default_collate
+            dataset,
+            name=name,
+            split=split,
+            settings=settings,
+            length=self.samples,
+            collate=collate or default_collate,
+            part=self._part,
         )
+        # This rank's samples of the batches that were handed out, where they are not those of a full batch.
+        self._shares: dict[int, int] = {}
         self._workers = Workers(self._reader.read, settings, pin_memory=pin_memory) if settings.num_workers else None
         # The state after the batch that was handed out last; None if that is the data set's current state.
         self._place: Any = self._reader.beginning
@@ -72,7 +85,7 @@ class Stream:
         """Make the same split with at most `count` batches in an epoch. It takes this one's data set and position."""
         settings = replace(self._settings, limit_batches=min(count, len(self)))
         about: Any = {"split": self._split, "seed": self._seed, "pin_memory": self._pin, "collate": self._collate}
-        short = Stream(self.dataset, settings=settings, **about)
+        short = Stream(self.dataset, settings=settings, **about, **self._part._asdict())
         short._reader.beginning, short._place = self._reader.beginning, self._place
         return short
 
@@ -85,6 +98,10 @@ class Stream:
         """Go on from a saved state in the next epoch. Raises: what the data set raises for a wrong state."""
         self.dataset.load_state_dict(copy.deepcopy(state))
         self._place = state
+
+    def share(self, number: int) -> int:
+        """Count this rank's samples of a batch that was handed out in this epoch. See `Batches.share`."""
+        return self._shares.get(number, len(self._part.own(self._settings.batch_size)))
 
     def facts(self, digested: int | None = None) -> dict[str, Any]:
         """Summarise the split so that a resume can detect changed data. No sample is read: it may come only once.
@@ -123,7 +140,8 @@ class Stream:
             Request(seed(batch), seed("iter"), batch, place if batch == start else None)
             for batch in range(start, len(self))
         )
-        return self._handed_out(self._workers.epoch(requests) if self._workers else self._directly(requests))
+        read = self._workers.epoch(requests) if self._workers else self._directly(requests)
+        return self._handed_out(read, start)
 
     def _directly(self, requests: Iterator[Request]) -> Iterator[Result]:
         """Read in this process, one batch at a time, so that the data set stands where training does."""
@@ -132,13 +150,15 @@ class Stream:
                 result = self._reader.read(request)
             yield result.pin_memory() if self._pin else result
 
-    def _handed_out(self, read: Iterator[Result]) -> Iterator[Any]:
-        for result in read:
+    def _handed_out(self, read: Iterator[Result], start: int) -> Iterator[Any]:
+        for number, result in enumerate(read, start):
             if result.fault is not None:
                 raise UserError(result.fault)
             if result.batch is None:
                 return
             self._place = result.place
+            if result.share != self.share(number):
+                self._shares[number] = result.share
             yield result.batch
 
 
