@@ -19,7 +19,7 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 from savepoint import launch  # noqa: E402
 
 
-def resume(request: launch.Request) -> None:
+def resume(request: launch.Request | launch.Order) -> None:
     """Continue or fork a run, and train it to its planned end."""
     with launch.reopen(request, REPOSITORY) as reopened:
         with launch.importing_torch():

@@ -26,7 +26,7 @@ WINGS = (
         "trackers",
         "trust",
     ),
-    *("config", "system", "template", "registry", "errors"),
+    *("config", "parallel", "system", "template", "registry", "errors"),
 )
 RANK = {wing: rank for rank, wing in enumerate(reversed(WINGS))}
 

@@ -14,6 +14,7 @@ Wings, from the top down. Each has one idea, lists its rooms in its docstring, a
     trackers    where a run can be watched while it trains
     trust       what a config or a file may ask for
     config      from conf/ and the command line to one plain, checked config
+    parallel    several processes that train one run: who they are, and what they tell each other
     system      the ground: files, signals, memory, random generators
     template    from this repository to a project of one's own, and to a newer engine in it
 """

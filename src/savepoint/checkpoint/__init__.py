@@ -41,7 +41,7 @@ from savepoint.checkpoint.storage import (
     set_aside,
     verify,
 )
-from savepoint.checkpoint.tensorfile import MAX_HEADER, NAMES, nameable, read_header
+from savepoint.checkpoint.tensorfile import MAX_HEADER, NAMES, Plan, nameable, read_header, read_tensors
 from savepoint.checkpoint.tree import TreeError, join, split
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "Checkpoint",
     "Draft",
     "NewerFormatError",
+    "Plan",
     "Snapshot",
     "TreeError",
     "best",
@@ -76,6 +77,7 @@ __all__ = [
     "prune",
     "publish",
     "read_header",
+    "read_tensors",
     "save",
     "select",
     "set_aside",

@@ -69,6 +69,8 @@ class TrainerSettings:
     clip_grad_norm: float | None = setting(None, above(0))
     ema_decay: float | None = setting(None, between(0, 1))
     device: str = setting("auto", a_device)
+    processes: int | None = setting(None, at_least(1))
+    timeout_seconds: float = setting(600.0, above(0))
     compile: bool = False
     deterministic: bool = True
     threads: int | None = setting(None, at_least(1))

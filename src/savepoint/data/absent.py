@@ -20,6 +20,11 @@ class NoData:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def whole(self) -> "NoData":
+        """The same split: ranks have nothing to divide."""
+        return self
+
     def first(self, count: int) -> "NoData":
         """Make the same with at most `count` batches in an epoch."""
         return NoData(min(count, self._count))

@@ -22,7 +22,7 @@ from savepoint import system
 from savepoint.config import DataSettings
 from savepoint.data import fingerprint
 from savepoint.data.loading import Workers, loader, one_thread, pin
-from savepoint.data.ranks import Part
+from savepoint.data.ranks import WHOLE, Part
 from savepoint.data.sampling import NEWEST_ORDER, Order, Plain, Sampled
 
 # Without workers, this process loads batches for this long before it hands them out. Isolating the model's generators
@@ -81,7 +81,14 @@ class Batches:
 
     def first(self, count: int) -> "Batches":
         """Make the same split with at most `count` batches in an epoch."""
-        settings = dataclasses.replace(self._settings, limit_batches=min(count, len(self)))
+        return self._copy(dataclasses.replace(self._settings, limit_batches=min(count, len(self))), self._part)
+
+    @functools.cached_property
+    def whole(self) -> "Batches":
+        """The same split with whole batches, where several ranks divide them."""
+        return self if self._part == WHOLE else self._copy(self._settings, WHOLE)
+
+    def _copy(self, settings: DataSettings, part: Part) -> "Batches":
         return Batches(
             self.dataset,
             split=self._split,
@@ -90,7 +97,7 @@ class Batches:
             sampler=self._sampler,
             pin_memory=self._pin,
             collate=self._collate,
-            **self._part._asdict(),
+            **part._asdict(),
         )
 
     def share(self, number: int) -> int:

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, default_collate
 from savepoint import checkpoint, system
 from savepoint.config import DataSettings
 from savepoint.data.loading import Workers, loader, one_thread
-from savepoint.data.ranks import Part
+from savepoint.data.ranks import WHOLE, Part
 from savepoint.data.reader import Reader, Request, Result
 from savepoint.data.sampling import NEWEST_ORDER, count
 from savepoint.errors import ConfigError, UserError
@@ -83,11 +83,18 @@ class Stream:
 
     def first(self, count: int) -> "Stream":
         """Make the same split with at most `count` batches in an epoch. It takes this one's data set and position."""
-        settings = replace(self._settings, limit_batches=min(count, len(self)))
+        return self._copy(replace(self._settings, limit_batches=min(count, len(self))), self._part)
+
+    @functools.cached_property
+    def whole(self) -> "Stream":
+        """The same split with whole batches, where several ranks divide them. It takes this one's data set."""
+        return self if self._part == WHOLE else self._copy(self._settings, WHOLE)
+
+    def _copy(self, settings: DataSettings, part: Part) -> "Stream":
         about: Any = {"split": self._split, "seed": self._seed, "pin_memory": self._pin, "collate": self._collate}
-        short = Stream(self.dataset, settings=settings, **about, **self._part._asdict())
-        short._reader.beginning, short._place = self._reader.beginning, self._place
-        return short
+        other = Stream(self.dataset, settings=settings, **about, **part._asdict())
+        other._reader.beginning, other._place = self._reader.beginning, self._place
+        return other
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the batch that was handed out last, however far a worker has read ahead."""

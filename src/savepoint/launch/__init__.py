@@ -10,6 +10,8 @@ Rooms, in reading order:
     finish       finish a sweep that was interrupted, and add jobs to it
     gpus         give each process that trains jobs of a sweep a GPU of its own
     jobs         list the jobs of a sweep, and find those that a resume leaves alone
+    processes    start the processes of one run, for trainer.processes
+    ranks        where several processes train one run: rank 0 tells the others what to train
     start        start a new run: its config, its directory, its tracker
     requeue      open a new run, or with resume=auto continue the earlier run of the same name
     request      resume.py's command line
@@ -20,6 +22,7 @@ Rooms, in reading order:
 """
 
 from savepoint.launch.application import run_train
+from savepoint.launch.ranks import Order
 from savepoint.launch.reopen import Reopened, reopen
 from savepoint.launch.request import Request, run_resume
 from savepoint.launch.requeue import open_run
@@ -29,6 +32,7 @@ from savepoint.launch.sweep import SweepStart
 
 __all__ = [
     "Invocation",
+    "Order",
     "Reopened",
     "Request",
     "SweepStart",

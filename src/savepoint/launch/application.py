@@ -19,10 +19,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from savepoint import runs, system, trackers, trust
+from savepoint import parallel, runs, system, trackers, trust
 from savepoint.config import TrackerSettings, help_text, quote_paths, quote_raw
 from savepoint.errors import UserError
-from savepoint.launch import gpus, jobs, search
+from savepoint.launch import gpus, jobs, processes, ranks, search
 from savepoint.launch import sweep as sweeps
 from savepoint.launch.script import run_script
 from savepoint.launch.start import Invocation
@@ -42,15 +42,32 @@ def run_train(train: Train, repository: Path) -> int:
     """
     conf = repository / "conf"
 
-    def work() -> None:
+    def work() -> int | None:
+        if not parallel.leads():
+            ranks.follow(lambda order: train(_following(order, repository)))
+            return 0
+        with ranks.leading():
+            return lead()
+
+    def lead() -> int | None:
         sys.argv[1:] = quote_raw(sys.argv[1:], ("init_from",))
         sys.argv[1:] = quote_paths(sys.argv[1:], ("hydra.run.dir", "hydra.sweep.dir"))
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(help_text(_overrides(), conf))
+        elif parallel.count() == 1 and (count := processes.wanted(_overrides(), conf)) > 1:
+            return processes.start(count, sys.argv)
         else:
             Application(train, repository).run()
+        return None
 
     return run_script(work, overrides=_overrides, conf_dir=conf)
+
+
+def _following(order: ranks.Order, repository: Path) -> Invocation:
+    """Return the run that rank 0 says, as `train` takes it."""
+    config = OmegaConf.create(trust.parse_config(order.config))
+    record = order.record
+    return Invocation(config, Path(), record["id"], [], repository, order=order)
 
 
 def _overrides() -> list[str]:

@@ -22,6 +22,8 @@ CONTINUES = {
     "trainer.profile": "only measures what is computed",
     "trainer.threads": "may change bits, and a line at the start says so; lets a run move to another machine",
     "trainer.device": "may change bits, and a line at the start says so; lets a run move to another machine",
+    "trainer.processes": "may change bits, and a line at the start says so; lets a run move to another machine",
+    "trainer.timeout_seconds": "decides how long ranks wait for each other, which changes nothing that is computed",
     "trainer.compile": "may change bits, and a line at the start says so; lets a run move to another machine",
     "checkpoint": "decides what is saved and kept, never what is computed",
     "tracker": "mirrors the run directory, and nothing reads it back",

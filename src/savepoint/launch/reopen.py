@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from savepoint import runs, trackers, trust
 from savepoint.config import Settings, TrackerSettings, apply_overrides, differences
 from savepoint.errors import UserError
-from savepoint.launch import continues, origins
+from savepoint.launch import continues, origins, ranks
 from savepoint.launch.request import Request
 from savepoint.launch.start import Invocation, open_new
 
@@ -51,10 +51,16 @@ class Reopened:
     def open_run(self) -> Iterator[runs.Job]:
         """Continue the run from its newest sound checkpoint, or open a fork of it, while the body trains.
 
+        Of several ranks, rank 0 tells the others to train it too.
         Imports torch. A config that differs in more than `continues.CONTINUES` makes a fork, and so does `@` with any
         checkpoint but the newest sound one. Damaged checkpoints that are newer are named on stderr.
         Raises: UserError if there is no sound checkpoint to begin from; ConfigError for a config that cannot train.
         """
+        with self._opened() as opened, ranks.led(opened) as job:
+            yield job
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[runs.Job]:
         if self.tracker is not None:
             yield self.continued(self.tracker)
         elif (parent := self._parent()) is None:
@@ -200,13 +206,34 @@ class Reopened:
         return trust.check_config(config, source=self.repository / "src")
 
 
+@dataclass(frozen=True)
+class Followed:
+    """A run that rank 0 has reopened, for a process that follows it."""
+
+    order: ranks.Order
+    repository: Path
+
+    @contextlib.contextmanager
+    def open_run(self) -> Iterator[runs.Job]:
+        """Open this rank's part of the run while the body trains it."""
+        config = trust.parse_config(self.order.config)
+        settings = trust.check_config(config, source=self.repository / "src")
+        with ranks.followed(self.order, config, settings, self.repository) as job:
+            yield job
+
+
 @contextlib.contextmanager
-def reopen(request: Request, repository: Path) -> Iterator[Reopened]:
+def reopen(request: Request | ranks.Order, repository: Path) -> Iterator[Reopened | Followed]:
     """Find a run. If it is certain to be continued, hold its lock and start its tracker while the body trains it.
 
     repository: holds conf/, runs/ and src/.
     Raises: UserError if there is no such run, if it is in use, or if an override is malformed.
     """
+    if isinstance(request, ranks.Order):
+        yield Followed(request, repository)
+        return
+    if (begun := ranks.restarted()) is not None:  # with the overrides, which its config.yaml has by now
+        request = replace(request, query=str(begun), overrides=[], directory=None)
     alone = origins.checkpoint_alone(request.query)
     found = runs.find(request.query, repository) if alone is None else runs.Found(origins.run_of(alone), None)
     conf = repository / "conf"

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from savepoint import runs
+from savepoint import parallel, runs
 from savepoint.errors import UserError
+from savepoint.launch import processes, ranks
 from savepoint.launch.finish import resume_sweep
 from savepoint.launch.script import load_script, run_script
 
@@ -35,7 +36,7 @@ class Request:
     force: bool = False
 
 
-def run_resume(resume: Callable[[Request], None], repository: Path, *, description: str) -> int:
+def run_resume(resume: Callable[[Request | ranks.Order], None], repository: Path, *, description: str) -> int:
     """Do what resume.py's command line asks for. The `train` of train.py trains the jobs of a sweep.
 
     resume: continues or forks the run of a request. Returns: the exit code.
@@ -43,7 +44,14 @@ def run_resume(resume: Callable[[Request], None], repository: Path, *, descripti
 
     arguments = sys.argv[1:]  # a copy: `resume_sweep` changes sys.argv, where Hydra reads a sweep's overrides
 
-    def work() -> None:
+    def work() -> int | None:
+        if not parallel.leads():
+            ranks.follow(resume)
+            return 0
+        with ranks.leading():
+            return lead()
+
+    def lead() -> int | None:
         if {"-h", "--help"} & set(arguments):
             print(f"{description}\n{USAGE}{OPTIONS}")
         elif {"-sc", "--shell-completion"} & set(arguments):
@@ -52,11 +60,14 @@ def run_resume(resume: Callable[[Request], None], repository: Path, *, descripti
             complete(repository, FLAGS)
         else:
             request = _read(arguments)
+            if parallel.count() == 1 and (count := processes.of_run(request.query, request.overrides, repository)) > 1:
+                return processes.start(count, [sys.argv[0], *arguments])
             if (sweep := runs.find_sweep(request.query, repository)) is None:
                 resume(request)
             else:
                 changes = [*request.overrides, *request.tracker]
                 resume_sweep(load_script("train", repository).train, repository, sweep, changes)
+        return None
 
     return run_script(work, overrides=lambda: _read(arguments).overrides, conf_dir=repository / "conf")
 

@@ -10,7 +10,7 @@ from typing import Any
 from savepoint import runs, system
 from savepoint.config import Settings, differences
 from savepoint.errors import UserError
-from savepoint.launch import continues
+from savepoint.launch import continues, ranks
 from savepoint.launch.reopen import Reopened, held
 from savepoint.launch.request import Request
 from savepoint.launch.start import Invocation, open_new
@@ -25,16 +25,22 @@ def open_run(invocation: Invocation, config: dict[str, Any], settings: Settings)
     Raises: UserError if the earlier run had another config, or is being trained by another process.
     """
     earlier = None
-    if invocation.resume:
+    if invocation.order is not None:
+        pass
+    elif (begun := ranks.restarted()) is not None:
+        earlier = runs.read(begun)
+    elif invocation.resume:
         system.signals.requeue()
         earlier = _earlier(invocation, settings)
     elif invocation.again and (invocation.directory / runs.RECORD).exists():
         earlier = runs.read(invocation.directory)
-    if earlier is None:
+    if invocation.order is not None:
+        opened = ranks.followed(invocation.order, config, settings, invocation.repository)
+    elif earlier is None:
         opened = open_new(invocation, config, settings)
     else:
         opened = _again(earlier, invocation, config, settings)
-    with opened as job:
+    with opened as opened_job, ranks.led(opened_job) as job:
         yield job
 
 

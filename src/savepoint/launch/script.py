@@ -11,16 +11,17 @@ from savepoint.config import explain
 from savepoint.errors import UserError
 
 
-def run_script(work: Callable[[], None], *, overrides: Callable[[], list[str]], conf_dir: Path) -> int:
+def run_script(work: Callable[[], int | None], *, overrides: Callable[[], list[str]], conf_dir: Path) -> int:
     """Run `work`. Print a user's mistake in one message on stderr; let a bug keep its traceback.
 
     overrides: returns the overrides that were typed. Errors of Hydra are explained with them.
+    work: may return an exit code of its own.
     Returns: the exit code. 0 after success, 2 after a user's mistake, 128 + the signal's number after an interrupt.
     """
     system.terminal.print_anything()
     system.signals.remember()
     try:
-        work()
+        return work() or 0
     except UserError as error:
         return _refuse(str(error))
     except KeyboardInterrupt as interrupt:
@@ -33,7 +34,6 @@ def run_script(work: Callable[[], None], *, overrides: Callable[[], list[str]], 
         if message is None:
             raise
         return _refuse(message)
-    return 0
 
 
 def load_script(name: str, repository: Path) -> Any:

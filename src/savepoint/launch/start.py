@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from savepoint import runs, system, trackers, trust, weights
 from savepoint.config import Settings, TrackerSettings, resolve
 from savepoint.errors import BuildError, ConfigError, UserError
+from savepoint.launch.ranks import Order
 
 log = logging.getLogger("savepoint")
 
@@ -28,6 +29,7 @@ class Invocation:
     shared: whether one process trains all jobs of the sweep, which then share one tracker process.
     forked_from: the run and the checkpoint that a fork begins from, as run.json has them.
     choices: the option chosen in each group of conf/, if that is known.
+    order: what rank 0 has said, where this process follows it.
     """
 
     config: DictConfig | dict[str, Any]
@@ -42,6 +44,7 @@ class Invocation:
     shared: bool = True
     forked_from: dict[str, str] | None = None
     choices: Mapping[str, str] | None = None
+    order: Order | None = None
 
 
 def compose(invocation: Invocation) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Job:
     checkpoint: where to begin; None to begin anew. fork: set if that checkpoint is another run's.
     weights: what `init_from` names, if anything. requeued: whether the same command will be run again if this process
     is told to stop, as with `resume=auto`. same_code: refuse to begin from a checkpoint of other code.
+    group: where several ranks train the run, a name of what they do together, used once.
     """
 
     run: Run
@@ -43,6 +44,7 @@ class Job:
     weights: Found | Path | None = None
     requeued: bool = False
     same_code: bool = False
+    group: str = ""
 
     @cached_property
     def config_text(self) -> str:

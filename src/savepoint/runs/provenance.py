@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from savepoint import parallel
 from savepoint.trust import redact, redact_arguments
 
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "mlflow", "scikit-learn")
@@ -44,6 +45,7 @@ def gather_provenance(repository: Path) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         },
         "threads": torch.get_num_threads(),
+        "ranks": parallel.count(),
         "host": platform.node(),
         "command": _command(),
         "time": now(),
@@ -103,6 +105,8 @@ def provenance_differences(then: dict[str, Any], now: dict[str, Any]) -> list[st
     for name in ("threads", "device", "compile"):
         if then.get(name) != now.get(name):
             found.append(f"{name} {then.get(name)} → {now.get(name)}")
+    if then.get("ranks", 1) != now.get("ranks", 1):  # the first checkpoints lack it
+        found.append(f"ranks {then.get('ranks', 1)} → {now.get('ranks', 1)}")
     return found
 
 

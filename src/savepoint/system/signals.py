@@ -29,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
-        self.exit_code = 0 if number == FILE else _exit_code(number)
+        self.exit_code = 0 if number == FILE else exit_code(number)
 
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -40,6 +40,8 @@ _USR2: tuple[int, ...] = (signal.SIGUSR2,) if hasattr(signal, "SIGUSR2") else ()
 _STOPPING = (signal.SIGINT, signal.SIGTERM, *_USR1)
 # The name of a stop file. FILE stands for it where a signal's number is expected.
 STOP_FILE, FILE = "stop", 0
+# Everything that can ask a training to stop.
+REQUESTS = (*_STOPPING, *_USR2, FILE)
 _LOOK_SECONDS = 1.0
 # Signals that end a process at once before training begins. `requeue` adds SIGTERM.
 _AT_ONCE: list[int] = [signal.SIGINT, *_USR1]
@@ -52,7 +54,8 @@ _FILES: list[Path] = []
 _NOTED: dict[int, Any] = {}
 
 
-def _exit_code(number: int) -> int:
+def exit_code(number: int) -> int:
+    """Return the exit code of a process that a signal asked to stop."""
     return (
         TRY_AGAIN if number in (*_USR1, *_USR2) or (number == signal.SIGTERM and number in _AT_ONCE) else 128 + number
     )
@@ -117,7 +120,7 @@ def last() -> int:
 def say(interrupt: KeyboardInterrupt) -> int:
     """Print why the process stopped to stderr. Returns: its exit code."""
     print(f"\n{str(interrupt) or 'Stopped.'}", file=sys.stderr)
-    return interrupt.exit_code if isinstance(interrupt, Interrupted) else _exit_code(last())
+    return interrupt.exit_code if isinstance(interrupt, Interrupted) else exit_code(last())
 
 
 def _raise(number: int, _frame: FrameType | None) -> None:
@@ -131,9 +134,12 @@ class Stop:
     A stop file of `obey` counts as SIGTERM.
     """
 
-    def __init__(self, number: int | None = None, *, file: Path | None = None) -> None:
-        """Take a request that is there already, and the run's stop file, which need not exist."""
-        self._number, self._file = number, file
+    def __init__(self, number: int | None = None, *, file: Path | None = None, quiet: bool = False) -> None:
+        """Take a request that is there already, and the run's stop file, which need not exist.
+
+        quiet: whether to print nothing when a request comes.
+        """
+        self._number, self._file, self._quiet = number, file, quiet
         self._look_at = time.monotonic()
 
     @property
@@ -146,25 +152,44 @@ class Stop:
             elif any(path.exists() for path in _FILES):
                 self.signal = signal.SIGTERM
             if self._number is not None:
-                print(f"\n{STOP_FILE}: {_FINISHING}", file=sys.stderr, flush=True)
+                self.announce(f"{STOP_FILE}: {_FINISHING}")
         return self._number
 
     @signal.setter
     def signal(self, number: int) -> None:
         self._number = number
 
+    @property
+    def asked(self) -> int | None:
+        """Return what is known of a request to stop. Where several processes train, they may not agree on it yet."""
+        return self.signal
+
+    def agree(self) -> int | None:
+        """Return what asked to stop, once all processes that train together agree on it."""
+        return self.signal
+
+    def announce(self, words: str) -> None:
+        """Print that training is about to stop."""
+        if not self._quiet:
+            print(f"\n{words}", file=sys.stderr, flush=True)
+
 
 _FINISHING = "finishing this step, then saving."
 
 
+def name_of(number: int) -> str:
+    """Return what people call a request to stop."""
+    return {signal.SIGINT: "Ctrl-C", FILE: STOP_FILE}.get(number) or signal.Signals(number).name
+
+
 @contextlib.contextmanager
-def watch(file: Path | None = None) -> Iterator[Stop]:
+def watch(file: Path | None = None, *, quiet: bool = False) -> Iterator[Stop]:
     """Turn the first SIGINT, SIGTERM or SIGUSR1 in this block into a request. A second one acts as it did before.
 
     Outside the main thread, which some sweep launchers use, Python allows no handlers, and signals are left alone.
-    file: the run's stop file, which need not exist.
+    file: the run's stop file, which need not exist. quiet: whether to print nothing when a request comes.
     """
-    stop = Stop(asked() if _NOTED else None, file=file)
+    stop = Stop(asked() if _NOTED else None, file=file, quiet=quiet)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -176,8 +201,7 @@ def watch(file: Path | None = None) -> Iterator[Stop]:
         _ASKED.append(number)
         for each in numbers:
             signal.signal(each, before[each])
-        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        print(f"\n{name}: {_FINISHING} Once more stops now.", file=sys.stderr, flush=True)
+        stop.announce(f"{name_of(number)}: {_FINISHING} Once more stops now.")
 
     for number in numbers:
         signal.signal(number, note)
@@ -224,7 +248,7 @@ def hand_back() -> None:
     if asked() in _USR2 and callable(handler):
         handler(asked(), None)
     if _ASKED and _ASKED[-1] == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
-        sys.exit(_exit_code(signal.SIGTERM))
+        sys.exit(exit_code(signal.SIGTERM))
 
 
 def obey(file: Path) -> None:

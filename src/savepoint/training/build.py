@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from savepoint import registry, system, trust, weights
+from savepoint import parallel, registry, system, trust, weights
 from savepoint.checkpoint import Checkpoint
 from savepoint.config import Settings, by_name, match
 from savepoint.data import NoData, Stream
@@ -45,7 +45,8 @@ def assemble(
         model = weights.make_model(config, source=source).to(device)
         _freeze(model, settings)
         task = make(config["task"], path="task")
-        train, val = (make_batches(config, settings, each, source=source, device=device) for each in ("train", "val"))
+        make_split = functools.partial(make_batches, config, settings, source=source, device=device, divided=True)
+        train, val = make_split("train"), make_split("val")
     averaged = make_average(model, settings)
     check_sizes(settings, train, val)
     _check_task(task, train)
@@ -68,9 +69,9 @@ def assemble(
         autocast=AUTOCAST[settings.amp.dtype],
         searches=any(optimizers.searches(one.optimizer) for one in optimizations.values()),
     )
-    measured, example = rehearse(state, parts, source=source)
-    _check_monitors(settings, task, measured)
-    return state, dataclasses.replace(parts, example=example)
+    seen = rehearse(state, parts, source=source)
+    _check_monitors(settings, task, seen.measured)
+    return state, dataclasses.replace(parts, example=seen.example, every_parameter=seen.every_parameter)
 
 
 def _optimizations(
@@ -163,8 +164,12 @@ def pick_device(name: str) -> torch.device:
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
-        return accelerator or torch.device("cpu")
+        name = accelerator.type if accelerator is not None else "cpu"
     device = torch.device(name)
+    if parallel.count() > 1 and device.type != "cpu":
+        if device.index is not None:
+            raise ConfigError(f"trainer.device={name}: each rank takes a GPU of its own. Use trainer.device=auto.")
+        device = torch.device(device.type, parallel.local_rank())
     if device.type == "cpu":
         return device
     there = torch.accelerator.device_count() if accelerator is not None and accelerator.type == device.type else 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from savepoint import system, trust
+from savepoint import parallel, system, trust
 from savepoint.config import Settings
 from savepoint.data import Batches, NoData, Stream, is_stream
 from savepoint.errors import ConfigError
@@ -17,11 +17,12 @@ PATH = "data.dataset"
 
 
 def make_batches(
-    config: dict[str, Any], settings: Settings, split: str, *, source: Path, device: torch.device
+    config: dict[str, Any], settings: Settings, split: str, *, source: Path, device: torch.device, divided: bool = False
 ) -> Batches | Stream | NoData:
     """Build a split of the data set and its batches.
 
     split: `train`, `val` or `test`. source: the directory that holds the `project` package.
+    divided: whether each rank gets its own part of every batch, where several train.
     Raises: ConfigError for what is no data set, and for a sampler or a collate that does not go with it.
     """
     node, options = config["data"]["dataset"], settings.data
@@ -36,6 +37,8 @@ def make_batches(
         "pin_memory": options.pin_memory and device.type == "cuda",
         "collate": _collate(config["data"].get("collate"), source),
     }
+    if divided:
+        about |= {"rank": parallel.rank(), "ranks": parallel.count()}
     sampler = config["data"].get("sampler") if split == "train" else None
     if is_stream(dataset):
         if sampler is not None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from savepoint import data, system
 from savepoint.errors import ConfigError
 from savepoint.training.state import Parts, TrainState
+from savepoint.training.team import agreed, total
 
 
 def due(state: TrainState, parts: Parts) -> bool:
@@ -48,16 +49,20 @@ class Stopped(Exception):
 
 
 @contextlib.contextmanager
-def validating(model: nn.Module, parts: Parts, epoch: int, stop: system.signals.Stop) -> Iterator[Iterator[Any]]:
-    """Provide the batches of validation, which raise Stopped once `stop.signal` is set.
+def validating(
+    model: nn.Module, parts: Parts, epoch: int, stop: system.signals.Stop, *, whole: bool = False
+) -> Iterator[Iterator[Any]]:
+    """Provide the batches of validation, which raise Stopped once a stop is asked for.
 
     The model is in evaluation mode. Afterwards every generator is as it was, and so is the mode of every module.
+    whole: whether to provide whole batches where several ranks divide them.
     """
+    given = parts.val.whole if whole else parts.val
     with (
         system.rng.isolated(),
         _evaluating(model),
         torch.no_grad(),
-        contextlib.closing(_until(stop, parts.val.epoch(epoch))) as batches,
+        contextlib.closing(_until(stop, given.epoch(epoch))) as batches,
     ):
         yield batches
 
@@ -68,16 +73,18 @@ def _evaluate(
     own = hasattr(parts.task, "evaluate")
     if not own and len(parts.val) == 0:
         return {}  # no data
-    with contextlib.suppress(Stopped), validating(model, parts, epoch, stop) as batches:
-        values = measure(parts.task, forward, batches, parts) if own else _means(forward, batches, parts)
-        # A task that catches every exception has also caught Stopped.
-        return None if own and stop.signal is not None else values
-    return None
+    found: Any = None
+    with contextlib.suppress(Stopped), validating(model, parts, epoch, stop, whole=own) as batches:
+        found = measure(parts.task, forward, batches, parts) if own else _sums(forward, batches, parts)
+    # A task that catches every exception has also caught Stopped. A rank that was not asked waits for one that was.
+    if stop.agree() is not None and (own or found is None or parts.team is not None):
+        return None
+    return agreed(found) if own else summarise(parts, *total(*found))
 
 
 def _until(stop: system.signals.Stop, batches: Iterable[Any]) -> Generator[Any]:
     for batch in batches:
-        if stop.signal is not None:
+        if stop.asked is not None:
             raise Stopped
         yield batch
 
@@ -101,19 +108,21 @@ def measure(task: Any, forward: Callable[..., Any], batches: Iterable[Any], part
         raise ConfigError(f"task: evaluate of {name} returns what is no number: {error}.") from error
 
 
-def _means(forward: Callable[..., Any], batches: Iterable[Any], parts: Parts) -> dict[str, float]:
-    """Compute the loss and the metrics over all samples."""
+def _sums(forward: Callable[..., Any], batches: Iterable[Any], parts: Parts) -> tuple[dict[str, Tensor], int]:
+    """Add up the loss and the task's sums over this rank's samples. Returns: the sums, and the number of samples."""
     sums: dict[str, Tensor] = {}
     samples = 0
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        if parts.team is not None and not parts.val.share(number):
+            continue  # a placeholder: the other ranks have the whole batch
         outcome = parts.outcome(forward, batch)
         samples += outcome.samples
         outcome.add_to(sums)
-    return summarise(parts, sums, samples)
+    return sums, samples
 
 
 def summarise(parts: Parts, sums: Mapping[str, Tensor], samples: int) -> dict[str, float]:
-    """Compute `loss` and the task's metrics from sums over samples. Waits for the device."""
+    """Compute `loss` and the task's metrics from sums over the samples of all ranks. Waits for the device."""
     host = {name: value.cpu() for name, value in sums.items()}
     loss = float(host.pop("loss")) / samples
     # Python's own floats, because a metric library may return NumPy scalars or tensors, which JSON cannot hold.

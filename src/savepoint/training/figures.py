@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from savepoint import checkpoint, system
+from savepoint import checkpoint, parallel, system
 from savepoint.errors import ConfigError
 from savepoint.training import evaluation
 from savepoint.training.state import Parts, TrainState
@@ -37,9 +37,11 @@ def draw_if_due(state: TrainState, parts: Parts, directory: Path, stop: system.s
     if every is None or (state.epoch + 1) % every != 0 or not hasattr(parts.task, "figures"):
         return True
     drawn, model = {}, state.model
-    with contextlib.suppress(evaluation.Stopped), evaluation.validating(model, parts, state.epoch, stop) as batches:
-        drawn = render(parts.task, parts.forward, batches, parts)
-    if stop.signal is not None:
+    if parallel.leads():
+        validating = evaluation.validating(model, parts, state.epoch, stop, whole=True)
+        with contextlib.suppress(evaluation.Stopped), validating as batches:
+            drawn = render(parts.task, parts.forward, batches, parts)
+    if stop.agree() is not None:
         return False
     name = checkpoint.name_of(epoch=state.epoch + 1, step=state.step)
     try:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 
 import torch
 
-from savepoint import runs, system
+from savepoint import parallel, runs, system
 from savepoint.errors import NonFiniteError
 from savepoint.trackers import Tracker
 from savepoint.training import evaluation
 from savepoint.training.progress import SPEED, Progress
 from savepoint.training.saves import Saves
 from savepoint.training.state import Parts, TrainState
+from savepoint.training.team import total
 
 log = logging.getLogger("savepoint")
 
@@ -53,9 +54,10 @@ class Logbook:
         state, parts = self._state, self._parts
         metrics, recent = {f"val/{name}": value for name, value in measured.items()}, {}
         speed = {}
-        if state.samples:
+        sums, samples = total(state.sums, state.samples)
+        if samples:
             speed = self._speed()
-            trained = evaluation.summarise(parts, state.sums, state.samples)
+            trained = evaluation.summarise(parts, sums, samples)
             metrics = {f"train/{name}": value for name, value in trained.items()} | metrics | self._rates()
             recent = self._recent() if self._due() else {}
         state.metrics, state.sums, state.samples = metrics, {}, 0
@@ -88,13 +90,14 @@ class Logbook:
         This waits for the device, so it must not be called at every step.
         """
         state, (loss, samples), before = self._state, self._state.logged, self._state.logged_sums
-        state.logged = float(state.sums["loss"]), state.samples
-        state.logged_sums = {name: value.clone() for name, value in state.sums.items() if name != "loss"}
-        recent = {"train/recent_loss": (state.logged[0] - loss) / (state.samples - samples)}
+        sums_so_far, samples_so_far = total(state.sums, state.samples)
+        state.logged = float(sums_so_far["loss"]), samples_so_far
+        state.logged_sums = {name: value.clone() for name, value in sums_so_far.items() if name != "loss"}
+        recent = {"train/recent_loss": (state.logged[0] - loss) / (samples_so_far - samples)}
         if samples == 0 or before.keys() == state.logged_sums.keys():  # the first checkpoints lack the sums before
             now = state.logged_sums
             sums = {name: (value - before[name] if samples else value).cpu() for name, value in now.items()}
-            values = self._parts.task.compute(sums, state.samples - samples)
+            values = self._parts.task.compute(sums, samples_so_far - samples)
             recent |= {f"train/recent_{name}": float(value) for name, value in values.items()}
         return recent | self._rates() | self._trouble()
 
@@ -112,8 +115,9 @@ class Logbook:
         return found
 
     def _speed(self) -> dict[str, float]:
-        """Compute the samples per second since the clock was started."""
-        return {SPEED: (self._state.samples - self._samples) / (time.perf_counter() - self._started)}
+        """Compute the samples per second since the clock was started. Ranks have equal shares, but for one sample."""
+        samples = (self._state.samples - self._samples) * parallel.count()
+        return {SPEED: samples / (time.perf_counter() - self._started)}
 
     def _notice_nonfinite(self, values: Mapping[str, float]) -> None:
         """Warn about the first logged value that is NaN or infinite, or end the run.

@@ -37,6 +37,8 @@ def fit(
         # within the epoch calls this again.
         if begin := getattr(state.model, "begin_epoch", None):
             begin(state.epoch)
+        if parts.team is not None:
+            parts.team.begin_epoch()
         batches = parts.train.epoch(state.epoch, start=state.batch, order=state.order)
         # An evaluation is due here before the first update, and after an interruption during an evaluation.
         interrupted = by_steps and state.step > 0 and evaluation.due(state, parts)
@@ -55,7 +57,7 @@ def fit(
                 break  # the state is still that of the last update, so a resumed run evaluates again
             if state.step == trainer.max_steps or stop.signal is not None:
                 break
-            if _due(cadence.every_n_steps, state.step) or saves.due():
+            if _due(cadence.every_n_steps, state.step) or _due_by_clock(saves, parts):
                 saves.save(state)
         if state.batch < len(parts.train) or stop.signal is not None:
             break
@@ -87,6 +89,10 @@ def finished(state: TrainState, parts: Parts) -> bool:
 
 def _due(every: int | None, count: int) -> bool:
     return every is not None and count % every == 0
+
+
+def _due_by_clock(saves: Saves, parts: Parts) -> bool:
+    return saves.due() if parts.team is None else parts.team.due
 
 
 def _evaluate_if_due(state: TrainState, parts: Parts, logbook: Logbook, stop: system.signals.Stop) -> bool:

@@ -20,10 +20,12 @@ from savepoint.training.task import Outcome
 def own_update(state: TrainState, parts: Parts, window: list[Any]) -> int:
     """Let the task make one update from a window of batches. Returns: the number of samples in the window."""
     step, samples = Step(state, parts, batches=len(window)), 0
-    for batch in window:
-        outcome = step.take(parts.task, batch)
-        outcome.add_to(state.sums)
-        samples += outcome.samples
+    for number, batch in enumerate(window):
+        share = parts.share(state.batch + number)
+        outcome = step.take(parts.task, batch, share)
+        if share:
+            outcome.add_to(state.sums)
+            samples += outcome.samples
     state.grad_norms |= step.grad_norms
     return samples
 
@@ -46,7 +48,7 @@ class Step:
     def __init__(self, state: TrainState, parts: Parts, *, batches: int) -> None:
         self.model: Any = parts.forward
         self.number, self.epoch, self.device = state.step, state.epoch, parts.device
-        self._parts, self._left = parts, batches
+        self._parts, self._left, self._counted = parts, batches, 1
         self._accumulates = parts.settings.trainer.accumulate > 1
         wants_norm = parts.wants_norm(state)
         self._shares = {name: _Share(one, parts, wants_norm=wants_norm) for name, one in state.optimizers.items()}
@@ -82,13 +84,18 @@ class Step:
         Raises: ConfigError for a name that the config does not have, a loss without a graph, a missing `samples`.
         """
         share = self._share(loss, optimizer, samples)
-        share.differentiate(loss, samples or 1, retain_graph=retain_graph)
+        mine = self._counted
+        share.differentiate(loss, samples or mine if mine else 0, retain_graph=retain_graph)
         share.limit = clip_grad_norm or self._parts.settings.trainer.clip_grad_norm
         if self._left <= 1:
             share.step()
 
-    def take(self, task: Any, batch: Any) -> Outcome:
-        """Let the task work on one batch. At the window's end every optimizer has stepped."""
+    def take(self, task: Any, batch: Any, counted: int = 1) -> Outcome:
+        """Let the task work on one batch. At the window's end every optimizer has stepped.
+
+        counted: how many samples of the batch count, where several ranks divide it; 0 for a placeholder.
+        """
+        self._counted = counted
         batch = data.to_device(batch, self.device)
         with self._parts.autocasting():
             outcome = task.update(self, batch)
@@ -98,7 +105,7 @@ class Step:
         self._left -= 1
         for share in self._shares.values():
             share.minimized = False
-            if self._left == 0 and share.samples:  # it was minimized in an earlier batch of the window, not in this one
+            if self._left == 0 and share.pending:  # it was minimized in an earlier batch of the window, not in this one
                 share.step()
         return outcome
 
@@ -134,10 +141,15 @@ class _Share:
         self.norm: Tensor | None = None  # of the last gradient that it stepped on
         self.minimized = False  # in this batch
         self.samples = self._unit = 0
-        self._kind = parts.device.type
+        self._kind, self._team = parts.device.type, parts.team
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is a gradient that the optimizer has not stepped on."""
+        return self._unit > 0
 
     def differentiate(self, loss: Tensor, samples: int, *, retain_graph: bool) -> None:
-        self._unit = self._unit or samples
+        self._unit = self._unit or samples or 1
         self.samples += samples
         # Weighted relative to the first batch. The division by the window's size follows in `step`.
         weighted = loss if samples == self._unit else loss * (samples / self._unit)
@@ -151,7 +163,10 @@ class _Share:
         one, gradients = self.one, [each.grad for each in self._parameters() if each.grad is not None]
         if not gradients:
             raise ConfigError("task: a loss that minimize is given depends on no parameter of its optimizer.")
-        if self.samples != self._unit:
+        if self._team is not None:
+            self._team.weigh(self.samples, self._unit)
+            self._team.reduce(gradients)
+        elif self.samples != self._unit:
             torch._foreach_mul_(gradients, self._unit / self.samples)
         if self.limit is not None or self._wants_norm:
             one.scaler.unscale_(one.optimizer)

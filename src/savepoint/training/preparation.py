@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from savepoint import checkpoint, runs, system, trust, weights
+from savepoint import checkpoint, parallel, runs, system, trust, weights
 from savepoint.config import Difference, Settings, by_name
 from savepoint.data import end_workers
 from savepoint.errors import CheckpointError, MisfitError, UserError
@@ -19,6 +19,7 @@ from savepoint.training import build, fork, optimization, report, schedules, sta
 from savepoint.training.loop import finished
 from savepoint.training.scoring import check_test_split
 from savepoint.training.state import Parts, TrainState
+from savepoint.training.team import Team
 
 THREADS = torch.get_num_threads()  # before any run of this process sets another number
 log = logging.getLogger("savepoint")
@@ -67,6 +68,12 @@ def _build(job: runs.Job) -> tuple[TrainState, Parts]:
             state.restore(train_state, resumed)
         elif settings.init_from is not None:
             _load_weights(job, train_state)
+    if parallel.count() > 1:
+        if parallel.rank() and resumed is None:  # the model was built alike on all ranks, and dropout shall differ
+            system.rng.seed(system.rng.fold_in(settings.seed, "rank", parallel.rank()))
+        forward = None if hasattr(parts.task, "update") else parts.forward
+        team = Team(train_state.model, forward, every_parameter=parts.every_parameter)
+        parts = dataclasses.replace(parts, team=team)
     # Weights that the run began with stay on record, even if this resume has not loaded them again.
     loaded += [each for each in recorded or [] if each not in loaded]
     if loaded:

@@ -9,13 +9,14 @@ import logging
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from savepoint import data, system, trust
+from savepoint import data, parallel, system, trust
 from savepoint.errors import BuildError, ConfigError, UserError
 from savepoint.training import example, figures
 from savepoint.training.evaluation import measure
@@ -28,7 +29,21 @@ MISFITS = (ValueError, RuntimeError, TypeError, IndexError)
 log = logging.getLogger("savepoint")
 
 
-def rehearse(state: TrainState, parts: Parts, *, source: Path) -> tuple[set[str] | None, bytes | None]:
+@dataclass(frozen=True)
+class Rehearsal:
+    """What the few batches have shown.
+
+    measured: the names that an evaluation of the task's own measures; None if it has no such evaluation or they are not
+    known, empty without validation data. example: what `example.pack` makes of the calls of the model.
+    every_parameter: whether the loss reaches every parameter. Only found out where several ranks train.
+    """
+
+    measured: set[str] | None = None
+    example: bytes | None = None
+    every_parameter: bool = False
+
+
+def rehearse(state: TrainState, parts: Parts, *, source: Path) -> "Rehearsal":
     """Call the task on a training and on a validation batch, and leave no trace.
 
     An update of the task's own is made without the steps of its optimizers; an evaluation of its own gets one batch.
@@ -36,15 +51,13 @@ def rehearse(state: TrainState, parts: Parts, *, source: Path) -> tuple[set[str]
     A model that cannot be copied is not rehearsed.
 
     source: the directory that holds the `project` package.
-    Returns: the names that an evaluation of the task's own measures, and what `example.pack` makes of the calls of the
-    model. The names are None if the task has no evaluation or they are not known, and empty without validation data.
     Raises: ConfigError or BuildError that names the classes, the batch and the line of the fork's own code.
     """
     with system.rng.isolated():
         try:
             model, task = copy.deepcopy((state.model, parts.task))
         except Exception:  # for example a lock or an open file among the attributes: the first batch will show faults
-            return None, None
+            return Rehearsal()
         update = functools.partial(_update, state) if hasattr(task, "update") else _call
         evaluate = _evaluate if hasattr(task, "evaluate") else _call
         measured: set[str] | None = set()
@@ -54,7 +67,8 @@ def rehearse(state: TrainState, parts: Parts, *, source: Path) -> tuple[set[str]
                 measured = _try(evaluate, model, task, parts, "validation", source)
         if hasattr(task, "figures") and parts.settings.trainer.figures_every_n_epochs is not None:
             _try(_draw, model, task, parts, "validation", source)
-        return measured, example.pack(calls)
+        every = all(each.grad is not None for each in model.parameters() if each.requires_grad)
+        return Rehearsal(measured, example.pack(calls), every)
 
 
 def _try(
@@ -103,6 +117,8 @@ def _call(model: nn.Module, task: Any, batch: Any, parts: Parts, split: str) -> 
             f"task: {type(task).__name__} returns a {type(outcome).__name__}, and has to return an Outcome."
         )
     _check_loss(task, outcome)
+    if split == "training" and parallel.count() > 1:
+        outcome.loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _evaluate(model: nn.Module, task: Any, batch: Any, parts: Parts, split: str) -> set[str]:

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from savepoint import checkpoint, runs
+from savepoint import checkpoint, parallel, runs
 from savepoint.data import NoData
 from savepoint.errors import UserError
 from savepoint.training.loop import finished
@@ -25,7 +25,8 @@ def introduce(job: runs.Job, parts: Parts, train_state: TrainState, source: dict
     )
     parameters = sum(parameter.numel() for parameter in train_state.model.parameters())
     log.info("run %s  %s", job.run.id, job.run.directory)
-    log.info("device %s (%d threads)  %s: %s parameters", parts.device, source["threads"],
+    ranks = f"{parallel.count()} ranks, " if parallel.count() > 1 else ""
+    log.info("device %s (%s%d threads)  %s: %s parameters", parts.device, ranks, source["threads"],
              type(train_state.model).__name__, f"{parameters:,}")  # fmt: skip
     log.info("%s", _data(parts))
     if resumed is not None:

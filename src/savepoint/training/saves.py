@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from savepoint import checkpoint
+from savepoint import checkpoint, parallel
 from savepoint.checkpoint import Snapshot
 from savepoint.config import Settings
 from savepoint.errors import CheckpointError
@@ -51,6 +51,7 @@ class Saves:
     def save(self, state: TrainState, *, last: bool = False) -> None:
         """Copy the state and let another thread write it as a checkpoint, then delete what retention does not keep.
 
+        Of several ranks, rank 0 writes, and all have to call this.
         Waits for the previous save first, so there are never two at once. If the disk refuses a checkpoint, a warning
         says so and training goes on. The last save is durable on return.
         Raises: OSError if the disk refuses the last save; whatever else stopped the previous save.
@@ -59,6 +60,8 @@ class Saves:
         self._saved = time.monotonic()
         state.history_lines = self.history.lines
         draft = self._draft(state)
+        if not parallel.leads():
+            return
         if last:
             self._publish(draft)
         elif self._settings.async_save:

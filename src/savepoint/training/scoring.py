@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from savepoint import checkpoint, registry, runs, system, trust, weights
+from savepoint import checkpoint, parallel, registry, runs, system, trust, weights
 from savepoint.checkpoint import Checkpoint
 from savepoint.config import Settings
 from savepoint.data import to_device
@@ -70,9 +70,10 @@ def _assemble(config: dict[str, Any], settings: Settings, *, split: str, source:
 def score_test(job: Job, state: TrainState, parts: Parts, stop: system.signals.Stop) -> None:
     """Evaluate the best checkpoint on the test split after training is finished, if `trainer.test` asks for it.
 
+    Of several ranks, rank 0 does that.
     Without a `checkpoint.monitor`, or if none of the kept checkpoints was measured, the last checkpoint is evaluated.
     """
-    if not job.settings.trainer.test or not finished(state, parts):
+    if not job.settings.trainer.test or not finished(state, parts) or not parallel.leads():
         return
     root, kept = job.run.checkpoints, job.settings.checkpoint
     ranked = [] if kept.monitor is None else checkpoint.best(root, monitor=kept.monitor, mode=kept.mode)

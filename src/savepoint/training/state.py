@@ -6,6 +6,7 @@ the fields that they save, so that a missing field is seen at a glance.
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import UnionType
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from savepoint import checkpoint, system, weights
+from savepoint import checkpoint, parallel, system, weights
 from savepoint.checkpoint import Checkpoint
 from savepoint.config import Settings
 from savepoint.data import NEWEST_ORDER, OLDEST_ORDER, ORDERS, Batches, NoData, Stream, to_device
@@ -24,6 +25,7 @@ from savepoint.registry import Stateful
 from savepoint.training import optimization
 from savepoint.training.optimization import Optimization, naming
 from savepoint.training.task import Outcome, Task
+from savepoint.training.team import Team, added_up, gather
 from savepoint.weights import restore_model
 
 
@@ -65,6 +67,8 @@ class Parts:
     forward: the model, or its compiled wrapper. searches: whether the optimizer evaluates the model itself, several
     times in each update. fingerprints: for each split, what tells its data from other data. weights: the origin and
     the digests of weights that were loaded from elsewhere. example: a call of the model, as a safetensors file.
+    every_parameter: whether each update reaches every parameter; looked at only where several ranks train.
+    team: the other ranks, if several processes train the run.
     """
 
     settings: Settings
@@ -78,6 +82,15 @@ class Parts:
     fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
     weights: list[dict[str, Any]] = field(default_factory=list)
     example: bytes | None = None
+    every_parameter: bool = False
+    team: Team | None = None
+
+    def share(self, batch: int) -> int:
+        """Return how many samples of a training batch count, by the batch's number in the epoch; 1 if all do.
+
+        Several ranks divide each batch. A rank for which nothing is left has a placeholder, and 0.
+        """
+        return 1 if self.team is None else self.train.share(batch)
 
     def autocasting(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context that computes in the precision of `amp`."""
@@ -117,6 +130,8 @@ _LATER: dict[str, type | UnionType] = {
     **dict.fromkeys(("logged_sums", "grad_norms"), dict),
 }
 _STATES = ("model_extra", "model_versions", "rng")
+# Entries in which the ranks of a run differ.
+_OF_RANKS = {"sums": dict, "samples": int, "registered": dict, "rng": dict}
 
 
 def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -139,7 +154,19 @@ def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "stream": state.stream.state_dict() if state.stream else None,
         "rng": system.rng.capture(),
     }
-    return model, tree
+    return model, tree | _of_all_ranks(tree)
+
+
+def _of_all_ranks(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries in which ranks differ: once as one process needs them, and under `ranks` for each rank.
+
+    Everything else is the same on all ranks. A run of one process has no such entries.
+    """
+    if parallel.count() == 1:
+        return {}
+    ranks = gather({name: tree[name] for name in _OF_RANKS})
+    sums, samples = added_up(ranks)
+    return {"ranks": ranks, **ranks[0], "sums": sums, "samples": samples}
 
 
 def _holds(name: str, value: Any) -> bool:
@@ -156,7 +183,8 @@ def _extra(name: str) -> bool:
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     """Make a freshly built state the saved one. Raises: CheckpointError that names what does not fit."""
     _check_entries(checkpoint)
-    saved = checkpoint.state
+    saved = _of_this_rank(checkpoint)
+    checkpoint = dataclasses.replace(checkpoint, state=saved)
     restore_model(state.model, checkpoint)
     if "frozen" in saved:  # the first checkpoints lack it
         for name, parameter in state.model.named_parameters():
@@ -183,6 +211,27 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     # Last, because building the model and the data drew from these generators.
     with naming(checkpoint, "rng"):
         system.rng.restore(saved["rng"])
+        if parallel.rank() and not _same_ranks(saved):
+            # Another number of ranks trained before, so this rank begins a random sequence of its own.
+            system.rng.seed(system.rng.fold_in(int(torch.randint(2**62, ())), "rank", parallel.rank()))
+
+
+def _same_ranks(saved: dict[str, Any]) -> bool:
+    return isinstance(saved.get("ranks"), list) and len(saved["ranks"]) == parallel.count()
+
+
+def _of_this_rank(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the state as this rank goes on from it.
+
+    If another number of ranks saved it, rank 0 takes over the sums of all. Raises: CheckpointError.
+    """
+    saved = checkpoint.state
+    if _same_ranks(saved):
+        own = saved["ranks"][parallel.rank()]
+        if not isinstance(own, dict) or not all(isinstance(own.get(key), kind) for key, kind in _OF_RANKS.items()):
+            raise CheckpointError(f"{checkpoint.path}: its state of rank {parallel.rank()} cannot be read.")
+        return saved | {name: own[name] for name in _OF_RANKS}
+    return saved if parallel.leads() else saved | {"sums": {}, "samples": 0}
 
 
 def restore_for_evaluation(state: TrainState, checkpoint: Checkpoint) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from savepoint import system
 from savepoint.training.own_update import clip, own_update
 from savepoint.training.state import Parts, TrainState
+from savepoint.training.team import total as total_of_ranks
 
 
 def update(state: TrainState, parts: Parts, window: list[Any]) -> None:
@@ -29,6 +30,8 @@ def update(state: TrainState, parts: Parts, window: list[Any]) -> None:
         for one in state.optimizers.values():
             one.scaler.step(one.optimizer)
         one.scaler.update()  # the optimizers of one loss share a scaler
+    if parts.team is not None:
+        parts.team.end_update()
     if state.averaged is not None:
         state.averaged.update_parameters(state.model)
     # This comes before any checkpoint, because gradients are never saved. If optimizers have names, the model may have
@@ -41,16 +44,22 @@ def update(state: TrainState, parts: Parts, window: list[Any]) -> None:
 
 def _differentiate(state: TrainState, parts: Parts, window: list[Any], sums: dict[str, Tensor]) -> int:
     """Leave the window's clipped gradient in the parameters and add to `sums`. Returns: the number of samples."""
-    unit, total, scaler = 0, 0, next(iter(state.optimizers.values())).scaler
-    for batch in window:
-        outcome = parts.outcome(parts.forward, batch)
+    unit, total, scaler, team = 0, 0, next(iter(state.optimizers.values())).scaler, parts.team
+    for number, batch in enumerate(window, 1):
+        if team is not None:
+            team.collect(last=number == len(window))
+        outcome = parts.outcome(parts.forward if team is None else team.model, batch)
+        samples = outcome.samples if parts.share(state.batch + number - 1) else 0
         unit = unit or outcome.samples
-        total += outcome.samples
+        total += samples
         # Weighted relative to the first batch. The division by the window's size follows below, once it is known.
-        loss = outcome.loss if outcome.samples == unit else outcome.loss * (outcome.samples / unit)
+        loss = outcome.loss if samples == unit else outcome.loss * (samples / unit)
+        if team is not None and number == len(window):
+            team.weigh(total, unit)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        outcome.add_to(sums)
-    if total != unit:
+        if samples:
+            outcome.add_to(sums)
+    if team is None and total != unit:
         gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, unit / total)
     limit = parts.settings.trainer.clip_grad_norm
@@ -77,7 +86,8 @@ def _search(state: TrainState, parts: Parts, window: list[Any]) -> int:
         if samples:
             system.rng.restore(drawn)
         total = _differentiate(state, parts, window, sums)
-        loss = sums["loss"] / total
+        whole, count = total_of_ranks(sums, total)
+        loss = whole["loss"] / count
         if not samples:
             samples = total
             for name, value in sums.items():

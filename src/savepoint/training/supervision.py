@@ -12,13 +12,14 @@ from typing import Any
 import torch
 import torch._dynamo  # every optimizer imports it at its first call; imported here, it is under `memory.permanent`
 
-from savepoint import checkpoint, runs, system, trust
+from savepoint import checkpoint, parallel, runs, system, trust
 from savepoint.data import end_workers, worker_death
 from savepoint.errors import BuildError, UserError
-from savepoint.training import progress, report
+from savepoint.training import build, progress, report
 from savepoint.training.loop import finished
 from savepoint.training.saves import Saves
 from savepoint.training.state import Parts, TrainState
+from savepoint.training.team import Stop
 
 # How long the end of a run waits for points that the tracker has not stored yet, by the run's status.
 TRACKER_SECONDS = {"finished": 60.0, "failed": 60.0, "interrupted": 15.0}
@@ -34,12 +35,24 @@ def session(job: runs.Job) -> Iterator[None]:
     code; Interrupted if Ctrl-C ended the run; a bug's own exception, whose traceback is in train.log too.
     """
     try:
-        with progress.logs(job.run.directory), _explaining_failures(job):
+        with progress.logs(job.run.directory), _explaining_failures(job), _together(job):
             yield
     except OSError as error:
         if not runs.is_disk_error(error, job.run.directory):
             raise
         raise UserError(report.disk_refused(job, error)) from error
+
+
+@contextlib.contextmanager
+def _together(job: runs.Job) -> Iterator[None]:
+    """Form the group of all ranks that train the run, if there are several."""
+    if parallel.count() == 1:
+        yield
+        return
+    kind = build.pick_device(job.settings.trainer.device).type
+    seconds = job.settings.trainer.timeout_seconds
+    with parallel.attended(job.group), parallel.group(job.group, kind, seconds=seconds):
+        yield
 
 
 @contextlib.contextmanager
@@ -96,9 +109,13 @@ def supervise(
     saves = _open_saves(job, source, patch)
     job.run.update(status="running", name=job.settings.name, commands=_commands(job, source))
     report.introduce(job, parts, state, source, patch)
-    status, patient = "failed", True
+    status, patient, team = "failed", True, parts.team
     try:
-        with system.signals.watch(job.run.stop_file) as stop, _progress(parts, state) as shown, _profiled(job):
+        watching = system.signals.watch(job.run.stop_file, quiet=team is not None)
+        with watching as stop, _progress(parts, state) as shown, _profiled(job):
+            if team is not None:
+                stop = team.stop = Stop(stop)
+                team.clock = saves.due
             if system.signals.pressed():  # a library swallowed the interrupt while it was imported
                 raise KeyboardInterrupt
             if job.fork is not None:

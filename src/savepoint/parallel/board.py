@@ -1,0 +1,85 @@
+"""Notes that ranks leave for each other. torchrun keeps them, so they can be read while training is under way.
+
+This is torch's TCPStore: texts by name. It imports torch at the first use.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from savepoint.parallel.place import rank, restarts
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+CONNECT = timedelta(seconds=60)
+
+
+class Board:
+    """Notes by name, each a JSON value. Raises: ConnectionError in every method if whoever keeps the notes is gone."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    def write(self, name: str, note: Any) -> None:
+        """Leave a note, in place of an earlier one of that name."""
+        with _disconnecting():
+            _store().set(f"{self.prefix}/{name}", json.dumps(note))
+
+    def write_first(self, name: str, note: Any) -> None:
+        """Leave a note unless there is one of that name."""
+        with _disconnecting():
+            _store().compare_set(f"{self.prefix}/{name}", "", json.dumps(note))
+
+    def read(self, name: str) -> Any:
+        """Return a note, or None if there is none."""
+        with _disconnecting():
+            key = f"{self.prefix}/{name}"
+            return json.loads(_store().get(key)) if _store().check([key]) else None
+
+    def await_note(self, name: str, *, seconds: float) -> Any:
+        """Wait for a note and return it; None if there is none after so many seconds."""
+        until = time.monotonic() + seconds
+        while (note := self.read(name)) is None and time.monotonic() < until:
+            time.sleep(0.02)
+        return note
+
+
+def board() -> Board:
+    """Return the notes of this start of the ranks. After a restart by torchrun they are other ones."""
+    return Board(f"savepoint/{restarts()}")
+
+
+def lasting() -> Board:
+    """Return the notes that outlive a restart by torchrun."""
+    return Board("savepoint")
+
+
+@contextlib.contextmanager
+def _disconnecting() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch's DistNetworkError and DistStoreError
+        raise ConnectionError(str(error)) from error
+
+
+@functools.cache
+def _store() -> "Store":
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    first = rank() == 0 and not kept_by_torchrun
+    return TCPStore(address, port, is_master=first, wait_for_workers=False, timeout=CONNECT)
+
+
+def store(prefix: str) -> "Store":
+    """Return the same notes as torch.distributed takes them, under a prefix of their own."""
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    return PrefixStore(f"savepoint/{restarts()}/{prefix}", _store())

@@ -1,0 +1,147 @@
+"""Notice that a rank has failed, died or hangs, and say in one line which rank and why.
+
+While a run trains, each rank has a thread that leaves a sign of life every second. Where ranks wait for each other in
+vain, the signs tell who is missing: a rank that died leaves none, and one that hangs says where it stands.
+"""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from savepoint.errors import UserError
+from savepoint.parallel.board import Board, board
+from savepoint.parallel.place import count, rank
+
+BEAT_SECONDS = 0.5
+# How long to look for signs of life, before a rank that gives none is taken for dead.
+LOOK_SECONDS = 4 * BEAT_SECONDS
+# What torch.distributed says if another rank does not answer, has closed its connection, or was never there.
+_OTHERS = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "Connection refused",
+           "NCCL", "gloo", "Socket", "recvValue failed", "process group")  # fmt: skip
+
+
+class LostRankError(UserError):
+    """Ends the training of a run because another rank has failed, died or hangs."""
+
+
+class Health:
+    """The signs of life of the ranks of one run.
+
+    name: of no other run of these processes. asked: called every second; a number asks all ranks to stop.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._board = Board(f"{board().prefix}/health/{name}")
+        self._main, self._ended = threading.get_ident(), threading.Event()
+        self.asked: int | None = None  # what another rank was asked
+        self._thread = threading.Thread(target=self._beat, name="health", daemon=True)
+        self._thread.start()
+
+    def ask(self, number: int) -> None:
+        """Let every rank know within a second that this one was asked to stop, by a signal of this number."""
+        with contextlib.suppress(ConnectionError):
+            self._board.write("stop", number)
+
+    def fail(self, error: BaseException) -> None:
+        """Let the others know why this rank fails."""
+        words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(ConnectionError):
+            self._board.write_first("failure", {"rank": rank(), "words": " ".join(words.split())})
+
+    def failure(self) -> tuple[int, str] | None:
+        """Return the rank that failed first, and why; None if no rank has said so."""
+        with contextlib.suppress(ConnectionError):
+            if (note := self._board.read("failure")) is not None:
+                return note["rank"], note["words"]
+        return None
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def explain(self, error: BaseException) -> LostRankError | None:
+        """Return what became of another rank if that is why this rank fails; None if the error is this rank's own."""
+        if not isinstance(error, RuntimeError) or not any(words in str(error) for words in _OTHERS):
+            return None
+        failure = self.failure()
+        if failure is None:
+            with contextlib.suppress(ConnectionError):
+                before = self._signs()
+                self._board.write("where", True)
+                time.sleep(LOOK_SECONDS)
+                after = self._signs()
+                failure = self.failure() or _diagnosis(before, after)
+        who, why = failure or (None, "it cannot be reached any more")
+        name = "Another rank" if who is None else f"Rank {who} of {count()}"
+        return LostRankError(f"{name} does not train any more: {why}")
+
+    def _signs(self) -> list[dict[str, Any]]:
+        return [self._board.read(f"sign/{each}") or {} for each in range(count())]
+
+    def _beat(self) -> None:
+        number = 0
+        while not self._ended.is_set():
+            number += 1
+            with contextlib.suppress(ConnectionError):
+                place = _place(self._main) if self._board.read("where") else None
+                self._board.write(f"sign/{rank()}", {"number": number, "place": place})
+                self.asked = self._board.read("stop")
+            self._ended.wait(BEAT_SECONDS)
+
+
+def _diagnosis(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> tuple[int, str] | None:
+    """Say which rank died or hangs, from the signs of life at two moments; None if all seem well."""
+    for each in range(count()):
+        if each != rank() and before[each].get("number") == after[each].get("number"):
+            return each, "its process has died. Most often it was killed, for example for lack of memory."
+    for each, sign in enumerate(after):
+        if each != rank() and (place := sign.get("place")):
+            return each, f"it hangs at {place}."
+    return None
+
+
+def _place(thread: int) -> str | None:
+    """Say where a thread stands: in the innermost file that is not torch's or Python's. None if it waits for ranks."""
+    frame: FrameType | None = sys._current_frames().get(thread)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.match("torch/distributed/*.py") or path.match("savepoint/parallel/*.py"):
+            return None
+        if "site-packages" not in path.parts and not path.is_relative_to(sys.base_prefix):
+            return f"{'/'.join(path.parts[-3:])}, line {frame.f_lineno} ({frame.f_code.co_name})"
+        frame = frame.f_back
+    return "an unknown place"
+
+
+_current: list[Health] = []
+
+
+def current() -> Health | None:
+    """Return the signs of life of the run that this process trains with others; None if it trains none, or alone."""
+    return _current[-1] if _current else None
+
+
+@contextlib.contextmanager
+def attended(name: str) -> Iterator[None]:
+    """Keep up signs of life during the block, and find out who is to blame if it fails.
+
+    name: of no other run of these processes.
+    Raises: LostRankError in place of an error that another rank caused.
+    """
+    health = Health(name)
+    _current.append(health)
+    try:
+        yield
+    except Exception as error:
+        if (lost := health.explain(error)) is not None:
+            raise lost from error
+        health.fail(error)
+        raise
+    finally:
+        _current.remove(health)
+        health.end()
