@@ -349,7 +349,8 @@ NUMBERS = [float(number) for number in range(50)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_each_sample_of_a_small_data_set_counts(workers: int) -> None:
+def test_each_sample_of_a_small_data_set_counts(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FINGERPRINT_SECONDS", 60.0)  # the moment itself would be too short on a busy machine
     facts = of(Stored(NUMBERS), num_workers=workers).facts()
     assert (facts["samples"], facts["digested"]) == (50, 50)
     assert facts == of(Stored(NUMBERS), num_workers=2 - workers, seed=9, split="val", batch_size=7).facts()

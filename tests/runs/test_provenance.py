@@ -39,7 +39,7 @@ def test_commit_branch_and_dirt_are_known(repository: Path) -> None:
 
 def test_record_is_json_and_names_versions_hardware_threads_host_and_command(repository: Path) -> None:
     found = json.loads(json.dumps(provenance.gather_provenance(repository)))
-    assert set(found) == {"git", "versions", "hardware", "threads", "host", "command", "time"}
+    assert set(found) == {"git", "versions", "hardware", "threads", "ranks", "host", "command", "time"}
     assert found["versions"]["python"] == sys.version.split()[0] and found["versions"]["torch"]
     assert found["threads"] >= 1 and found["hardware"]["cores"] >= 1
 

@@ -99,7 +99,7 @@ BATCH = "(float32 [4, 8, 8], int64 [4])"
     ("model", "task", "kind", "told"),
     [
         (Fixed(3), Classification(), ConfigError, "model, data and task (Fixed, Digits, Classification) do not work together on a "
-                                                  f"training batch of {BATCH}: IndexError: Target 8 is out of bounds."),
+                                                  f"training batch of {BATCH}: IndexError: Target 4 is out of bounds."),
         (nn.Linear(3, 3), Classification(), ConfigError, "model, data and task (Linear, Digits, Classification) do not work together"),
         (Fixed(error=KeyError("x")), Classification(), BuildError, "model, data and task (Fixed, Digits, Classification) do not"),
         (Fixed(error=ConfigError("own words")), Classification(), ConfigError, "own words"),

@@ -9,6 +9,7 @@ Rooms, in reading order:
     state         TrainState, which is saved, and Parts, which are rebuilt from the config
     own_update    updates that a fork's task writes out itself, with `step.minimize`
     optimization  an optimizer with its schedule and its scaler: what is saved of them
+    team          the other ranks of the run: gradients, sums of metrics, requests to stop
     task          what a batch means: the interface of a fork's own tasks
     build         from a checked config to TrainState and Parts
     datasets      build a split of the data and its batches
