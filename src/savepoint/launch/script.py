@@ -1,12 +1,14 @@
 """Run a script's work, and turn whatever it raises into one clear message and an exit code."""
 
+import atexit
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from savepoint import system, trust
+from savepoint import parallel, system, trust
 from savepoint.config import explain
 from savepoint.errors import UserError
 
@@ -53,4 +55,10 @@ def _refuse(message: str) -> int:
 def leave(code: int) -> NoReturn:
     """End the process with this exit code, without a last garbage collection over all of torch."""
     system.memory.leave()
+    if parallel.count() > 1:
+        # A rank that still ends when torchrun's SIGTERM comes would die of it, because Python lets go of its handlers.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

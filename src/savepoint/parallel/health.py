@@ -5,9 +5,12 @@ vain, the signs tell who is missing: a rank that died leaves none, and one that 
 """
 
 import contextlib
+import logging
+import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -17,6 +20,7 @@ from savepoint.errors import UserError
 from savepoint.parallel.board import Board, board
 from savepoint.parallel.place import count, rank
 
+log = logging.getLogger("savepoint")
 BEAT_SECONDS = 0.5
 # How long to look for signs of life, before a rank that gives none is taken for dead.
 LOOK_SECONDS = 4 * BEAT_SECONDS
@@ -38,6 +42,7 @@ class Health:
     def __init__(self, name: str) -> None:
         self._board = Board(f"{board().prefix}/health/{name}")
         self._main, self._ended = threading.get_ident(), threading.Event()
+        self._said = False  # whether this rank has said itself why it fails
         self.asked: int | None = None  # what another rank was asked
         self._thread = threading.Thread(target=self._beat, name="health", daemon=True)
         self._thread.start()
@@ -49,15 +54,25 @@ class Health:
 
     def fail(self, error: BaseException) -> None:
         """Let the others know why this rank fails."""
+        self._said = True
         words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = "" if isinstance(error, UserError) else f" ({last.filename}, line {last.lineno})"
+        note = {"rank": rank(), "words": " ".join(words.split()) + place}
         with contextlib.suppress(ConnectionError):
-            self._board.write_first("failure", {"rank": rank(), "words": " ".join(words.split())})
+            self._board.write_first("failure", note | {"traceback": "".join(traceback.format_exception(error))})
 
     def failure(self) -> tuple[int, str] | None:
         """Return the rank that failed first, and why; None if no rank has said so."""
         with contextlib.suppress(ConnectionError):
             if (note := self._board.read("failure")) is not None:
                 return note["rank"], note["words"]
+        return None
+
+    def traceback(self) -> str | None:
+        """Return the traceback of the rank that failed first; None if there is none."""
+        with contextlib.suppress(ConnectionError):
+            return (self._board.read("failure") or {}).get("traceback")
         return None
 
     def end(self) -> None:
@@ -75,10 +90,10 @@ class Health:
                 self._board.write("where", True)
                 time.sleep(LOOK_SECONDS)
                 after = self._signs()
-                failure = self.failure() or _diagnosis(before, after)
-        who, why = failure or (None, "it cannot be reached any more")
-        name = "Another rank" if who is None else f"Rank {who} of {count()}"
-        return LostRankError(f"{name} does not train any more: {why}")
+                if (found := _diagnosis(before, after)) is not None:
+                    self._board.write_first("failure", {"rank": found[0], "words": found[1]})
+                failure = self.failure()
+        return LostRankError(_sentence(*failure) if failure else "Another rank cannot be reached any more.")
 
     def _signs(self) -> list[dict[str, Any]]:
         return [self._board.read(f"sign/{each}") or {} for each in range(count())]
@@ -87,6 +102,10 @@ class Health:
         number = 0
         while not self._ended.is_set():
             number += 1
+            if not self._said and (failure := self.failure()) is not None and failure[0] == rank():
+                # The others have given this rank up, and its main thread does not come back.
+                print(f"error: {_sentence(*failure)}", file=sys.stderr, flush=True)
+                os._exit(1)
             with contextlib.suppress(ConnectionError):
                 place = _place(self._main) if self._board.read("where") else None
                 self._board.write(f"sign/{rank()}", {"number": number, "place": place})
@@ -103,6 +122,10 @@ def _diagnosis(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> tup
         if each != rank() and (place := sign.get("place")):
             return each, f"it hangs at {place}."
     return None
+
+
+def _sentence(failed: int, why: str) -> str:
+    return f"Rank {failed} of {count()} does not train any more: {why}"
 
 
 def _place(thread: int) -> str | None:
@@ -139,6 +162,8 @@ def attended(name: str) -> Iterator[None]:
         yield
     except Exception as error:
         if (lost := health.explain(error)) is not None:
+            trace = health.traceback()
+            log.error("%s", lost if trace is None else f"The other rank's traceback:\n{trace}", exc_info=error)
             raise lost from error
         health.fail(error)
         raise
