@@ -599,6 +599,11 @@ def test_a_checkpoint_gets_its_name_after_all_else_is_on_the_disk(
     synced = [call.removeprefix("fsync ") for call in calls[:named] if call.startswith("fsync")]
     # Each file, the manifest last, then the directory that names them; before all, the root's own name.
     assert synced == [tmp_path.name, MODEL, TRAINING, STATE, CONFIG, PROVENANCE, PATCH, MANIFEST, hidden]
+    # Nothing of the manifest is written before all that it counts on is on the disk.
+    manifest = calls.index(f"open {MANIFEST}")
+    assert [call for call in calls[:manifest] if call.startswith("fsync")][1:] == [
+        f"fsync {name}" for name in synced[1:7]
+    ]
     assert calls[named + 1 :] == ["open checkpoints", "fsync checkpoints"]
 
 

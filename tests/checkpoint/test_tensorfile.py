@@ -185,6 +185,13 @@ def test_a_tensor_that_has_to_be_copied_is_copied_in_pieces(
     assert max(map(len, written)) <= most and len(written) <= 2 * tensor.numel() // 24
 
 
+def test_a_conjugate_that_is_only_a_flag_is_copied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorfile, "PIECE", 24)
+    tensor = torch.randn(20, dtype=torch.complex64).conj()
+    written = chunks([tensor])
+    assert b"".join(written) == bits(tensor.resolve_conj()) and max(map(len, written)) <= 24
+
+
 def test_a_large_tensor_that_lies_as_it_is_written_is_one_piece_of_its_own_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

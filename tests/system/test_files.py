@@ -50,16 +50,34 @@ def test_write_syncs_all_bytes_of_the_file(tmp_path: Path, calls: list[str]) -> 
     assert (tmp_path / "a").read_bytes() == b"12345"
 
 
+def test_files_of_one_save_are_all_written_before_the_first_of_them_is_synced(
+    tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted, sizes = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        sizes.append({path.name: path.stat().st_size for path in tmp_path.iterdir()})
+        noted(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    written = files.write_together({tmp_path / "a": b"12345", tmp_path / "b": [b"1", b"2"], tmp_path / "c": b""})
+    assert written == {tmp_path / "a": 5, tmp_path / "b": 2, tmp_path / "c": 0}
+    assert sizes == [{"a": 5, "b": 2, "c": 0}] * 3
+    assert calls == ["fsync a (5)", "fsync b (2)", "fsync c (0)"]
+
+
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
-def test_the_disk_is_asked_to_begin_before_all_is_written(
+def test_the_disk_is_asked_to_begin_before_all_is_written_and_before_the_sync(
     tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(files, "_WINDOW", 10)
-    monkeypatch.setattr(os, "posix_fadvise", lambda _, offset, count, __: asked.append((offset, count)))
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda _, offset, count, __: asked.append((offset, count)) if not calls else None
+    )
     data = bytes(range(37))
     assert files.write(tmp_path / "a", [data[:4], data[4:15], data[15:36], data[36:]]) == 37
-    assert asked == [(0, 10), (10, 10), (20, 10)]
+    assert asked == [(0, 10), (10, 10), (20, 10), (30, 7)]
     assert (tmp_path / "a").read_bytes() == data and calls == ["fsync a (37)"]
 
 
@@ -333,6 +351,22 @@ def test_an_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert caught.value.filename == str(path)
 
 
+def test_an_error_names_the_one_of_several_files_that_the_disk_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def ill(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", ill)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        files.write_together({tmp_path / "a": b"1", tmp_path / "b": b"12", tmp_path / "c": b"1"})
+    assert caught.value.filename == str(tmp_path / "b")
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 def test_no_file_is_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ill(_: int) -> None:
@@ -342,7 +376,8 @@ def test_no_file_is_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     files.write(tmp_path / "a", b"")
     files.sync_directory(tmp_path)
     monkeypatch.setattr(os, "fsync", ill)
-    for call in (lambda: files.write(tmp_path / "b", b""), lambda: files.sync_directory(tmp_path)):
+    two = {tmp_path / "c": b"", tmp_path / "d": b""}
+    for call in (lambda: files.write_together(two), lambda: files.sync_directory(tmp_path)):
         with pytest.raises(OSError, match="Input/output error"):
             call()
     assert os.listdir("/proc/self/fd") == before

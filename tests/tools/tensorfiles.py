@@ -11,7 +11,7 @@ from savepoint.checkpoint.tensorfile import Plan, Written, read_header, read_ten
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Written:
     plan = Plan(tensors, metadata)
-    return Written(size=system.files.write(path, plan.chunks()), sha256=plan.sha256())
+    return Written(size=system.files.write(path, plan.chunks()), sha256=plan.chunks().sha256())
 
 
 def read(data: trust.Memory, *, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -153,19 +153,16 @@ def _lacks_evaluation(saved: Mapping[str, Any], draft: Draft) -> bool:
 
 def _write_files(directory: Path, draft: Draft) -> dict[str, tensorfile.Written]:
     """Write every file but the manifest. Digests take as long as writing, so two threads compute them meanwhile."""
-    plans = {MODEL: draft.model, TRAINING: draft.training}
-    written = {}
-    with ThreadPoolExecutor(len(plans)) as hashers:
-        digests = {name: hashers.submit(plan.sha256) for name, plan in plans.items()}
-        sizes = {name: system.files.write(directory / name, plan.chunks()) for name, plan in plans.items()}
+    tensors = {MODEL: draft.model.chunks(), TRAINING: draft.training.chunks()}
+    with ThreadPoolExecutor(len(tensors)) as hashers:
+        digests = {name: hashers.submit(chunks.sha256) for name, chunks in tensors.items()}
         texts = {STATE: json.dumps(draft.values, indent=1, allow_nan=False)} | draft.documents
-        for name, text in texts.items():
-            # A patch may hold bytes that are not UTF-8. They were decoded as surrogates, which this turns back.
-            data = text.encode(errors="surrogateescape")
-            size = system.files.write(directory / name, data)
-            written[name] = tensorfile.Written(size=size, sha256=hashlib.sha256(data).hexdigest())
-        hashed = {name: tensorfile.Written(sizes[name], digests[name].result()) for name in plans}
-    return hashed | written
+        # A patch may hold bytes that are not UTF-8. They were decoded as surrogates, which this turns back.
+        data = {name: text.encode(errors="surrogateescape") for name, text in texts.items()}
+        sizes = system.files.write_together({directory / name: each for name, each in (tensors | data).items()})
+        hashed = {name: digest.result() for name, digest in digests.items()}
+    hashed |= {name: hashlib.sha256(each).hexdigest() for name, each in data.items()}
+    return {name: tensorfile.Written(sizes[directory / name], digest) for name, digest in hashed.items()}
 
 
 def load(path: Path) -> Checkpoint:

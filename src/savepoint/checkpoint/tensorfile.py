@@ -95,15 +95,34 @@ class Plan:
         other.tensors = tensors
         return other
 
-    def chunks(self) -> Iterator[memoryview]:
-        """Yield the file's bytes. Contiguous tensors on the CPU are not copied, others in pieces of `PIECE` bytes."""
-        yield memoryview(self.header)
-        yield from _pieces(self.tensors)
+    def chunks(self) -> "Chunks":
+        """Return the file's bytes."""
+        return Chunks(self.header, self.tensors)
+
+
+class Chunks:
+    """The bytes of a file that is not written yet. Several threads may iterate over them at the same time.
+
+    Contiguous tensors on the CPU are not copied. Others are copied by each iteration, in pieces of `PIECE` bytes.
+    """
+
+    def __init__(self, header: bytes, tensors: Iterable[Tensor]) -> None:
+        # Threads that call torch for every tensor wait for each other. So this makes the views once, before there are
+        # threads.
+        filled = (tensor for tensor in tensors if tensor.numel())
+        self._parts = [memoryview(header), *(_bytes(each) if _in_place(each) else each for each in filled)]
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for part in self._parts:
+            if isinstance(part, memoryview):
+                yield part
+            else:
+                yield from _pieces(part)
 
     def sha256(self) -> str:
         """Return the whole file's SHA-256 in hexadecimal. Other threads run meanwhile."""
         digest = hashlib.sha256()
-        for chunk in self.chunks():
+        for chunk in self:
             digest.update(chunk)
         return digest.hexdigest()
 
@@ -135,19 +154,21 @@ def nameable(name: str) -> bool:
     )
 
 
-def _pieces(tensors: Iterable[Tensor]) -> Iterator[memoryview]:
-    """Yield the bytes of each tensor, in order. Bytes that have to be copied come in parts of about PIECE at most."""
-    for tensor in tensors:
-        if not tensor.numel():
-            continue
-        size = tensor.numel() * tensor.element_size()
-        if size <= PIECE or (tensor.device.type == "cpu" and tensor.is_contiguous()):
-            yield _bytes(tensor)
-        elif len(tensor) == 1:
-            yield from _pieces([tensor[0]])
-        else:
-            rows = max(1, PIECE * len(tensor) // size)
-            yield from _pieces(torch.split(tensor, rows))
+def _in_place(tensor: Tensor) -> bool:
+    """Whether a tensor's memory holds its bytes as the file does."""
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
+
+
+def _pieces(tensor: Tensor) -> Iterator[memoryview]:
+    """Yield copies of a tensor's bytes, in order, in parts of about PIECE at most."""
+    size = tensor.numel() * tensor.element_size()
+    if size <= PIECE:
+        yield _bytes(tensor)
+    elif len(tensor) == 1:
+        yield from _pieces(tensor[0])
+    else:
+        for rows in torch.split(tensor, max(1, PIECE * len(tensor) // size)):
+            yield from _pieces(rows)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -114,7 +114,7 @@ class _Splitter:
 
     def _items(self, value: list[Any] | tuple[Any, ...], path: tuple[str, ...]) -> list[Any]:
         # A generator's state is hundreds of integers. Building a path for each would take most of the time.
-        if all(type(item) is int and abs(item) < MAX_EXACT for item in value):
+        if set(map(type, value)) == {int} and max(map(abs, value)) < MAX_EXACT:
             return list(value)
         return [self.encode(item, (*path, str(i))) for i, item in enumerate(value)]
 

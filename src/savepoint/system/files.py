@@ -11,7 +11,7 @@ import shutil
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 # Error numbers that systems give for a lock that another process holds.
@@ -36,22 +36,49 @@ def write(path: Path, chunks: bytes | Iterable[bytes | memoryview]) -> int:
 
     Raises: FileExistsError if the file exists; OSError, with the path, if the disk refuses. A part may be left.
     """
-    size = started = 0
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+    return write_together({path: chunks})[path]
+
+
+def write_together(files: Mapping[Path, bytes | Iterable[bytes | memoryview]]) -> dict[Path, int]:
+    """Write new files and wait until all of them are on the disk, as `write` does for one. Returns: their sizes.
+
+    Much cheaper than one `write` after the other: the first fsync finds every file written, so the file system makes
+    all of them durable in one go, and the other fsyncs have nothing left to do.
+    """
+    sizes: dict[Path, int] = {}
+    with contextlib.ExitStack() as opened:
+        descriptors = {}
+        for path, chunks in files.items():
+            descriptors[path] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+            opened.callback(os.close, descriptors[path])
+            with _naming(path):
+                sizes[path] = _write_chunks(descriptors[path], chunks)
+        for path, descriptor in descriptors.items():
+            with _naming(path):
+                os.fsync(descriptor)
+    return sizes
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Give an OSError the path, which os.writev and os.fsync do not know."""
     try:
-        for parts in _windows([chunks] if isinstance(chunks, bytes) else chunks):
-            size += sum(map(len, parts))
-            _write(descriptor, parts)
-            if size - started >= _WINDOW:
-                _start_writeback(descriptor, started, size - started)
-                started = size
-        os.fsync(descriptor)
+        yield
     except OSError as error:
-        # os.writev and os.fsync do not know the path.
         error.filename = str(path)
         raise
-    finally:
-        os.close(descriptor)
+
+
+def _write_chunks(descriptor: int, chunks: bytes | Iterable[bytes | memoryview]) -> int:
+    """Write all chunks, and ask the disk to begin after each window and at the end. Returns: the number of bytes."""
+    size = started = 0
+    for parts in _windows([chunks] if isinstance(chunks, bytes) else chunks):
+        size += sum(map(len, parts))
+        _write(descriptor, parts)
+        if size - started >= _WINDOW:
+            _start_writeback(descriptor, started, size - started)
+            started = size
+    _start_writeback(descriptor, started, size - started)
     return size
 
 
@@ -150,10 +177,8 @@ def sync_directory(path: Path) -> None:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        error.filename = str(path)
-        raise
+        with _naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
