@@ -1,6 +1,9 @@
 """Exchange bytes and sums with the other ranks. Every rank has to make the same calls in the same order."""
 
 import contextlib
+import os
+import socket
+import stat
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
@@ -13,20 +16,38 @@ from savepoint.parallel.place import count, rank
 
 @contextlib.contextmanager
 def group(name: str, kind: str, *, seconds: float) -> Iterator[None]:
-    """Form the group of all ranks for the block. Its end closes the connections, which wakes a rank that waits.
+    """Form the group of all ranks for the block. Its end closes the connections, which wakes ranks that wait.
 
     name: of no other group of these processes. kind: that of the device, such as `cpu`.
     seconds: how long a rank waits for another before it gives up.
     """
-    backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:nccl"
+    backend, before = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:nccl", _sockets()
     dist.init_process_group(
         backend, store=store(f"group/{name}"), rank=rank(), world_size=count(), timeout=timedelta(seconds=seconds)
     )
+    opened = _sockets() - before
     try:
         yield
+    except BaseException:
+        # As long as a model refers to the group, torch keeps its connections, and the other ranks would wait.
+        for each in opened & _sockets():
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(each)) as connection:
+                if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):  # gloo would abort
+                    connection.shutdown(socket.SHUT_RDWR)
+        raise
     finally:
         # Without this, a thread of gloo's that still runs at the end of the process aborts it.
         dist.destroy_process_group()
+
+
+def _sockets() -> set[int]:
+    """Return the descriptors of this process's sockets; none on systems that do not list them."""
+    found = set()
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.stat(int(name)).st_mode):
+                found.add(int(name))
+    return found
 
 
 def exchange(data: bytes) -> list[bytes]:
