@@ -75,3 +75,12 @@ def test_tracking_benchmark_prints_each_store_and_contender() -> None:
     rows = [line[:22].strip() for line in ended.output.splitlines()[1:]]
     contenders = ["nothing", "Savepoint, untracked", "Savepoint", "log_metrics", "asynchronous"]
     assert rows == ["database", *contenders, "server", *contenders, "gone", *contenders]
+
+
+def test_data_benchmark_prints_a_row_for_each_size() -> None:
+    ended = command("benchmarks/data.py", "--turns=1", "--sizes", "10000", "10000000000")
+    assert ended.status == 0, ended.output
+    rows = [line.strip("| ").split(" | ") for line in ended.output.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows] == ["start", "10,000", "10,000,000,000", "resume", "10,000", "10,000,000,000"]
+    assert all(row[1].endswith(" MB") for row in rows if row[0][0].isdigit()), ended.output
+    assert rows[2][2] == rows[5][2] == "over a minute or 8 GB"

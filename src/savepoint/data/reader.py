@@ -83,10 +83,9 @@ class Reader:
         self._restarted = False
         # A worker reads on while the batch waits in a queue, so it sends a copy of the state along.
         by_worker = self._settings.num_workers and self._train
-        place = copy.deepcopy(self._dataset.state_dict()) if by_worker else None
-        loaded = self._part.loaded(len(samples))
-        own = samples[loaded.start : loaded.stop]
-        return Result(self._collate(own), place, share=len(self._part.own(len(samples))))
+        loaded, share = self._part.loaded(len(samples)), len(self._part.own(len(samples)))
+        batch = self._collate(samples[loaded.start : loaded.stop])
+        return Result(batch, copy.deepcopy(self._dataset.state_dict()) if by_worker else None, share=share)
 
     def _begin(self, place: Any, request: Request) -> None:
         # One seed for the whole epoch, so that `iter()` draws the same in a run that resumes within it.
