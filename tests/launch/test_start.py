@@ -69,7 +69,9 @@ def test_default_run_learns_digits_and_leaves_what_the_design_says(workshop: Wor
 
 
 def test_checkpoints_hold_all_files_and_retention_keeps_the_last_and_the_best(workshop: Workshop) -> None:
-    ended = workshop.run("train.py", *QUICK, "trainer.max_epochs=8", "optimizer.lr=0.3", "checkpoint.keep_last=2")
+    ended = workshop.run(
+        "train.py", *QUICK, "trainer.max_epochs=8", "optimizer.lr=0.3", "seed=1", "checkpoint.keep_last=2"
+    )
     assert ended.status == 0, ended.output
     made = only_run(workshop)
     losses = {line["epoch"]: line["val/loss"] for line in history.read_history(made.metrics)}
@@ -360,7 +362,7 @@ def test_debug_preset_runs(workshop: Workshop, preset: str) -> None:
 
 
 def test_fine_tuning_takes_the_weights_and_nothing_else(workshop: Workshop) -> None:
-    assert workshop.run("train.py", *QUICK, "trainer.max_epochs=6", "optimizer.lr=0.3").status == 0
+    assert workshop.run("train.py", *QUICK, "trainer.max_epochs=8", "optimizer.lr=0.3", "seed=1").status == 0
     parent = only_run(workshop)
     best = checkpoint.best(parent.checkpoints, monitor="val/loss", mode="min")[0]
     assert best != checkpoint.names(parent.checkpoints)[-1]
