@@ -3,9 +3,9 @@
 import contextlib
 import os
 import socket
-import stat
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -42,12 +42,8 @@ def group(name: str, kind: str, *, seconds: float) -> Iterator[None]:
 
 def _sockets() -> set[int]:
     """Return the descriptors of this process's sockets; none on systems that do not list them."""
-    found = set()
-    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
-        with contextlib.suppress(OSError):
-            if stat.S_ISSOCK(os.stat(int(name)).st_mode):
-                found.add(int(name))
-    return found
+    listed = Path("/proc/self/fd")
+    return {int(each.name) for each in listed.iterdir() if each.is_socket()} if listed.is_dir() else set()
 
 
 def exchange(data: bytes) -> list[bytes]:
