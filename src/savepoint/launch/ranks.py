@@ -95,11 +95,14 @@ def follow(act: Callable[[Order], object]) -> None:
         stream.flush()
         os.dup2(nowhere, stream.fileno())
     for number in itertools.count():
-        until = time.monotonic() + PATIENCE_SECONDS
-        while (order := board.read(f"order/{number}")) is None:
-            if board.read("end") or (failed and time.monotonic() > until) or system.signals.asked() is not None:
-                return
-            time.sleep(LOOK_SECONDS)
+        until, order = time.monotonic() + PATIENCE_SECONDS, None
+        with contextlib.suppress(ConnectionError):  # whoever keeps the notes has ended
+            while (order := board.read(f"order/{number}")) is None:
+                if board.read("end") or (failed and time.monotonic() > until) or system.signals.asked() is not None:
+                    return
+                time.sleep(LOOK_SECONDS)
+        if order is None:
+            return
         try:
             act(Order(**order))
         except (Exception, KeyboardInterrupt):
