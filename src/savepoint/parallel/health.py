@@ -22,8 +22,9 @@ from savepoint.parallel.place import count, rank
 
 log = logging.getLogger("savepoint")
 BEAT_SECONDS = 0.5
-# How long to look for signs of life, before a rank that gives none is taken for dead.
-LOOK_SECONDS = 4 * BEAT_SECONDS
+# How long to look for signs of life, before a rank that gives none is taken for dead. Longer if several give none:
+# on a busy machine, some of them may be only slow.
+LOOK_SECONDS, PATIENT_SECONDS = 4 * BEAT_SECONDS, 16 * BEAT_SECONDS
 # What torch.distributed says if another rank does not answer, has closed its connection, or was never there.
 _OTHERS = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "Connection refused",
            "NCCL", "gloo", "Socket", "recvValue failed", "process group")  # fmt: skip
@@ -86,14 +87,29 @@ class Health:
         failure = self.failure()
         if failure is None:
             with contextlib.suppress(ConnectionError):
-                before = self._signs()
-                self._board.write("where", True)
-                time.sleep(LOOK_SECONDS)
-                after = self._signs()
-                if (found := _diagnosis(before, after)) is not None:
+                if (found := self._look()) is not None:
                     self._board.write_first("failure", {"rank": found[0], "words": found[1]})
                 failure = self.failure()
         return LostRankError(_sentence(*failure) if failure else "Another rank cannot be reached any more.")
+
+    def _look(self) -> tuple[int, str] | None:
+        """Find the rank that died or hangs, from its signs of life, and say what is known; None if all seem well."""
+        self._board.write("where", True)
+        before, started = self._signs(), time.monotonic()
+        while True:
+            time.sleep(BEAT_SECONDS)
+            after = self._signs()
+            others = [each for each in range(count()) if each != rank()]
+            silent = [each for each in others if before[each].get("number") == after[each].get("number")]
+            looked = time.monotonic() - started
+            if looked >= PATIENT_SECONDS or (looked >= LOOK_SECONDS and len(silent) <= 1) or self.failure():
+                break
+        if silent:
+            return silent[0], "its process has died. Most often it was killed, for example for lack of memory."
+        for each in others:
+            if place := after[each].get("place"):
+                return each, f"it hangs at {place}."
+        return None
 
     def _signs(self) -> list[dict[str, Any]]:
         return [self._board.read(f"sign/{each}") or {} for each in range(count())]
@@ -111,17 +127,6 @@ class Health:
                 self._board.write(f"sign/{rank()}", {"number": number, "place": place})
                 self.asked = self._board.read("stop")
             self._ended.wait(BEAT_SECONDS)
-
-
-def _diagnosis(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> tuple[int, str] | None:
-    """Say which rank died or hangs, from the signs of life at two moments; None if all seem well."""
-    for each in range(count()):
-        if each != rank() and before[each].get("number") == after[each].get("number"):
-            return each, "its process has died. Most often it was killed, for example for lack of memory."
-    for each, sign in enumerate(after):
-        if each != rank() and (place := sign.get("place")):
-            return each, f"it hangs at {place}."
-    return None
 
 
 def _sentence(failed: int, why: str) -> str:
