@@ -19,20 +19,21 @@ from savepoint.commands import diff
 
 SEED = int(os.environ.get("SAVEPOINT_TEST_SEED", "0"))
 TRIALS, INTERRUPTIONS = 10, 2  # of each config with each number of processes
-SHORT = ("tracker=none", "trainer.threads=1", "trainer.log_every_n_steps=4", "data.dataset.limit=150")
+SHORT = ("tracker=none", "trainer.threads=1", "trainer.log_every_n_steps=4")
+FEW = "data.dataset.limit=150"
 # Without dropout, and with an accumulated last window, in which some ranks have a placeholder.
 SAME = {
-    "plain": (),
+    "plain": (FEW,),
     "a last batch of one sample, accumulated": ("data.dataset.limit=141", "data.batch_size=28", "trainer.accumulate=2"),
-    "clipped, one sample validates": ("trainer.clip_grad_norm=0.5", "data.dataset.val_fraction=0.001"),
-    "a search": ("optimizer=lbfgs", "optimizer.max_iter=3", "data.batch_size=64"),
+    "clipped, one sample validates": (FEW, "trainer.clip_grad_norm=0.5", "data.dataset.val_fraction=0.001"),
+    "a search": (FEW, "optimizer=lbfgs", "optimizer.max_iter=3", "data.batch_size=64"),
     "language": (
         *("model=transformer", "task=language_model", "model.width=16", "model.layers=1", "data.batch_size=10"),
         "data.limit_batches=6",
     ),
 }
 CONFIGS = {
-    "plain": (),
+    "plain": (FEW,),
     "batch norm, averaged weights, workers, augmentation": (
         *(
             "model=cnn",
@@ -43,7 +44,14 @@ CONFIGS = {
         ),
     ),
     "fp16, accumulated, clipped, plateau": (
-        *("amp=fp16", "amp.init_scale=1e20", "amp.growth_interval=5", "trainer.accumulate=2", "data.batch_size=14"),
+        *(
+            FEW,
+            "amp=fp16",
+            "amp.init_scale=1e20",
+            "amp.growth_interval=5",
+            "trainer.accumulate=2",
+            "data.batch_size=14",
+        ),
         *("trainer.clip_grad_norm=1.0", "scheduler=plateau", "scheduler.patience=0"),
     ),
     "checkpoints by step": (
@@ -102,7 +110,7 @@ def test_several_processes_train_what_one_trains(name: str, zygote: Zygote, tmp_
 
 def test_their_checkpoint_has_the_files_of_one_process(zygote: Zygote, tmp_path: Path) -> None:
     for count in (1, 2):
-        train(zygote, tmp_path / str(count), count, "trainer.max_epochs=1")
+        train(zygote, tmp_path / str(count), count, FEW, "trainer.max_epochs=1")
     alone, both = (newest(tmp_path / str(count)) for count in (1, 2))
     assert sorted(os.listdir(alone.path)) == sorted(os.listdir(both.path))
     assert set(both.state) - set(alone.state) == {"ranks"}
@@ -146,7 +154,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     before: int, after: int, zygote: Zygote, tmp_path: Path
 ) -> None:
     """The checkpoint's bits are taken over, the data go on where they were, and one line says what may differ."""
-    config = ("model.dropout=0", "data.batch_size=35", "trainer.max_epochs=3", "checkpoint.every_n_steps=2")
+    config = (FEW, "model.dropout=0", "data.batch_size=35", "trainer.max_epochs=3", "checkpoint.every_n_steps=2")
     train(zygote, tmp_path / "whole", 1, *config)
     directory = tmp_path / "moved"
     stopped = ranked.run(zygote, tmp_path / "out", before, "train.py", *SHORT, *config, f"hydra.run.dir={directory}",
@@ -160,7 +168,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
 
 def test_a_signal_to_any_rank_stops_all_of_them_with_one_checkpoint(zygote: Zygote, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    ranks = ranked.start(zygote, tmp_path / "out", 3, "train.py", *SHORT, "trainer.max_epochs=10000",
+    ranks = ranked.start(zygote, tmp_path / "out", 3, "train.py", *SHORT, FEW, "trainer.max_epochs=10000",
                          "checkpoint.every_n_epochs=null", f"hydra.run.dir={directory}")  # fmt: skip
     while not (directory / "metrics.jsonl").exists() or not (directory / "metrics.jsonl").stat().st_size:
         time.sleep(0.02)

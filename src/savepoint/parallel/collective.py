@@ -30,14 +30,21 @@ def group(name: str, kind: str, *, seconds: float) -> Iterator[None]:
         yield
     except BaseException:
         # As long as a model refers to the group, torch keeps its connections, and the other ranks would wait.
-        for each in opened & _sockets():
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(each)) as connection:
-                if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):  # gloo would abort
-                    connection.shutdown(socket.SHUT_RDWR)
+        _shut(opened & _sockets())
         raise
     finally:
         # Without this, a thread of gloo's that still runs at the end of the process aborts it.
         dist.destroy_process_group()
+
+
+def _shut(descriptors: set[int]) -> None:
+    """End the connections among these sockets, but for those to the board, which ranks still need."""
+    of_board = int(os.environ["MASTER_PORT"])
+    for each in descriptors:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(each)) as connection:
+            listens = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)  # gloo would abort
+            if not listens and of_board not in (connection.getsockname()[1], connection.getpeername()[1]):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _sockets() -> set[int]:
