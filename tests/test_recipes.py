@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tools import pages
+from tools import pages, ranked
 from tools.moments import Strike
 from tools.processes import REPOSITORY, Zygote
 from tools.share import some
@@ -112,6 +112,27 @@ def test_a_recipe_that_is_killed_anywhere_goes_on_to_the_same_bits(
     ended = kitchen.zygote.run(script, *order)
     assert ended.status == 0, ended.output
     assert diff.diff_runs(whole, runs.read(directory)) == [], f"SAVEPOINT_TEST_SEED={SEED}"
+
+
+@pytest.mark.parametrize(("page", "line"), some(FIRST.items(), lambda case: case[0] == "gan"))
+def test_a_recipe_is_trained_by_several_processes_and_killed(
+    kitchen: Kitchen, tmp_path: Path, page: str, line: str
+) -> None:
+    count, whole, directory = tmp_path / "count", tmp_path / "whole", tmp_path / "run"
+    order, out = kitchen.arguments(line), tmp_path / "out"
+    strikes = {1: Strike(count=str(count))}
+    ended = ranked.run(kitchen.zygote, out, 3, "train.py", *order, f"hydra.run.dir={whole}", strikes=strikes)
+    assert [each.status for each in ended] == [0, 0, 0], ended[0].output
+    chance = random.Random(f"{SEED} {line} ranks")
+    strikes = {chance.randrange(3): Strike(chance.randint(1, int(count.read_text())), "kill")}
+    ended = ranked.run(kitchen.zygote, out, 3, "train.py", *order, f"hydra.run.dir={directory}", strikes=strikes)
+    assert -9 in [each.status for each in ended], ended[0].output
+    again = ("resume.py", f"run={directory}")
+    if not (directory / runs.RECORD).exists():
+        again = ("train.py", *order, f"hydra.run.dir={directory}")
+    ended = ranked.run(kitchen.zygote, out, 3, *again)
+    assert [each.status for each in ended] == [0, 0, 0], ended[0].output
+    assert diff.diff_runs(runs.read(whole), runs.read(directory)) == [], f"SAVEPOINT_TEST_SEED={SEED}"
 
 
 @pytest.mark.long
