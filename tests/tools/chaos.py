@@ -36,15 +36,18 @@ REPOSITORY = "repository"  # a copy of this one, with the files of the recipes
 
 @dataclass
 class Tally:
-    """What was tried, over all threads. stopped: by Ctrl-C, which reaches every process of the trials as well."""
+    """What was tried, over all threads. ranked: share of the trials with several ranks. stopped: by Ctrl-C, which reaches every process of the trials as well."""
 
     seed: int
+    ranked: float = 0.15
     stopped: bool = False
     started: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
     next: int = 1
     trials: int = 0
     fresh: int = 0
+    several: int = 0
+    lost: int = 0
     refused: int = 0
     different: list[int] = field(default_factory=list)
     struck: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -64,6 +67,8 @@ class Tally:
                 return
             self.trials += 1
             self.fresh += trial.fresh
+            self.several += trial.ranks > 1
+            self.lost += len(outcome.struck) * (trial.ranks > 1)
             self.struck.update(outcome.struck)
             self.within.update(outcome.within)
             self.options.update(trial.config)
@@ -77,7 +82,7 @@ PAGES = [pages.read(path) for path in sorted((ROOT / "docs" / "recipes").glob("*
 
 def attempt(tally: Tally, number: int, zygote: Zygote, root: Path) -> Outcome:
     recipes = [tuple(pages.placed(line, root / REPOSITORY)) for page in PAGES for line in page.trainings]
-    trial = draws.trial(random.Random(f"{tally.seed} {number}"), recipes)
+    trial = draws.trial(random.Random(f"{tally.seed} {number}"), recipes, ranked=tally.ranked)
     folder = root / str(number)
     folder.mkdir()
     outcome = Bench(trial, zygote, folder).hold()
@@ -92,15 +97,15 @@ def attempt(tally: Tally, number: int, zygote: Zygote, root: Path) -> Outcome:
             print(f"\ntrial {number} DIFFERS, kept in {folder}\n  python train.py {' '.join(trial.config)}")
             print(
                 "\n".join(f"  {each}" for each in trial.interruptions),
-                f"\n{told}\n  again: {again(tally.seed, number)}",
+                f"\n{told}\n  again: {again(tally.seed, tally.ranked, number)}",
             )
     else:
         shutil.rmtree(folder)
     return outcome
 
 
-def again(seed: int, number: int) -> str:
-    return f"python tests/tools/chaos.py --seed {seed} --trial {number}"
+def again(seed: int, ranked: float, number: int) -> str:
+    return f"python tests/tools/chaos.py --seed {seed} --ranked {ranked:g} --trial {number}"
 
 
 def work(tally: Tally, root: Path, name: str, numbers: Iterator[int]) -> None:
@@ -154,9 +159,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=None, help="default: another one each time")
+    parser.add_argument("--ranked", type=float, default=0.15, help="share of the trials with 2 or 3 ranks")
     parser.add_argument("--trial", type=int, default=None, help="only this one")
     given = parser.parse_args()
-    tally = Tally(secrets.randbelow(2**32) if given.seed is None else given.seed)
+    tally = Tally(secrets.randbelow(2**32) if given.seed is None else given.seed, given.ranked)
     root = Path(tempfile.mkdtemp(prefix="savepoint-chaos-"))
     (root / REPOSITORY).mkdir()
     copy_repository(root / REPOSITORY)
@@ -183,9 +189,10 @@ def main() -> int:
     print(table(tally))
     print(
         f"\nseed {tally.seed}: {tally.trials} trials of {len(tally.configs)} configs, {tally.struck.total()} interruptions,"
-        f" {tally.fresh} trials in fresh interpreters; {tally.refused} configs refused at their start by name; "
+        f" {tally.fresh} trials in fresh interpreters, {tally.several} with several ranks and {tally.lost} interruptions "
+        f"of them; {tally.refused} configs refused at their start by name; "
         f"{len(tally.different)} differences in {time.monotonic() - tally.started:.0f} s.\n"
-        f"one again: {again(tally.seed, tally.different[0] if tally.different else 1)}"
+        f"one again: {again(tally.seed, tally.ranked, tally.different[0] if tally.different else 1)}"
     )
     if not tally.different:
         shutil.rmtree(root)

@@ -5,7 +5,7 @@ An option that a file adds to conf/ takes part as soon as it is there. What is d
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tools.grid import FITTING, OPTIONS
 
@@ -47,29 +47,42 @@ class Interruption:
     """how: one of HOW. at: how far into the process that it interrupts, as a share of what an uninterrupted one does.
 
     again: moments to a second Ctrl-C. changes: what that process is given which may not change a result.
+    rank: the one that is interrupted, where several train; beyond the last: by turns.
     """
 
     how: str
     at: float
     again: int = 1
     changes: tuple[str, ...] = ()
+    rank: int = 0
 
 
 @dataclass(frozen=True)
 class Trial:
     """config: what train.py is called with. last: changes of the process that is not interrupted.
 
-    fresh: in interpreters of their own, tracked by MLflow, instead of in forks of a warm one.
+    fresh: in interpreters of their own, tracked by MLflow, instead of in forks of a warm one. ranks: how many train.
     """
 
     config: tuple[str, ...]
     interruptions: tuple[Interruption, ...]
     last: tuple[str, ...] = ()
     fresh: bool = False
+    ranks: int = 1
 
 
-def trial(chance: random.Random, recipes: Sequence[tuple[str, ...]] = ()) -> Trial:
-    """Any config, interrupted one to ten times in any way. recipes: the arguments of commands of docs/recipes/."""
+def trial(chance: random.Random, recipes: Sequence[tuple[str, ...]] = (), *, ranked: float = 0.15) -> Trial:
+    """Any config, interrupted one to ten times in any way.
+
+    recipes: the arguments of commands of docs/recipes/. ranked: the share of trials in which several ranks train.
+    """
+    drawn = _trial(chance, recipes)
+    if drawn.fresh or chance.random() >= ranked:
+        return drawn
+    return replace(drawn, ranks=chance.choice((2, 3)))
+
+
+def _trial(chance: random.Random, recipes: Sequence[tuple[str, ...]]) -> Trial:
     if recipes and chance.random() < MOST[2]:
         small = (
             f"seed={chance.randrange(2**64)}",
@@ -97,7 +110,7 @@ def interruptions(chance: random.Random) -> tuple[Interruption, ...]:
 def _interruption(chance: random.Random, at: float) -> Interruption:
     how = chance.choice(HOW)
     changes = (f"data.num_workers={chance.randint(1, 2)}",) if how == "worker" else _changes(chance)
-    return Interruption(how, at, chance.randint(1, 60), changes)
+    return Interruption(how, at, chance.randint(1, 60), changes, chance.randrange(6))
 
 
 def _changes(chance: random.Random) -> tuple[str, ...]:

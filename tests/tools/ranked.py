@@ -1,9 +1,13 @@
 """Train with several ranks: processes with the variables that torchrun sets, each forked from a warm process."""
 
+import contextlib
+import os
 import socket
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tools.moments import Strike
 from tools.processes import Ended, Started, Zygote
@@ -21,9 +25,16 @@ def places(count: int) -> list[dict[str, str]]:
 
 
 def start(
-    zygote: Zygote, folder: Path, count: int, script: str, *arguments: str, strikes: Mapping[int, Strike] | None = None
+    zygote: Zygote,
+    folder: Path,
+    count: int,
+    script: str,
+    *arguments: str,
+    strikes: Mapping[int, Strike] | None = None,
+    disk: Path | None = None,
+    **fault: Any,
 ) -> list[tuple[Started, Path]]:
-    """strikes: by rank. Returns: each rank, and where its output goes."""
+    """strikes: by rank. disk, fault: for rank 0, which writes. Returns: each rank, and where its output goes."""
     folder.mkdir(parents=True, exist_ok=True)
     ranks = []
     for rank, environment in enumerate(places(count)):
@@ -31,17 +42,35 @@ def start(
         output.write_text("")
         strike = asdict(strikes[rank]) if strikes and rank in strikes else None
         order = {"background": True, "strike": strike, "environment": environment}
+        if rank == 0 and disk is not None:
+            order |= {"disk": str(disk), "fault": fault}
         pid = zygote._ask(script, arguments, output, **order)["pid"]
         ranks.append((Started(pid, zygote), output))
     return ranks
 
 
 def run(
-    zygote: Zygote, folder: Path, count: int, script: str, *arguments: str, strikes: Mapping[int, Strike] | None = None
+    zygote: Zygote, folder: Path, count: int, script: str, *arguments: str, kill_after: float | None = None, **more: Any
 ) -> list[Ended]:
-    """Run a script with so many ranks, 1 for a process alone, and wait for all. Returns: how each rank ended."""
+    """Run a script with so many ranks, 1 for a process alone, and wait for all. Returns: how each rank ended.
+
+    kill_after: seconds until SIGKILL to all ranks. more: as `start` takes it.
+    """
     if count == 1:
         folder.mkdir(parents=True, exist_ok=True)
-        return [zygote.run(script, *arguments, strike=strikes[0] if strikes else None)]
-    ranks = start(zygote, folder, count, script, *arguments, strikes=strikes)
-    return [Ended(each.wait(), 0.0, output.read_text()) for each, output in ranks]
+        strikes = more.pop("strikes", None)
+        return [zygote.run(script, *arguments, strike=strikes[0] if strikes else None, kill_after=kill_after, **more)]
+    ranks = start(zygote, folder, count, script, *arguments, **more)
+
+    def kill() -> None:
+        for each, _ in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each.pid, 9)
+
+    timer = threading.Timer(kill_after, kill) if kill_after is not None else None
+    if timer is not None:
+        timer.start()
+    ended = [Ended(each.wait(), 0.0, output.read_text()) for each, output in ranks]
+    if timer is not None:
+        timer.cancel()
+    return ended

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from savepoint import runs
 from savepoint.commands import diff
 from savepoint.runs import history
+from tools import ranked
 from tools.draws import Interruption, Trial
 from tools.moments import Strike
 from tools.processes import REPOSITORY, Ended, Zygote
@@ -83,9 +85,12 @@ class Bench:
     def _uninterrupted(self, outcome: Outcome) -> _Whole | None:
         directory, counts, log = self.folder / "whole", self.folder / "moments", self.folder / "disk.log"
         command = (*self.trial.config, "trainer.threads=1", "tracker=none", f"hydra.run.dir={directory}")
-        ended = self.zygote.run("train.py", *command, strike=Strike(count=str(counts)), disk=directory, log=str(log))
+        started = time.monotonic()
+        watched: Any = {"strike": Strike(count=str(counts)), "disk": directory, "log": str(log)}
+        ended = self._run("train.py", *command, **watched)
         if ended.status == 0:
-            return _Whole(int(counts.read_text()), len(log.read_text().splitlines()), ended.seconds)
+            seconds = time.monotonic() - started
+            return _Whole(int(counts.read_text()), len(log.read_text().splitlines()), seconds)
         told = [line for line in ended.output.splitlines() if line.startswith("error: ")]
         if told and _fault(ended) is None and not (directory / runs.RECORD).exists():
             outcome.refused = told[0].removeprefix("error: ")
@@ -106,7 +111,7 @@ class Bench:
         again = what.again if what.how == "ctrl-c twice" else None
         at = 1 + int(what.at * whole.moments)
         strike = Strike(at, what.how.removesuffix(" twice"), again=again, where=str(self.folder / "where"))
-        return self._go(what.changes, strike=strike)
+        return self._go(what.changes, strike=strike, rank=what.rank % self.trial.ranks)
 
     def _go(self, changes: tuple[str, ...], **happens: Any) -> Ended:
         """Resume the run, or start it if it was interrupted before it was one."""
@@ -117,9 +122,15 @@ class Bench:
             end = ("trainer.threads=1", f"hydra.run.dir={directory}", *changes)
             script, arguments = "train.py", (*self.trial.config, *end)
         if not self.trial.fresh:
-            return self.zygote.run(script, *arguments, "tracker=none", **happens)
+            return self._run(script, *arguments, "tracker=none", **happens)
         strike = happens.get("strike", Strike())
         return _fresh(script, *arguments, "tracker=mlflow", f"tracker.uri={self._store()}", strike=strike)
+
+    def _run(self, script: str, *arguments: str, rank: int = 0, strike: Strike | None = None, **happens: Any) -> Ended:
+        """Returns: how the process ended, or of several ranks rank 0."""
+        strikes = {rank: strike} if strike else None
+        ranks = self.trial.ranks
+        return ranked.run(self.zygote, self.folder / "ranks", ranks, script, *arguments, strikes=strikes, **happens)[0]
 
     def _store(self) -> str:
         return f"sqlite:///{self.folder / 'mlflow.db'}"
