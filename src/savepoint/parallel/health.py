@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from savepoint import system
 from savepoint.errors import UserError
 from savepoint.parallel.board import Board, board
 from savepoint.parallel.place import count, rank
@@ -25,6 +26,8 @@ BEAT_SECONDS = 0.5
 # How long to look for signs of life, before a rank that gives none is taken for dead. Longer if several give none:
 # on a busy machine, some of them may be only slow.
 LOOK_SECONDS, PATIENT_SECONDS = 4 * BEAT_SECONDS, 16 * BEAT_SECONDS
+SILENT_SECONDS = 120 * BEAT_SECONDS  # before training; a rank may well be silent while it opens its data
+_DIED = "its process has died. Most often it was killed, for example for lack of memory."
 # What torch.distributed says if another rank does not answer, has closed its connection, or was never there.
 _OTHERS = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "Connection refused",
            "NCCL", "gloo", "Socket", "recvValue failed", "process group")  # fmt: skip
@@ -37,13 +40,16 @@ class LostRankError(UserError):
 class Health:
     """The signs of life of the ranks of one run.
 
-    name: of no other run of these processes. asked: called every second; a number asks all ranks to stop.
+    name: of no other run of these processes. asked: the number of a signal that another rank was asked to stop by.
     """
 
     def __init__(self, name: str) -> None:
         self._board = Board(f"{board().prefix}/health/{name}")
         self._main, self._ended = threading.get_ident(), threading.Event()
-        self._said = False  # whether this rank has said itself why it fails
+        self.training = False  # whether all ranks have begun to train
+        self._seen: dict[int, tuple[Any, float]] = {}  # each rank's newest sign, and when it was new
+        self._hopeless = 0  # signs of life since another rank has failed
+        self._over = False  # whether this rank's main thread knows that its training has failed
         self.asked: int | None = None  # what another rank was asked
         self._thread = threading.Thread(target=self._beat, name="health", daemon=True)
         self._thread.start()
@@ -55,7 +61,7 @@ class Health:
 
     def fail(self, error: BaseException) -> None:
         """Let the others know why this rank fails."""
-        self._said = True
+        self._over = True
         words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = "" if isinstance(error, UserError) else f" ({last.filename}, line {last.lineno})"
@@ -84,6 +90,7 @@ class Health:
         """Return what became of another rank if that is why this rank fails; None if the error is this rank's own."""
         if not isinstance(error, RuntimeError) or not any(words in str(error) for words in _OTHERS):
             return None
+        self._over = True
         failure = self.failure()
         if failure is None:
             with contextlib.suppress(ConnectionError):
@@ -105,7 +112,7 @@ class Health:
             if looked >= PATIENT_SECONDS or (looked >= LOOK_SECONDS and len(silent) <= 1) or self.failure():
                 break
         if silent:
-            return silent[0], "its process has died. Most often it was killed, for example for lack of memory."
+            return silent[0], _DIED
         for each in others:
             if place := after[each].get("place"):
                 return each, f"it hangs at {place}."
@@ -114,11 +121,35 @@ class Health:
     def _signs(self) -> list[dict[str, Any]]:
         return [self._board.read(f"sign/{each}") or {} for each in range(count())]
 
+    def _leave_if_hopeless(self) -> None:
+        """End this process if a rank has failed while the others still wait for it before training.
+
+        The main thread waits inside torch then, where neither a signal nor the end of the other rank reaches it.
+        """
+        if (number := system.signals.asked()) is not None:
+            os._exit(system.signals.exit_code(number))
+        with contextlib.suppress(ConnectionError):
+            now = time.monotonic()
+            for each, sign in enumerate(self._signs()):
+                if self._seen.get(each, (None, 0.0))[0] != sign.get("number"):
+                    self._seen[each] = sign.get("number"), now
+            silent = [
+                each for each, (_, since) in self._seen.items() if each != rank() and now - since > SILENT_SECONDS
+            ]
+            failure = self.failure()
+            if failure is not None:
+                self._hopeless += 1
+            if silent or self._hopeless * BEAT_SECONDS > LOOK_SECONDS:
+                print(f"error: {_sentence(*(failure or (silent[0], _DIED)))}", file=sys.stderr, flush=True)
+                os._exit(2)
+
     def _beat(self) -> None:
         number = 0
         while not self._ended.is_set():
             number += 1
-            if not self._said and (failure := self.failure()) is not None and failure[0] == rank():
+            if not self.training and not self._over:
+                self._leave_if_hopeless()
+            if not self._over and (failure := self.failure()) is not None and failure[0] == rank():
                 # The others have given this rank up, and its main thread does not come back.
                 print(f"error: {_sentence(*failure)}", file=sys.stderr, flush=True)
                 os._exit(1)

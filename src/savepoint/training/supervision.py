@@ -114,6 +114,9 @@ def supervise(
         watching = system.signals.watch(job.run.stop_file, quiet=team is not None)
         with watching as stop, _progress(parts, state) as shown, _profiled(job):
             if team is not None:
+                health = parallel.current()
+                assert health is not None
+                health.training = True
                 stop = team.stop = Stop(stop)
                 team.clock = saves.due
             if system.signals.pressed():  # a library swallowed the interrupt while it was imported
