@@ -1,26 +1,28 @@
 """Train with several ranks: processes with the variables that torchrun sets, each forked from a warm process."""
 
+import collections
 import contextlib
 import os
-import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
 from tools.moments import Strike
 from tools.processes import Ended, Started, Zygote
 
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+# What torchrun's agent keeps for its ranks. A store ends when nobody refers to it any more.
+_STORES: collections.deque[TCPStore] = collections.deque(maxlen=16)
 
 
 def places(count: int) -> list[dict[str, str]]:
-    """The environment of each rank."""
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    """The environment of each rank, as torchrun sets it."""
+    _STORES.append(store := TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    shared = {"WORLD_SIZE": str(count), **address}
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
