@@ -16,7 +16,7 @@ KEY = "trainer.processes"
 def wanted(overrides: list[str], conf_dir: Path) -> int:
     """Return how many processes the command line or conf/ asks for. Composes the config only if one of them does.
 
-    Raises: ConfigError if jobs of a sweep are to have different numbers.
+    Raises: ConfigError if jobs of a sweep are to have different numbers, or a launcher is to start them elsewhere.
     """
     if not any(each.lstrip("+").startswith(KEY) for each in overrides) and not _configured(conf_dir):
         return 1
@@ -24,11 +24,16 @@ def wanted(overrides: list[str], conf_dir: Path) -> int:
 
     typed = [each.partition("=")[2] for each in overrides if each.lstrip("+").startswith(f"{KEY}=")]
     if typed and not re.fullmatch(r"null|[0-9]{1,4}", typed[-1]):
-        raise ConfigError(f"{KEY}={typed[-1]}: must be one number. All jobs of a sweep have as many processes.")
+        raise ConfigError(f"{KEY}={typed[-1]}: must be a whole number, and the same for all jobs of a sweep.")
     if typed:
-        return 1 if typed[-1] == "null" else int(typed[-1])
-    first = [re.sub(r"=([^\[\]{}(),]*),.*", r"=\1", each) for each in overrides]
-    return compose(first, conf_dir)["trainer"].get("processes") or 1
+        count = 1 if typed[-1] == "null" else int(typed[-1])
+    else:
+        first = [re.sub(r"=([^\[\]{}(),]*),.*", r"=\1", each) for each in overrides]
+        count = compose(first, conf_dir)["trainer"].get("processes") or 1
+    launcher = next((each for each in overrides if re.match(r"hydra/launcher=(?!basic$)", each)), None)
+    if count > 1 and launcher:
+        raise ConfigError(f"{KEY}={count}: {launcher} starts each job as one process. Leave one of the two out.")
+    return count
 
 
 def _configured(conf_dir: Path) -> bool:

@@ -57,7 +57,7 @@ def validating(
     The model is in evaluation mode. Afterwards every generator is as it was, and so is the mode of every module.
     whole: whether to provide whole batches where several ranks divide them.
     """
-    given = parts.val.whole if whole else parts.val
+    given = parts.val.whole if whole and parts.team is not None else parts.val
     with (
         system.rng.isolated(),
         _evaluating(model),
