@@ -29,6 +29,6 @@ def test_the_commands_of_the_page_run(workshop: Workshop) -> None:
         assert done.stdout.count("run ") == 1, "one set of lines"
         said.append(done.stdout)
     assert len(said) == 5
-    assert ["2 ranks" in each for each in said] == [True, True, True, False, False]
-    assert "ranks 2 → 3" in said[3] + str(said) and "3 ranks" in said[4]
+    assert ["(2 ranks, " in each for each in said] == [True, True, True, False, False]
+    assert "(3 ranks, " in said[3] and "(3 ranks, " in said[4] and "bit" not in said[4]
     assert len(runs.all_runs(workshop.root)) == 2, "a run each for the first two, which the others continue"

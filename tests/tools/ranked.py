@@ -22,7 +22,7 @@ def places(count: int) -> list[dict[str, str]]:
     """The environment of each rank, as torchrun sets it."""
     _STORES.append(store := TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    shared = {"WORLD_SIZE": str(count), **address}
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), **address}
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 

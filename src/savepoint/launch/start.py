@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from savepoint import runs, system, trackers, trust, weights
+from savepoint import parallel, runs, system, trackers, trust, weights
 from savepoint.config import Settings, TrackerSettings, resolve
 from savepoint.errors import BuildError, ConfigError, UserError
 from savepoint.launch.ranks import Order
@@ -50,11 +50,13 @@ class Invocation:
 def compose(invocation: Invocation) -> dict[str, Any]:
     """Return the config as plain data, with every interpolation resolved.
 
-    `resume` is not a part of the config. This function sets it on the invocation.
+    `resume` is not a part of the config. This function sets it on the invocation. `trainer.processes` is what is true.
     Raises: OmegaConf's errors if a value is missing or an interpolation cannot be resolved; ConfigError for a wrong
     `resume`.
     """
     config = resolve(invocation.config)
+    if parallel.count() > 1 and parallel.on_one_machine() and isinstance(config.get("trainer"), dict):
+        config["trainer"]["processes"] = parallel.count()  # so that a resume starts as many
     invocation.resume = resume = invocation.config.get("resume")
     if resume not in (None, "auto", "force"):
         raise ConfigError(f"resume={resume}: must be null, auto or force. For a run by its id: python resume.py run=…")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from savepoint.parallel.board import Board, board, lasting
 from savepoint.parallel.health import Health, LostRankError, attended, current
-from savepoint.parallel.place import count, leads, local_rank, rank, restarts
+from savepoint.parallel.place import count, leads, local_rank, on_one_machine, rank, restarts
 
 if TYPE_CHECKING:
     from savepoint.parallel.collective import Summing, exchange, group
@@ -36,6 +36,7 @@ __all__ = [
     "lasting",
     "leads",
     "local_rank",
+    "on_one_machine",
     "rank",
     "restarts",
 ]

@@ -18,6 +18,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if count() > 1 else 0
 
 
+def on_one_machine() -> bool:
+    """Whether all ranks were started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == count()
+
+
 def leads() -> bool:
     """Whether this process makes the run directory, writes checkpoints' documents, and talks to people and trackers."""
     return rank() == 0
