@@ -4,6 +4,7 @@ import collections
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,11 @@ def places(count: int) -> list[dict[str, str]]:
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), **address}
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def _over(pid: int) -> bool:
+    """Whether a child of the zygote has ended, and waits to be asked how."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def start(
@@ -72,7 +78,16 @@ def run(
     timer = threading.Timer(kill_after, kill) if kill_after is not None else None
     if timer is not None:
         timer.start()
-    ended = [Ended(each.wait(), 0.0, output.read_text()) for each, output in ranks]
+    statuses: dict[int, int] = {}
+    while len(statuses) < count:
+        for rank in [rank for rank, (each, _) in enumerate(ranks) if rank not in statuses and _over(each.pid)]:
+            statuses[rank] = ranks[rank][0].wait()
+            if statuses[rank] != 0:  # torchrun then ends the others
+                for other, (each, _) in enumerate(ranks):
+                    if other not in statuses:
+                        os.kill(each.pid, 15)
+        time.sleep(0.01)
+    ended = [Ended(statuses[rank], 0.0, output.read_text()) for rank, (_, output) in enumerate(ranks)]
     if timer is not None:
         timer.cancel()
     return ended

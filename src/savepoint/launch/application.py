@@ -55,7 +55,7 @@ def run_train(train: Train, repository: Path) -> int:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(help_text(_overrides(), conf))
         elif parallel.count() == 1 and (count := processes.wanted(_overrides(), conf)) > 1:
-            return processes.start(count, sys.argv)
+            return processes.start(count, [str(repository / "train.py"), *sys.argv[1:]])
         else:
             Application(train, repository).run()
         return None

@@ -61,7 +61,7 @@ def run_resume(resume: Callable[[Request | ranks.Order], None], repository: Path
         else:
             request = _read(arguments)
             if parallel.count() == 1 and (count := processes.of_run(request.query, request.overrides, repository)) > 1:
-                return processes.start(count, [sys.argv[0], *arguments])
+                return processes.start(count, [str(repository / "resume.py"), *arguments])
             if (sweep := runs.find_sweep(request.query, repository)) is None:
                 resume(request)
             else:
