@@ -29,7 +29,7 @@ SAME = {
     "a search": (FEW, "optimizer=lbfgs", "optimizer.max_iter=3", "data.batch_size=64"),
     "language": (
         *("model=transformer", "task=language_model", "model.width=16", "model.layers=1", "data.batch_size=10"),
-        "data.dataset.shift=false",
+        *("data.dataset.shift=false", "optimizer=sgd"),  # Adam makes much of a gradient that is only rounding
         "data.limit_batches=6",
     ),
 }
