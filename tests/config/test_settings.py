@@ -143,8 +143,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_and_with_all() -> None:
     assert faults("trainer.max_epoch", 5) == [
         "trainer.max_epoch: trainer has no such key. Did you mean max_epochs? It has: accumulate, clip_grad_norm, "
         "compile, detect_anomaly, deterministic, device, ema_decay, evaluate_every_n_steps, evaluate_first, "
-        "figures_every_n_epochs, log_every_n_steps, log_grad_norm, max_epochs, max_steps, on_nonfinite, patience, "
-        "processes, profile, test, threads, timeout_seconds."
+        "figures_every_n_epochs, log_every_n_steps, log_grad_norm, max_epochs, max_steps, on_nonfinite, parallel, "
+        "patience, processes, profile, test, threads, timeout_seconds."
     ]
     assert faults("optimiser", {})[0].startswith(
         "optimiser: the config has no such key. Did you mean optimizer? It has: amp,"

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from savepoint import system, trust
+from savepoint import parallel, system, trust
 from savepoint.checkpoint import layout, tensorfile, tree
 from savepoint.checkpoint.layout import CONFIG, FORMAT, MODEL, PROVENANCE, STATE, TRAINING
 from savepoint.errors import CheckpointError
@@ -92,7 +92,9 @@ def draft(
         tensors, values = tree.split({"format": FORMAT, **state})
         return Draft(
             name=name_of(epoch=state["epoch"], step=state["step"]),
-            model=tensorfile.Plan(model, {"format": "pt", **version, **metadata}),
+            model=tensorfile.Plan(
+                {name: parallel.whole(each) for name, each in model.items()}, {"format": "pt", **version, **metadata}
+            ),
             training=tensorfile.Plan(tensors, version),
             values=values,
             documents=dict(documents),

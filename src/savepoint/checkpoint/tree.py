@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from savepoint import parallel
 from savepoint.checkpoint import encoding
 
 MAX_DEPTH = encoding.MAX_DEPTH
@@ -62,6 +63,7 @@ def join(tensors: dict[str, Tensor], values: Any) -> Any:
 class _Splitter:
     def __init__(self) -> None:
         # Tensors by id: each with the path where it was found first, and its node, which `tensors` fills in.
+        self._assembled: dict[int, Tensor] = {}
         self._leaves: dict[int, tuple[Tensor, tuple[str, ...], dict[str, Any]]] = {}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -94,6 +96,8 @@ class _Splitter:
             return {"$bytes": value.hex()}
         if kind in (dict, OrderedDict, Counter):
             return self._mapping(value, path)
+        if parallel.is_cut(value):
+            return self._tensor(self._whole(value), path)
         if kind in (Tensor, torch.nn.Parameter):
             return self._tensor(value, path)
         if kind is np.ndarray:
@@ -130,6 +134,10 @@ class _Splitter:
 
     def _tensor(self, tensor: Tensor, path: tuple[str, ...]) -> Any:
         return self._leaves.setdefault(id(tensor), (tensor, path, {}))[2]
+
+    def _whole(self, tensor: Any) -> Tensor:
+        memory = parallel.own(tensor).untyped_storage()._cdata
+        return self._assembled.setdefault(memory, parallel.whole(tensor))
 
     def _array(self, array: Any, path: tuple[str, ...]) -> Any:
         try:

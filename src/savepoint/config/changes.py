@@ -100,7 +100,7 @@ def _is_newer(stored: Any, key: str, conf_dir: Path) -> bool:
     """Whether conf/ has gained a key since the run was started. Arguments of a class do not count."""
     node = stored
     for part in key.split(".")[:-1]:
-        node = node.get(part) if isinstance(node, dict) else None
+        node = node.get(part, {}) if isinstance(node, dict) else None
     fresh = composed([], conf_dir)
     if not isinstance(node, dict) or "_target_" in node or fresh is None:
         return False

@@ -70,6 +70,7 @@ class TrainerSettings:
     ema_decay: float | None = setting(None, between(0, 1))
     device: str = setting("auto", a_device)
     processes: int | None = setting(None, at_least(1))
+    parallel: str | None = setting(None, one_of("ddp", "fsdp"))
     timeout_seconds: float = setting(600.0, above(0))
     compile: bool = False
     deterministic: bool = True
@@ -106,6 +107,19 @@ class AmpSettings:
     growth_factor: float = setting(2.0, above(1))
     backoff_factor: float = setting(0.5, between(0, 1))
     growth_interval: int = setting(2000, at_least(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FsdpSettings:
+    """How `trainer.parallel=fsdp` cuts a model among the ranks. conf/config.yaml explains each key."""
+
+    classes: str | list[str] | None = None
+    min_parameters: int = setting(1_000_000, at_least(1))
+    param_dtype: str | None = setting(None, one_of("bfloat16"))
+    reduce_dtype: str | None = setting(None, one_of("bfloat16", "float32"))
+    reshard_after_forward: bool = True
+    checkpoint_activations: bool = False
+    cpu_offload: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +172,7 @@ class Settings:
     trainer: TrainerSettings
     checkpoint: CheckpointSettings
     amp: AmpSettings
+    fsdp: FsdpSettings
     tracker: TrackerSettings
     data: DataSettings
     init: InitSettings
@@ -175,6 +190,7 @@ GROUPS = {
     "trainer": TrainerSettings,
     "checkpoint": CheckpointSettings,
     "amp": AmpSettings,
+    "fsdp": FsdpSettings,
     "tracker": TrackerSettings,
     "data": DataSettings,
     "init": InitSettings,

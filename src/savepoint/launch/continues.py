@@ -8,6 +8,8 @@ from typing import Any
 
 from savepoint.config import differences
 
+# How a model is cut among processes; what the other keys of `fsdp` choose is the precision.
+_CUTS = ("classes", "min_parameters", "reshard_after_forward", "checkpoint_activations", "cpu_offload")
 # A key covers everything below it.
 CONTINUES = {
     "trainer.max_epochs": "moves the planned end; no update before that end depends on it",
@@ -23,6 +25,11 @@ CONTINUES = {
     "trainer.threads": "may change bits, and a line at the start says so; lets a run move to another machine",
     "trainer.device": "may change bits, and a line at the start says so; lets a run move to another machine",
     "trainer.processes": "may change bits, and a line at the start says so; lets a run move to another machine",
+    "trainer.parallel": "may change bits, and a line at the start says so; lets a run move to another machine",
+    **dict.fromkeys(
+        (f"fsdp.{key}" for key in _CUTS),
+        "may change bits, and a line at the start says so; lets a run move to another machine",
+    ),
     "trainer.timeout_seconds": "decides how long ranks wait for each other, which changes nothing that is computed",
     "trainer.compile": "may change bits, and a line at the start says so; lets a run move to another machine",
     "checkpoint": "decides what is saved and kept, never what is computed",

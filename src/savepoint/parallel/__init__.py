@@ -9,6 +9,7 @@ Rooms, in reading order:
     place       which rank this process is, and of how many
     board       notes that ranks leave for each other, whatever else they are doing
     collective  exchange bytes and sums, where every rank takes part
+    shards      tensors that are cut by rows among the ranks
     health      notice that a rank has failed, died or hangs, and say which and why
 """
 
@@ -21,6 +22,7 @@ from savepoint.parallel.place import count, leads, local_rank, on_one_machine, r
 
 if TYPE_CHECKING:
     from savepoint.parallel.collective import Summing, exchange, group
+    from savepoint.parallel.shards import cut_like, is_cut, own, rows, whole
 
 __all__ = [
     "Board",
@@ -31,19 +33,29 @@ __all__ = [
     "board",
     "count",
     "current",
+    "cut_like",
     "exchange",
     "group",
+    "is_cut",
     "lasting",
     "leads",
     "local_rank",
     "on_one_machine",
+    "own",
     "rank",
     "restarts",
+    "rows",
+    "whole",
 ]
+
+_ROOMS = {
+    **dict.fromkeys(("Summing", "exchange", "group"), "collective"),
+    **dict.fromkeys(("cut_like", "is_cut", "own", "rows", "whole"), "shards"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import at their first use what needs torch."""
-    if name in ("Summing", "exchange", "group"):
-        return getattr(importlib.import_module("savepoint.parallel.collective"), name)
+    if name in _ROOMS:
+        return getattr(importlib.import_module(f"savepoint.parallel.{_ROOMS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

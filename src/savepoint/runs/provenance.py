@@ -105,9 +105,15 @@ def provenance_differences(then: dict[str, Any], now: dict[str, Any]) -> list[st
     for name in ("threads", "device", "compile"):
         if then.get(name) != now.get(name):
             found.append(f"{name} {then.get(name)} → {now.get(name)}")
-    if then.get("ranks", 1) != now.get("ranks", 1):  # the first checkpoints lack it
-        found.append(f"ranks {then.get('ranks', 1)} → {now.get('ranks', 1)}")
+    if _ranks(then) != _ranks(now):
+        found.append(f"ranks {_ranks(then)} → {_ranks(now)}")
     return found
+
+
+def _ranks(record: dict[str, Any]) -> str:
+    """Say how many processes trained, and how they divided it. The first checkpoints lack both."""
+    how = record.get("parallel")
+    return f"{record.get('ranks', 1)}" + (f" ({how})" if how is not None else "")
 
 
 def _commits(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ Rooms, in reading order:
     own_update    updates that a fork's task writes out itself, with `step.minimize`
     optimization  an optimizer with its schedule and its scaler: what is saved of them
     team          the other ranks of the run: gradients, sums of metrics, requests to stop
+    sharding      cut a model among the ranks with FSDP2
     task          what a batch means: the interface of a fork's own tasks
     build         from a checked config to TrainState and Parts
     datasets      build a split of the data and its batches

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
+from savepoint import parallel
 from savepoint.config import Settings
 
 
@@ -36,8 +37,8 @@ class Average(swa_utils.AveragedModel):
         kinds: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         for mine, theirs in zip(_tensors(self.module), _tensors(model), strict=True):
             averages, values = kinds.setdefault(mine.dtype, ([], []))
-            averages.append(mine.detach())
-            values.append(theirs.detach())
+            averages.append(parallel.own(mine.detach()))
+            values.append(parallel.own(theirs.detach()))
         for averages, values in kinds.values():
             self._average(averages, values, None)
         self.n_averaged += 1

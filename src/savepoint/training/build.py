@@ -14,7 +14,7 @@ from savepoint.checkpoint import Checkpoint
 from savepoint.config import Settings, by_name, match
 from savepoint.data import NoData, Stream
 from savepoint.errors import ConfigError
-from savepoint.training import combinations, optimizers, schedules
+from savepoint.training import combinations, optimizers, schedules, sharding
 from savepoint.training.averaging import make_average
 from savepoint.training.datasets import check_sizes, make_batches
 from savepoint.training.optimization import NoSchedule, Optimization, Scaler
@@ -47,31 +47,28 @@ def assemble(
         task = make(config["task"], path="task")
         make_split = functools.partial(make_batches, config, settings, source=source, device=device, divided=True)
         train, val = make_split("train"), make_split("val")
-    averaged = make_average(model, settings)
+    stream = train if isinstance(train, Stream) else None
+    state = TrainState(model, {}, registered=registered, averaged=make_average(model, settings), stream=stream)
     check_sizes(settings, train, val)
     _check_task(task, train)
-    own = hasattr(task, "update")
-    optimizations = _optimizations(config, settings, model, device, batches=len(train), make=make, own_update=own)
-    state = TrainState(
-        model,
-        optimizations,
-        registered=registered,
-        averaged=averaged,
-        stream=train if isinstance(train, Stream) else None,
-    )
-    parts = Parts(
-        settings=settings,
-        task=task,
-        forward=compiled(model, task, settings),
-        train=train,
-        val=val,
-        device=device,
-        autocast=AUTOCAST[settings.amp.dtype],
-        searches=any(optimizers.searches(one.optimizer) for one in optimizations.values()),
-    )
-    seen = rehearse(state, parts, source=source)
+    autocast = AUTOCAST[settings.amp.dtype]
+    parts = Parts(settings=settings, task=task, forward=model, train=train, val=val, device=device, autocast=autocast)
+    own, seen = hasattr(task, "update"), None
+    if sharding.wanted(settings):
+        sharding.check(model, task, settings, device)
+        seen = rehearse(state, parts, source=source)  # while the model can be copied
+        for each in (model, *([state.averaged.module] if state.averaged else [])):
+            sharding.cut(each, settings, device)
+    state.optimizers = _optimizations(config, settings, model, device, batches=len(train), make=make, own_update=own)
+    seen = seen or rehearse(state, parts, source=source)
     _check_monitors(settings, task, seen.measured)
-    return state, dataclasses.replace(parts, example=seen.example, every_parameter=seen.every_parameter)
+    return state, dataclasses.replace(
+        parts,
+        forward=compiled(model, task, settings),
+        searches=any(optimizers.searches(one.optimizer) for one in state.optimizers.values()),
+        example=seen.example,
+        every_parameter=seen.every_parameter,
+    )
 
 
 def _optimizations(

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from savepoint.config import Settings
 from savepoint.errors import ConfigError
-from savepoint.training import optimizers, schedules
+from savepoint.training import optimizers, schedules, sharding
 
 _SCHEDULERS = "torch.optim.lr_scheduler."
 _CHAINS = (f"{_SCHEDULERS}SequentialLR", f"{_SCHEDULERS}ChainedScheduler")
@@ -181,6 +181,15 @@ def _clipped_sparse_gradients(setup: Setup) -> Iterator[str]:
         yield f"trainer.clip_grad_norm: torch clips no sparse gradients, and {sparse[0]} has them. Set it to null."
 
 
+def _parameters_in_parts(setup: Setup) -> Iterator[str]:
+    """These look at a parameter as a whole, or change it in a way that torch does not know for parts of it."""
+    whole = tuple(getattr(torch.optim, name) for name in WHOLE if hasattr(torch.optim, name))
+    for part in setup.parts:
+        if isinstance(part, whole) and sharding.wanted(setup.settings):
+            name = type(part).__name__
+            yield f"trainer.parallel=fsdp: {name} needs whole parameters. Use adamw, say, or trainer.parallel=ddp."
+
+
 def _made_for_other_loops(setup: Setup) -> Iterator[str]:
     for name, group in setup.groups:
         if group.get("differentiable"):
@@ -198,6 +207,7 @@ def _limits_unchecked_by_torch(setup: Setup) -> Iterator[str]:
                     yield f"optimizer.{key}={group[key]}: {type(part).__name__} needs {expected}."
 
 
+WHOLE = ("LBFGS", "Adafactor", "Muon", "Rprop")
 LIMITS: dict[type, dict[str, tuple[Callable[[Any], bool], str]]] = {
     torch.optim.LBFGS: {
         "lr": (lambda value: value > 0, "a rate greater than 0"),
@@ -220,6 +230,7 @@ RULES: tuple[Callable[[Setup], Iterator[str]], ...] = (
     _chain_that_begins_later,
     _sparse_gradients,
     _clipped_sparse_gradients,
+    _parameters_in_parts,
     _made_for_other_loops,
     _limits_unchecked_by_torch,
 )

@@ -58,11 +58,12 @@ def validating(
     whole: whether to provide whole batches where several ranks divide them.
     """
     given = parts.val.whole if whole and parts.team is not None else parts.val
+    together = parts.team is not None and parts.team.together
     with (
         system.rng.isolated(),
         _evaluating(model),
         torch.no_grad(),
-        contextlib.closing(_until(stop, given.epoch(epoch))) as batches,
+        contextlib.closing(_until(stop, given.epoch(epoch), together=together)) as batches,
     ):
         yield batches
 
@@ -77,14 +78,19 @@ def _evaluate(
     with contextlib.suppress(Stopped), validating(model, parts, epoch, stop, whole=own) as batches:
         found = measure(parts.task, forward, batches, parts) if own else _sums(forward, batches, parts)
     # A task that catches every exception has also caught Stopped. A rank that was not asked waits for one that was.
-    if stop.agree() is not None and (own or found is None or parts.team is not None):
+    # Without a team this rank evaluates alone, for example on the test split, and the others are not there to agree.
+    asked = stop.asked if parts.team is None else stop.agree()
+    if asked is not None and (own or found is None or parts.team is not None):
         return None
-    return agreed(found) if own else summarise(parts, *total(*found))
+    if parts.team is not None:
+        found = agreed(found) if own else total(*found)
+    return found if own else summarise(parts, *found)
 
 
-def _until(stop: system.signals.Stop, batches: Iterable[Any]) -> Generator[Any]:
+def _until(stop: system.signals.Stop, batches: Iterable[Any], *, together: bool) -> Generator[Any]:
+    """Yield batches until a stop is asked for. together: whether all ranks have to stop at the same batch."""
     for batch in batches:
-        if stop.asked is not None:
+        if (stop.agree() if together else stop.asked) is not None:
             raise Stopped
         yield batch
 
@@ -113,9 +119,12 @@ def _sums(forward: Callable[..., Any], batches: Iterable[Any], parts: Parts) -> 
     sums: dict[str, Tensor] = {}
     samples = 0
     for number, batch in enumerate(batches):
-        if parts.team is not None and not parts.val.share(number):
-            continue  # a placeholder: the other ranks have the whole batch
+        placeholder = parts.team is not None and not parts.val.share(number)  # the other ranks have the whole batch
+        if placeholder and not parts.team.together:  # type: ignore[union-attr]
+            continue
         outcome = parts.outcome(forward, batch)
+        if placeholder:
+            continue
         samples += outcome.samples
         outcome.add_to(sums)
     return sums, samples
@@ -138,3 +147,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:  # one by one, since a model may keep some of its layers in evaluation mode
             module.training = mode
+        # Without a backward pass, a model that is cut among ranks would stay whole.
+        if reshard := getattr(model, "reshard", None):
+            reshard()

@@ -37,7 +37,7 @@ def draw_if_due(state: TrainState, parts: Parts, directory: Path, stop: system.s
     if every is None or (state.epoch + 1) % every != 0 or not hasattr(parts.task, "figures"):
         return True
     drawn, model = {}, state.model
-    if parallel.leads():
+    if parallel.leads() or (parts.team is not None and parts.team.together):
         validating = evaluation.validating(model, parts, state.epoch, stop, whole=True)
         with contextlib.suppress(evaluation.Stopped), validating as batches:
             drawn = render(parts.task, parts.forward, batches, parts)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from savepoint import parallel
 from savepoint.errors import CheckpointError, short_list
 
 
@@ -21,9 +22,13 @@ def restore(optimizer: Optimizer, saved: dict[str, Any], *, where: str) -> None:
     # Copied, because training must not write into the checkpoint, and because tensors inside a file's bytes are aligned
     # differently from torch's own, so that kernels may differ. A deep copy keeps strides and sharing.
     exact = copy.deepcopy(saved)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in enumerate(parameters):
+        for key, value in exact["state"].get(index, {}).items():
+            if isinstance(value, Tensor):  # a moment is cut among the ranks as its parameter is
+                exact["state"][index][key] = parallel.cut_like(value, parameter)
     optimizer.load_state_dict(exact)
     moved: dict[tuple[int, torch.device], Tensor] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, entry in exact["state"].items():
         if index not in range(len(parameters)):
             continue  # the entry belongs to no parameter, and torch has taken it as it is

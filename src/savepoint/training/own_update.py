@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from savepoint import data
+from savepoint import data, parallel
 from savepoint.errors import ConfigError
 from savepoint.training.optimization import Optimization
 from savepoint.training.state import Parts, TrainState
@@ -34,8 +34,8 @@ def clip(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
     """Scale gradients down to a norm of at most `limit`; None keeps them. Returns: the norm before, a 0-dim tensor."""
     given = [parameter for parameter in parameters if parameter.grad is not None]
     if limit is None:
-        return nn.utils.get_total_norm([each.grad for each in given if each.grad is not None])
-    return nn.utils.clip_grad_norm_(given, limit)
+        return parallel.whole(nn.utils.get_total_norm([each.grad for each in given if each.grad is not None]))
+    return parallel.whole(nn.utils.clip_grad_norm_(given, limit))
 
 
 class Step:

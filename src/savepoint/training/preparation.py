@@ -15,7 +15,7 @@ from savepoint import checkpoint, parallel, runs, system, trust, weights
 from savepoint.config import Difference, Settings, by_name
 from savepoint.data import end_workers
 from savepoint.errors import CheckpointError, MisfitError, UserError
-from savepoint.training import build, fork, optimization, report, schedules, state
+from savepoint.training import build, fork, optimization, report, schedules, sharding, state
 from savepoint.training.loop import finished
 from savepoint.training.scoring import check_test_split
 from savepoint.training.state import Parts, TrainState
@@ -71,14 +71,19 @@ def _build(job: runs.Job) -> tuple[TrainState, Parts]:
     if parallel.count() > 1:
         if parallel.rank() and resumed is None:  # the model was built alike on all ranks, and dropout shall differ
             system.rng.seed(system.rng.fold_in(settings.seed, "rank", parallel.rank()))
-        forward = None if hasattr(parts.task, "update") else parts.forward
-        team = Team(train_state.model, forward, every_parameter=parts.every_parameter)
-        parts = dataclasses.replace(parts, team=team)
+        parts = dataclasses.replace(parts, team=_team(settings, train_state, parts))
     # Weights that the run began with stay on record, even if this resume has not loaded them again.
     loaded += [each for each in recorded or [] if each not in loaded]
     if loaded:
         job.run.update(weights=loaded)
     return train_state, dataclasses.replace(parts, weights=loaded)
+
+
+def _team(settings: Settings, train_state: TrainState, parts: Parts) -> Team:
+    if sharding.wanted(settings):
+        return sharding.ShardedTeam(train_state.model, parts.forward, batch_size=settings.data.batch_size)
+    forward = None if hasattr(parts.task, "update") else parts.forward
+    return Team(train_state.model, forward, every_parameter=parts.every_parameter)
 
 
 def _fork(job: runs.Job, train_state: TrainState, parts: Parts, difference: Difference) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from savepoint import checkpoint, parallel, runs
 from savepoint.data import NoData
 from savepoint.errors import UserError
+from savepoint.training import sharding
 from savepoint.training.loop import finished
 from savepoint.training.saves import Saves
 from savepoint.training.state import Parts, TrainState
@@ -25,9 +26,11 @@ def introduce(job: runs.Job, parts: Parts, train_state: TrainState, source: dict
     )
     parameters = sum(parameter.numel() for parameter in train_state.model.parameters())
     log.info("run %s  %s", job.run.id, job.run.directory)
-    ranks = f"{parallel.count()} ranks, " if parallel.count() > 1 else ""
+    ranks = f"{parallel.count()} ranks, {source['parallel']}, " if parallel.count() > 1 else ""
     log.info("device %s (%s%d threads)  %s: %s parameters", parts.device, ranks, source["threads"],
-             type(train_state.model).__name__, f"{parameters:,}")  # fmt: skip
+             sharding.name_of(train_state.model), f"{parameters:,}")  # fmt: skip
+    if job.settings.trainer.parallel is not None and parallel.count() == 1:
+        log.info("one process trains alone, so trainer.parallel=%s has no effect", job.settings.trainer.parallel)
     log.info("%s", _data(parts))
     if resumed is not None:
         verb, origin = ("forked", job.fork.parent) if job.fork else ("resumed", resumed.path.name)

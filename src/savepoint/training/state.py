@@ -251,7 +251,8 @@ def restore_for_evaluation(state: TrainState, checkpoint: Checkpoint) -> None:
 def _restore_average(state: TrainState, checkpoint: Checkpoint) -> None:
     if state.averaged is not None:
         with naming(checkpoint, "averaged"):
-            state.averaged.load_state_dict(checkpoint.state["averaged"])
+            here, there = state.averaged.state_dict(), checkpoint.state["averaged"]
+            state.averaged.load_state_dict({key: parallel.cut_like(there[key], here[key]) for key in there})
 
 
 def _restore_registered(registered: dict[str, Stateful], checkpoint: Checkpoint) -> None:

@@ -55,7 +55,8 @@ def _drop_gradients(state: TrainState) -> None:
 
 def _differentiate(state: TrainState, parts: Parts, window: list[Any], sums: dict[str, Tensor]) -> int:
     """Leave the window's clipped gradient in the parameters and add to `sums`. Returns: the number of samples."""
-    unit, total, scaler, team = 0, 0, next(iter(state.optimizers.values())).scaler, parts.team
+    total, scaler, team = 0, next(iter(state.optimizers.values())).scaler, parts.team
+    unit: float = 0 if team is None else team.unit
     for number, batch in enumerate(window, 1):
         if team is not None:
             team.collect(last=number == len(window))
@@ -70,8 +71,10 @@ def _differentiate(state: TrainState, parts: Parts, window: list[Any], sums: dic
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if samples:
             outcome.add_to(sums)
-    if team is None and total != unit:
-        gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+    if team is not None:
+        team.complete(gradients)
+    elif total != unit:
         torch._foreach_mul_(gradients, unit / total)
     limit = parts.settings.trainer.clip_grad_norm
     if limit is not None or parts.wants_norm(state):

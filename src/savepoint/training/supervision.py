@@ -15,7 +15,7 @@ import torch._dynamo  # every optimizer imports it at its first call; imported h
 from savepoint import checkpoint, parallel, runs, system, trust
 from savepoint.data import end_workers, worker_death
 from savepoint.errors import BuildError, UserError
-from savepoint.training import build, progress, report
+from savepoint.training import build, progress, report, sharding
 from savepoint.training.loop import finished
 from savepoint.training.saves import Saves
 from savepoint.training.state import Parts, TrainState
@@ -149,6 +149,7 @@ def _provenance(job: runs.Job, parts: Parts) -> dict[str, Any]:
         "config_sha256": hashlib.sha256(job.config_text.encode()).hexdigest(),
         "device": parts.device.type,
         "compile": job.settings.trainer.compile,
+        "parallel": sharding.words(job.settings),
         "data": parts.fingerprints,
         "weights": parts.weights,
         "forked_from": job.run.record.get("forked_from"),

@@ -74,7 +74,12 @@ class Team:
 
     model: a wrapper of the model whose backward pass averages gradients over the ranks, weighted by their samples.
     stop: what the ranks agreed on. clock: whether a checkpoint is due by the clock. Both are set before training.
+    together: whether every call of the model involves all ranks.
+    unit: the number of samples that each gradient is divided by; 0 for that of the window's first batch.
     """
+
+    together = False
+    unit: float = 0
 
     def __init__(self, model: nn.Module, forward: Any, *, every_parameter: bool) -> None:
         """Wrap a model that has been restored. All ranks take over rank 0's parameters and buffers.
@@ -134,12 +139,12 @@ class Team:
         """Before a batch's forward pass: say whether it is the window's last, whose backward pass reaches the ranks."""
         self.model.require_backward_grad_sync = last
 
-    def weigh(self, samples: int, unit: int) -> None:
+    def weigh(self, samples: int, unit: float) -> None:
         """Before the last backward pass: tell how many samples this rank's gradient is of.
 
         unit: the number of samples that the gradient was divided by. The ranks add up their samples meanwhile.
         """
-        self._unit, self._weight, self._weighed = unit, None, True
+        self._divisor, self._weight, self._weighed = unit, None, True
         due = parallel.leads() and self.clock()
         self._summing = parallel.Summing([samples, int(due), *self.stop.counts()])
 
@@ -149,13 +154,16 @@ class Team:
             samples, due, *stops = self._summing.sums()
             self.due = due > 0
             self.stop.take(stops)
-            self._weight = self._unit / max(samples, 1)
+            self._weight = self._divisor / max(samples, 1)
         return self._weight
 
     def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
         gradients = bucket.buffer().mul_(self.weight())
         future: Any = dist.all_reduce(gradients, async_op=True).get_future()
         return future.then(lambda done: done.value()[0])  # type: ignore[no-any-return]
+
+    def complete(self, gradients: list[Tensor]) -> None:
+        """After the last backward pass: finish the average over the ranks, if that pass has not."""
 
     def reduce(self, gradients: list[Tensor]) -> None:
         """Average gradients over the ranks in place, weighted by their samples, after a backward pass of a task's own.

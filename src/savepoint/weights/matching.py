@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from savepoint import parallel
 from savepoint.checkpoint import Checkpoint
 from savepoint.config import InitSettings, match, rename
 from savepoint.errors import CheckpointError, ConfigError, MisfitError, short_list
@@ -97,7 +98,7 @@ def _load(model: nn.Module, entries: Mapping[str, Any], versions: Mapping[str, A
     own = model.state_dict()
     if any(isinstance(value, Tensor) and value.is_meta for value in own.values()):
         return  # the model was built for its shapes alone
-    ordered: Any = OrderedDict((name, entries[name]) for name in own if name in entries)
+    ordered: Any = OrderedDict((name, parallel.cut_like(entries[name], own[name])) for name in own if name in entries)
     recorded = {name: {"version": version} for name, version in versions.items()}
     ordered._metadata = recorded or getattr(own, "_metadata", {})
     model.load_state_dict(ordered, strict=strict)

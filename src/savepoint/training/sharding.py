@@ -1,0 +1,168 @@
+"""Cut a model among the ranks with FSDP2, for `trainer.parallel=fsdp`: each rank keeps some rows of every parameter.
+
+A unit is a part of the model whose parameters are made whole together, just before they are needed.
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
+
+from savepoint import parallel
+from savepoint.config import FsdpSettings, Settings
+from savepoint.errors import ConfigError, short_list
+from savepoint.training.optimizers import sparse
+from savepoint.training.team import Team
+
+FSDP = "trainer.parallel=fsdp"
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)  # they are never called
+
+
+def wanted(settings: Settings) -> bool:
+    """Whether several ranks train a model that is cut among them."""
+    return settings.trainer.parallel == "fsdp" and parallel.count() > 1
+
+
+def words(settings: Settings) -> str | None:
+    """Say how several ranks divide the training; None for a process that trains alone."""
+    if not wanted(settings):
+        return None if parallel.count() == 1 else "ddp"
+    changed = [
+        f"{each.name}={getattr(settings.fsdp, each.name)}"
+        for each in dataclasses.fields(FsdpSettings)
+        if getattr(settings.fsdp, each.name) != each.default
+    ]
+    return ", ".join(["fsdp", *changed])
+
+
+def name_of(model: nn.Module) -> str:
+    """Return the name of the model's class. FSDP gives a model that it cuts another class."""
+    kind = type(model)
+    return kind.__mro__[2].__name__ if issubclass(kind, FSDPModule) else kind.__name__
+
+
+def check(model: nn.Module, task: Any, settings: Settings, device: torch.device) -> None:
+    """Check that a model can be cut. Raises: ConfigError with one line for each reason why it cannot."""
+    named, faults = dict(model.named_parameters()), []
+    if hasattr(task, "update"):
+        faults.append(
+            f"{FSDP}: {type(task).__name__} makes its updates itself, which only works with whole parameters. "
+            "Use trainer.parallel=ddp."
+        )
+    for words, names in (
+        ("have no dimension, so they cannot be cut: give them the shape [1]", _names(named, lambda p: p.dim() == 0)),
+        ("are not contiguous, which FSDP cannot cut", _names(named, lambda p: not p.is_contiguous())),
+        ("have sparse gradients, which FSDP cannot add up. Use trainer.parallel=ddp", sparse(model)),
+    ):
+        if names:
+            faults.append(f"{FSDP}: {short_list(names, most=6)} {words}.")
+    if settings.fsdp.cpu_offload and device.type == "cpu":
+        faults.append("fsdp.cpu_offload=true: the model is in host memory already. Set it to false.")
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _names(named: dict[str, nn.Parameter], faulty: Any) -> list[str]:
+    return [name for name, parameter in named.items() if faulty(parameter)]
+
+
+def cut(model: nn.Module, settings: Settings, device: torch.device) -> None:
+    """Cut a model in place: this rank keeps its rows of every parameter, and all of every buffer.
+
+    The model needs no averaging of gradients any more: its backward pass adds them up over the ranks.
+    Raises: ConfigError if `fsdp.classes` names no class of the model, or divides tied parameters among units.
+    """
+    chosen = settings.fsdp
+    dtypes = {None: None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    computed, reduced = dtypes[chosen.param_dtype], dtypes[chosen.reduce_dtype]
+    shard = functools.partial(
+        fully_shard,
+        mesh=init_device_mesh(device.type, (parallel.count(),)),
+        offload_policy=CPUOffloadPolicy() if chosen.cpu_offload else OffloadPolicy(),
+        reshard_after_forward=chosen.reshard_after_forward,
+    )
+    parts = units(model, settings)
+    for part in parts:
+        if chosen.checkpoint_activations:
+            part.forward = functools.partial(checkpoint, part.forward, use_reentrant=False)
+        shard(part, mp_policy=MixedPrecisionPolicy(computed, reduced))
+    # The loss is computed from what the whole model returns.
+    returned = None if computed is None else torch.float32
+    shard(model, mp_policy=MixedPrecisionPolicy(computed, reduced, output_dtype=returned))
+    for unit in [*parts, model]:
+        # Sums in place of means: the ranks weight their gradients themselves.
+        unit.set_gradient_divide_factor(1.0)  # type: ignore[operator]
+        unit.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # gloo does not know how to divide
+
+
+def units(model: nn.Module, settings: Settings) -> list[nn.Module]:
+    """Return the parts of a model that become units of their own, inner ones first. What is left is one more unit.
+
+    Raises: ConfigError if `fsdp.classes` names no class of the model, or divides tied parameters among units.
+    """
+    classes = settings.fsdp.classes
+    wanted_classes = {classes} if isinstance(classes, str) else set(classes or ())
+    inside = [module for module in model.modules() if module is not model]
+    there = sorted({type(module).__name__ for module in inside if next(module.parameters(), None) is not None})
+    if unknown := sorted(wanted_classes - set(there)):
+        raise ConfigError(f"fsdp.classes: the model has no {', '.join(unknown)}. It has: {', '.join(there)}.")
+    places = Counter(id(each) for each in _each_place(model))
+    found: list[nn.Module] = []
+    taken: set[int] = set()
+    for module in reversed(inside):  # `modules` has each module before those inside it
+        mine = [each for each in module.parameters() if id(each) not in taken]
+        if not mine or isinstance(module, _CONTAINERS):
+            continue
+        within = Counter(id(each) for each in _each_place(module))
+        tied = [each for each in mine if places[id(each)] > within[id(each)]]
+        if classes is not None:
+            chosen = type(module).__name__ in wanted_classes
+            if chosen and tied:
+                names = [name for name, each in model.named_parameters() if any(each is one for one in tied)]
+                raise ConfigError(
+                    f"fsdp.classes: {type(module).__name__} holds {short_list(names)}, which another part of the model "
+                    "shares. Name a class that holds both, or leave it out."
+                )
+        else:
+            # A module without children may only lend its weight to others, and then it is never called.
+            large = sum(each.numel() for each in mine) >= settings.fsdp.min_parameters
+            chosen = large and not tied and next(module.children(), None) is not None
+        if chosen:
+            found.append(module)
+            taken.update(map(id, mine))
+    return found
+
+
+def _each_place(module: nn.Module) -> list[nn.Parameter]:
+    return [each for _, each in module.named_parameters(remove_duplicate=False)]
+
+
+class ShardedTeam(Team):
+    """The other ranks, where each holds a part of the model.
+
+    Every call of the model involves all ranks, in evaluation too.
+    """
+
+    together = True
+
+    def __init__(self, model: nn.Module, forward: Any, *, batch_size: int) -> None:
+        """Take a model that was cut. batch_size: samples of a whole batch, as the config has it."""
+        super().__init__(model, None, every_parameter=True)
+        self.model = forward
+        # All ranks divide by the same number, because what they send is added up before their samples are known.
+        self.unit = batch_size / parallel.count()
+
+    def begin_epoch(self) -> None:
+        """Do nothing: FSDP itself looks which parameters are trained."""
+
+    def collect(self, *, last: bool) -> None:
+        """Do nothing: every backward pass reaches the ranks, so none has to keep a whole gradient."""
+
+    def complete(self, gradients: list[Tensor]) -> None:
+        torch._foreach_mul_([parallel.own(each) for each in gradients], self.weight())
