@@ -77,7 +77,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_reader_is_short_and_needs_only_numpy() -> None:
-    assert len(READER.splitlines()) < 60
+    assert len(READER.splitlines()) < 70
     tree_ = ast.parse(READER)
     imported = {name.name for node in ast.walk(tree_) if isinstance(node, ast.Import) for name in node.names}
     imported |= {str(node.module) for node in ast.walk(tree_) if isinstance(node, ast.ImportFrom)}

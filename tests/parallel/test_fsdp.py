@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tools import ranked
 from tools.moments import Strike
 from tools.processes import Ended
-from tools.together import run_together
 from tools.workshop import Workshop
 from torch import nn
 
@@ -41,9 +41,7 @@ Train = Callable[..., list[Ended]]
 def train(the_workshop: Workshop, tmp_path: Path) -> Train:
     def run(count: int, directory: Path, *arguments: str, strikes: dict[int, Strike] | None = None) -> list[Ended]:
         where = (f"hydra.run.dir={directory}", *QUICK)
-        return run_together(
-            the_workshop.zygote, count, "train.py", *where, *arguments, folder=tmp_path, strikes=strikes
-        )
+        return ranked.run(the_workshop.zygote, tmp_path, count, "train.py", *where, *arguments, strikes=strikes)
 
     return run
 
@@ -51,7 +49,7 @@ def train(the_workshop: Workshop, tmp_path: Path) -> Train:
 @pytest.fixture
 def resume(the_workshop: Workshop, tmp_path: Path) -> Train:
     def run(count: int, directory: Path, *arguments: str) -> list[Ended]:
-        return run_together(the_workshop.zygote, count, "resume.py", f"run={directory}", *arguments, folder=tmp_path)
+        return ranked.run(the_workshop.zygote, tmp_path, count, "resume.py", f"run={directory}", *arguments)
 
     return run
 
@@ -62,7 +60,7 @@ def fork(the_workshop: Workshop, tmp_path: Path) -> Train:
 
     def run(count: int, query: Path, directory: Path, *arguments: str) -> list[Ended]:
         where = (f"run={query}", f"hydra.run.dir={directory}", *arguments)
-        return run_together(the_workshop.zygote, count, "resume.py", *where, folder=tmp_path)
+        return ranked.run(the_workshop.zygote, tmp_path, count, "resume.py", *where)
 
     return run
 
@@ -82,11 +80,14 @@ def test_parts_train_as_wholes_do(train: Train, tmp_path: Path) -> None:
     """Two addends have one sum, and 16 samples are divided evenly: so even the bits are those of `ddp`."""
     found = []
     for how in ("ddp", "fsdp"):
-        succeeded(train(2, tmp_path / how, "data.batch_size=16", f"trainer.parallel={how}"))
+        options = ("data.batch_size=16", "trainer.ema_decay=0.9", "trainer.max_epochs=2")
+        succeeded(train(2, tmp_path / how, *options, f"trainer.parallel={how}"))
         found.append(newest(tmp_path / how))
     assert found[0].model.keys() == found[1].model.keys()
     for name, value in found[0].model.items():
         assert torch.equal(value, found[1].model[name]), name
+        averages = [each.state["averaged"][f"module.{name}"] for each in found]
+        assert torch.equal(*averages) and not torch.equal(averages[0], value), name
     one, other = (each.state["optimizer"]["state"] for each in found)
     assert torch.equal(one[0]["exp_avg"], other[0]["exp_avg"]) and one[0]["exp_avg"].shape == (12, 64)
 

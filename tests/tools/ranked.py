@@ -40,9 +40,10 @@ def start(
     *arguments: str,
     strikes: Mapping[int, Strike] | None = None,
     disk: Path | None = None,
+    disk_of: int = 0,
     **fault: Any,
 ) -> list[tuple[Started, Path]]:
-    """strikes: by rank. disk, fault: for rank 0, which writes. Returns: each rank, and where its output goes."""
+    """strikes: by rank. disk, fault: for rank `disk_of`. Returns: each rank, and where its output goes."""
     folder.mkdir(parents=True, exist_ok=True)
     ranks = []
     for rank, environment in enumerate(places(count)):
@@ -50,7 +51,7 @@ def start(
         output.write_text("")
         strike = asdict(strikes[rank]) if strikes and rank in strikes else None
         order = {"background": True, "strike": strike, "environment": environment}
-        if rank == 0 and disk is not None:
+        if rank == disk_of and disk is not None:
             order |= {"disk": str(disk), "fault": fault}
         pid = zygote._ask(script, arguments, output, **order)["pid"]
         ranks.append((Started(pid, zygote), output))

@@ -17,7 +17,7 @@ from savepoint import runs
 from savepoint.checkpoint import Checkpoint
 from savepoint.data import batches
 from savepoint.system import rng
-from savepoint.training import loop, optimizer_state, schedules, state
+from savepoint.training import loop, optimizer_state, optional, schedules, state
 
 restore, put_back = state.restore, rng.restore
 
@@ -115,7 +115,7 @@ THINGS: dict[str, Callable[[], None]] = {
     "learning_rates": replaced(state, "restore", rates),
     "scaler": replaced(torch.amp.GradScaler, "load_state_dict", nothing),
     "averaged weights": replaced(AveragedModel, "load_state_dict", nothing),
-    "registered": replaced(state, "_restore_registered", nothing),
+    "registered": replaced(optional, "restore_registered", nothing),
     "position in the data": replaced(batches.Batches, "epoch", from_the_start(batches.Batches.epoch)),
     "seeds of loading": replaced(batches, "_load", unseeded(batches._load)),
     "cut of the history": replaced(runs, "cut_history", nothing),

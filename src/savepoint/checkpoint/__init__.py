@@ -7,6 +7,7 @@ Rooms, in reading order:
     storage     one checkpoint: save, load, verify
     layout      the files of a checkpoint, and its manifest
     tree        nested values ⇄ (tensors, JSON), exactly
+    shards      put together the tensors that several ranks have saved
     encoding    one tensor of any kind ⇄ plain tensors and JSON
     tensorfile  tensors ⇄ the bytes of a safetensors file
     snapshot    copy a state to host memory, so that training can go on while it is written
@@ -24,6 +25,7 @@ from savepoint.checkpoint.layout import (
     STATE,
     TRAINING,
     NewerFormatError,
+    tensor_files,
 )
 from savepoint.checkpoint.retention import clean, prune
 from savepoint.checkpoint.selection import best, latest, measured, names, position, select
@@ -34,14 +36,16 @@ from savepoint.checkpoint.storage import (
     Draft,
     digests,
     draft,
+    hidden,
     load,
     name_of,
     publish,
     save,
     set_aside,
     verify,
+    write_part,
 )
-from savepoint.checkpoint.tensorfile import MAX_HEADER, NAMES, Plan, nameable, read_header, read_tensors
+from savepoint.checkpoint.tensorfile import MAX_HEADER, NAMES, Plan, Written, nameable, read_header, read_tensors
 from savepoint.checkpoint.tree import TreeError, join, split
 
 __all__ = [
@@ -62,10 +66,12 @@ __all__ = [
     "Plan",
     "Snapshot",
     "TreeError",
+    "Written",
     "best",
     "clean",
     "digests",
     "draft",
+    "hidden",
     "join",
     "latest",
     "load",
@@ -82,5 +88,7 @@ __all__ = [
     "select",
     "set_aside",
     "split",
+    "tensor_files",
     "verify",
+    "write_part",
 ]

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from savepoint import parallel
 from savepoint.checkpoint import tensorfile
 
 # Levels of nesting, in a tree and in the node of one tensor.
@@ -77,6 +78,8 @@ class Encoder:
 
         Raises: ValueError that says what kind of tensor it is, if `decode` could not give it back exactly.
         """
+        if parallel.is_cut(tensor):  # all ranks have to name and describe it alike, whatever their parts look like
+            return {"$tensor": self._named(tensor, 0, name)}
         if type(tensor) is torch.nn.Parameter:
             return {"$parameter": [self._detached(tensor.detach(), name), tensor.requires_grad]}
         if tensor.grad_fn is not None:
@@ -242,5 +245,7 @@ def _row_major(tensor: Tensor) -> bool:
 
 def _describable(tensor: Tensor) -> bool:
     """Whether a tensor is dense numbers in memory: strided, not nested, not on the meta device, of a known dtype."""
+    if parallel.is_cut(tensor):
+        return False
     strided = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
     return strided and tensor.dtype in _NAMES

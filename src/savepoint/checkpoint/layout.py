@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,32 @@ FORMAT = 2  # the newest one; all from 1 on are read
 MODEL, TRAINING, STATE, CONFIG = "model.safetensors", "training.safetensors", "state.json", "config.yaml"
 PROVENANCE, PATCH, MANIFEST = "provenance.json", "changes.patch", "manifest.json"
 REQUIRED = frozenset({MODEL, TRAINING, STATE, CONFIG, PROVENANCE})
+# Where several ranks train a model in parts, each writes two files in place of model and training.safetensors.
+_PART = re.compile(r"(model|training)\.rank_([0-9]{5})_of_([0-9]{5})\.safetensors")
 _MAX_MANIFEST = 2**20  # bytes
 _DIGITS = re.compile(r"[0-9]{1,9}")
 
 
 class NewerFormatError(UserError):
     """A sound checkpoint of a newer format. It is not damaged, so resume must not fall back to an older one."""
+
+
+def part_of(name: str, *, rank: int, ranks: int) -> str:
+    """Return the name of a rank's part of model.safetensors or training.safetensors.
+
+    >>> part_of("model.safetensors", rank=2, ranks=8)
+    'model.rank_00002_of_00008.safetensors'
+    """
+    return name if ranks == 1 else name.replace(".", f".rank_{rank:05d}_of_{ranks:05d}.", 1)
+
+
+def tensor_files(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the files that hold the tensors of model.safetensors, and those of training.safetensors, by rank.
+
+    names: those of the files of a checkpoint. One that should be there and is not is returned nevertheless.
+    """
+    ranks = max((int(match[3]) for name in names if (match := _PART.fullmatch(name))), default=1)
+    return {name: [part_of(name, rank=rank, ranks=ranks) for rank in range(ranks)] for name in (MODEL, TRAINING)}
 
 
 def manifest(written: Mapping[str, Written]) -> bytes:
@@ -44,7 +64,10 @@ def read_manifest(path: Path) -> tuple[Any, dict[str, Written]]:
         raise CheckpointError(f"{path / MANIFEST}: not a manifest ({error}).") from error
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}.") from error
-    if missing := sorted((set(entries) | REQUIRED) - present):
+    tensors = {name for names in tensor_files([*entries]).values() for name in names}
+    if other := sorted(name for name in set(entries) - tensors if name in (MODEL, TRAINING) or _PART.fullmatch(name)):
+        raise CheckpointError(f"{path}: {short_list(other)} beside the parts of another number of ranks.")
+    if missing := sorted((set(entries) | tensors | REQUIRED - {MODEL, TRAINING}) - present):
         raise CheckpointError(f"{path}: missing {short_list(missing)}.")
     if extra := sorted(present - set(entries)):
         raise CheckpointError(f"{path}: {short_list(extra)} not in the manifest.")

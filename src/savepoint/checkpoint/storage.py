@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from savepoint import parallel, system, trust
-from savepoint.checkpoint import layout, tensorfile, tree
+from savepoint.checkpoint import layout, shards, tensorfile, tree
 from savepoint.checkpoint.layout import CONFIG, FORMAT, MODEL, PROVENANCE, STATE, TRAINING
 from savepoint.errors import CheckpointError
 
@@ -42,13 +42,23 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Draft:
-    """A checkpoint that is not on the disk yet. values: for state.json. documents: the text files, by name."""
+    """A checkpoint that is not on the disk yet, or this rank's part of it.
+
+    values: for state.json. documents: the text files, by name. ranks: how many write it together.
+    """
 
     name: str
     model: tensorfile.Plan
     training: tensorfile.Plan
     values: Any
     documents: dict[str, str]
+    ranks: int = 1
+
+    @property
+    def plans(self) -> dict[str, tensorfile.Plan]:
+        """The tensor files that this rank writes, by name."""
+        named = {MODEL: self.model, TRAINING: self.training}
+        return {layout.part_of(name, rank=parallel.rank(), ranks=self.ranks): plan for name, plan in named.items()}
 
 
 def name_of(*, epoch: int, step: int) -> str:
@@ -84,60 +94,63 @@ def draft(
     state: a tree of all other values and tensors (see `split`), with integers `epoch` and `step`.
     documents: config.yaml, provenance.json and perhaps changes.patch, by name.
     metadata: text for the header of model.safetensors, so that this file alone can be traced to its run.
+    Tensors that are cut among ranks become parts: each rank drafts its own, and `write_part` writes it.
     Raises: TreeError, with the value's path, for a state that could not be loaded exactly.
     """
     assert {CONFIG, PROVENANCE} <= set(documents), "a checkpoint needs its config and its provenance"
     version = {"savepoint.format": str(FORMAT)}
     with system.memory.growing():
         tensors, values = tree.split({"format": FORMAT, **state})
+        cut = {MODEL: parallel.described(model), TRAINING: parallel.described(tensors)}
+        several = any(cut.values())
         return Draft(
             name=name_of(epoch=state["epoch"], step=state["step"]),
-            model=tensorfile.Plan(
-                {name: parallel.whole(each) for name, each in model.items()}, {"format": "pt", **version, **metadata}
-            ),
-            training=tensorfile.Plan(tensors, version),
-            values=values,
+            model=tensorfile.Plan(parallel.mine(model, several=several), {"format": "pt", **version, **metadata}),
+            training=tensorfile.Plan(parallel.mine(tensors, several=several), version),
+            values=values | {"shards": cut} if several else values,
             documents=dict(documents),
+            ranks=parallel.count() if several else 1,
         )
 
 
-def publish(root: Path, draft: Draft) -> Path:
+def hidden(root: Path, draft: Draft, process: int) -> Path:
+    """Return where a process writes a checkpoint before it has its name. process: the id of rank 0's."""
+    return root / f".tmp-{draft.name}-{process}"
+
+
+def publish(root: Path, draft: Draft, written: Mapping[str, tensorfile.Written] | None = None) -> Path:
     """Write a prepared checkpoint under `root`, and return its path once it is durable.
 
     A sound checkpoint of the same name is kept: its bytes would be the same. There is one exception: if it was saved
     when the evaluation of its step was interrupted, a draft with that evaluation replaces it. A damaged checkpoint is
     set aside.
+    written: the tensor files of all ranks, which lie in `hidden` already; None to write them.
     Raises: OSError if the disk refuses, after whatever was written has been removed.
     """
     final, aside = root / draft.name, root / f"{SUPERSEDED}{draft.name}"
-    replaces = False
+    directory, replaces, kept = hidden(root, draft, os.getpid()), False, False
     if final.exists():
         try:
             replaces = _lacks_evaluation(load(final).state, draft)
+            kept = not replaces
         except CheckpointError:
             set_aside(final)
         except layout.NewerFormatError:
+            kept = True
+        if kept:
+            shutil.rmtree(directory, ignore_errors=True)  # what other ranks have written
             return final
-        else:
-            if not replaces:
-                return final
-    hidden = root / f".tmp-{final.name}-{os.getpid()}"
     try:
-        if not root.exists():
-            root.mkdir(parents=True)
-            # Without this, a power cut could remove the directory together with its checkpoints.
-            system.files.sync_directory(root.parent)
-        hidden.mkdir()
-        written = _write_files(hidden, draft)
-        system.files.write(hidden / layout.MANIFEST, layout.manifest(written))
+        written = dict(written or {}) | _write_files(directory, draft, tensors=written is None, texts=True)
+        system.files.write(directory / layout.MANIFEST, layout.manifest(written))
         # The files' names must be on the disk before the directory gets the name that makes it a checkpoint.
-        system.files.sync_directory(hidden)
+        system.files.sync_directory(directory)
         if replaces:
             # If the process dies after this, `retention.clean` gives the checkpoint its name back.
             system.files.patiently(os.rename, final, aside)
-        system.files.patiently(os.rename, hidden, final)
+        system.files.patiently(os.rename, directory, final)
     except BaseException:
-        shutil.rmtree(hidden, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
         if replaces and not final.exists():
             system.files.patiently(os.rename, aside, final)
         raise
@@ -153,15 +166,28 @@ def _lacks_evaluation(saved: Mapping[str, Any], draft: Draft) -> bool:
     return bool(draft.values.get("evaluated") == step and saved.get("evaluated", step) != step)
 
 
-def _write_files(directory: Path, draft: Draft) -> dict[str, tensorfile.Written]:
+def write_part(directory: Path, draft: Draft) -> dict[str, tensorfile.Written]:
+    """Write the tensor files of this rank into a directory that another rank may have made. Returns: their entries.
+
+    Raises: OSError if the disk refuses.
+    """
+    return _write_files(directory, draft, tensors=True, texts=False)
+
+
+def _write_files(directory: Path, draft: Draft, *, tensors: bool, texts: bool) -> dict[str, tensorfile.Written]:
     """Write every file but the manifest. Digests take as long as writing, so two threads compute them meanwhile."""
-    tensors = {MODEL: draft.model.chunks(), TRAINING: draft.training.chunks()}
-    with ThreadPoolExecutor(len(tensors)) as hashers:
-        digests = {name: hashers.submit(chunks.sha256) for name, chunks in tensors.items()}
-        texts = {STATE: json.dumps(draft.values, indent=1, allow_nan=False)} | draft.documents
+    if not directory.parent.exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        # Without this, a power cut could remove the directory together with its checkpoints.
+        system.files.sync_directory(directory.parent.parent)
+    directory.mkdir(exist_ok=draft.ranks > 1)
+    chunks = {name: plan.chunks() for name, plan in draft.plans.items()} if tensors else {}
+    with ThreadPoolExecutor(2) as hashers:
+        digests = {name: hashers.submit(each.sha256) for name, each in chunks.items()}
+        written = {STATE: json.dumps(draft.values, indent=1, allow_nan=False)} | draft.documents if texts else {}
         # A patch may hold bytes that are not UTF-8. They were decoded as surrogates, which this turns back.
-        data = {name: text.encode(errors="surrogateescape") for name, text in texts.items()}
-        sizes = system.files.write_together({directory / name: each for name, each in (tensors | data).items()})
+        data = {name: text.encode(errors="surrogateescape") for name, text in written.items()}
+        sizes = system.files.write_together({directory / name: each for name, each in (chunks | data).items()})
         hashed = {name: digest.result() for name, digest in digests.items()}
     hashed |= {name: hashlib.sha256(each).hexdigest() for name, each in data.items()}
     return {name: tensorfile.Written(sizes[directory / name], digest) for name, digest in hashed.items()}
@@ -184,11 +210,20 @@ def load(path: Path) -> Checkpoint:
 
 def _parse(path: Path, contents: dict[str, trust.Memory], stated: Any) -> Checkpoint:
     """Build the checkpoint from its files' bytes, whose digests were checked. stated: the manifest's format."""
-    values = trust.parse_json(contents[STATE], path / STATE)
-    headers = {name: tensorfile.read_header(contents[name], name=str(path / name)) for name in (MODEL, TRAINING)}
+    values, files = trust.parse_json(contents[STATE], path / STATE), layout.tensor_files([*contents])
+    names = [name for each in files.values() for name in each]
+    headers = {name: tensorfile.read_header(contents[name], name=str(path / name)) for name in names}
     layout.check_format(path, stated, values, [header.metadata for header in headers.values()])
+    cut = values.pop("shards", {}) if len(files[MODEL]) > 1 else {}
+    if not isinstance(cut, dict) or not all(isinstance(cut.get(kind, {}), dict) for kind in files):
+        raise CheckpointError(f"{path / STATE}: its 'shards' do not describe tensors.")
     model, training = (
-        tensorfile.read_tensors(contents[name], header, name=str(path / name)) for name, header in headers.items()
+        shards.assemble(
+            [tensorfile.read_tensors(contents[name], headers[name], name=str(path / name)) for name in parts],
+            described=cut.get(kind, {}),
+            names=[str(path / name) for name in parts],
+        )
+        for kind, parts in files.items()
     )
     try:
         state = tree.join(training, values)

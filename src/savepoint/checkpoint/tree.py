@@ -63,7 +63,6 @@ def join(tensors: dict[str, Tensor], values: Any) -> Any:
 class _Splitter:
     def __init__(self) -> None:
         # Tensors by id: each with the path where it was found first, and its node, which `tensors` fills in.
-        self._assembled: dict[int, Tensor] = {}
         self._leaves: dict[int, tuple[Tensor, tuple[str, ...], dict[str, Any]]] = {}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -96,9 +95,7 @@ class _Splitter:
             return {"$bytes": value.hex()}
         if kind in (dict, OrderedDict, Counter):
             return self._mapping(value, path)
-        if parallel.is_cut(value):
-            return self._tensor(self._whole(value), path)
-        if kind in (Tensor, torch.nn.Parameter):
+        if kind in (Tensor, torch.nn.Parameter) or parallel.is_cut(value):
             return self._tensor(value, path)
         if kind is np.ndarray:
             return {"$array": self._array(value, path)}
@@ -134,10 +131,6 @@ class _Splitter:
 
     def _tensor(self, tensor: Tensor, path: tuple[str, ...]) -> Any:
         return self._leaves.setdefault(id(tensor), (tensor, path, {}))[2]
-
-    def _whole(self, tensor: Any) -> Tensor:
-        memory = parallel.own(tensor).untyped_storage()._cdata
-        return self._assembled.setdefault(memory, parallel.whole(tensor))
 
     def _array(self, array: Any, path: tuple[str, ...]) -> Any:
         try:

@@ -82,7 +82,10 @@ def _write(
 
 
 def _write_weights(path: Path, model: nn.Module, loaded: Checkpoint, *, ema: bool) -> None:
-    """Copy the checkpoint's file byte for byte, or write a file of the averaged weights."""
+    """Copy the checkpoint's file byte for byte, or write a file of the averaged weights.
+
+    If several ranks have written the weights in parts, the file is the one that one process would have written.
+    """
     entries = model.state_dict()
     if outside := [name for name, value in entries.items() if not _storable(name, value)]:
         raise UserError(
@@ -90,7 +93,12 @@ def _write_weights(path: Path, model: nn.Module, loaded: Checkpoint, *, ema: boo
             f"Load it from its checkpoint: savepoint.load_model({str(loaded.path)!r})."
         )
     if not ema:
-        shutil.copyfile(loaded.path / checkpoint.MODEL, path)
+        first = checkpoint.tensor_files(checkpoint.digests(loaded.path))[checkpoint.MODEL][0]
+        if first == checkpoint.MODEL:
+            shutil.copyfile(loaded.path / first, path)
+        else:
+            metadata = checkpoint.read_header((loaded.path / first).read_bytes(), name=first).metadata
+            system.files.write(path, checkpoint.Plan(loaded.model, metadata).chunks())
         return
     from safetensors.torch import save_file
 

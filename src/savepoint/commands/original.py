@@ -64,7 +64,7 @@ class Original:
 
     def receipt(self, newest: str | None) -> dict[str, str]:
         """Return the first digits of what identifies the run. newest: the newest checkpoint that was compared."""
-        weights = checkpoint.digests(self.root / newest)[checkpoint.MODEL] if newest else "none"
+        weights = _weights_digest(self.root / newest) if newest else "none"
         return {
             "commit": self.commit[:12] + "+" * self.changed,
             "config": hashlib.sha256(self.chosen.config.encode()).hexdigest()[:12],
@@ -144,6 +144,13 @@ def _check_parent(origin: Any, repository: Path) -> None:
         raise UserError(
             f"The run is a fork, and the checkpoint that it began from cannot be loaded: {error}"
         ) from error
+
+
+def _weights_digest(path: Path) -> str:
+    """Return the digest of the file of weights; of the digests of all, where several ranks have written parts."""
+    stated = checkpoint.digests(path)
+    found = [stated[name] for name in checkpoint.tensor_files(stated)[checkpoint.MODEL]]
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 def data_digests(one: Checkpoint) -> list[str]:

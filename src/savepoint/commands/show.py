@@ -92,7 +92,7 @@ def _checkpoint(path: Path, run: runs.Run | None) -> dict[str, Any]:
     """Gather what is inside a checkpoint, under the keys of --json. Of its tensor files only the headers are read."""
     digests = checkpoint.digests(path)
     state, provenance = _json(path / checkpoint.STATE), _json(path / checkpoint.PROVENANCE)
-    tensors = {name: _tensors(path / name) for name in (checkpoint.MODEL, checkpoint.TRAINING)}
+    tensors = {name: _tensors(path / name) for names in checkpoint.tensor_files(digests).values() for name in names}
     optimizers, rng = state.get("optimizers"), state.get("rng")
     named = optimizers if isinstance(optimizers, dict) else {}
     return {

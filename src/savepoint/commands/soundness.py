@@ -58,7 +58,8 @@ def shorten(error: object, path: Path) -> str:
 
 def _identity_faults(loaded: checkpoint.Checkpoint, run: runs.Run | None) -> Iterator[str]:
     """Compare what provenance.json, the header of model.safetensors, config.yaml and run.json say of each other."""
-    metadata = _header_metadata(loaded.path / checkpoint.MODEL)
+    weights = checkpoint.tensor_files(checkpoint.digests(loaded.path))[checkpoint.MODEL][0]
+    metadata = _header_metadata(loaded.path / weights)
     digest = hashlib.sha256(loaded.config.encode()).hexdigest()
     git = loaded.provenance.get("git")
     commit = git.get("commit") if isinstance(git, dict) else None
@@ -67,7 +68,7 @@ def _identity_faults(loaded: checkpoint.Checkpoint, run: runs.Run | None) -> Ite
         yield f"{checkpoint.PROVENANCE}: its config_sha256 is not that of {checkpoint.CONFIG}"
     for key, value in {"run_id": run_id, "git_commit": commit or "", "config_sha256": digest}.items():
         if metadata.get(f"savepoint.{key}") != value:
-            yield f"{checkpoint.MODEL}: its savepoint.{key} is not that of the other files"
+            yield f"{weights}: its savepoint.{key} is not that of the other files"
     if run is not None and run_id != run.id:
         yield f"{checkpoint.PROVENANCE}: of run {run_id}, and this is {run.id}"
 

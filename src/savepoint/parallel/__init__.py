@@ -21,25 +21,29 @@ from savepoint.parallel.health import Health, LostRankError, attended, current
 from savepoint.parallel.place import count, leads, local_rank, on_one_machine, rank, restarts
 
 if TYPE_CHECKING:
-    from savepoint.parallel.collective import Summing, exchange, group
-    from savepoint.parallel.shards import cut_like, is_cut, own, rows, whole
+    from savepoint.parallel.collective import Summing, another_group, end_group, exchange, group
+    from savepoint.parallel.shards import cut_like, described, is_cut, mine, own, rows, whole
 
 __all__ = [
     "Board",
     "Health",
     "LostRankError",
     "Summing",
+    "another_group",
     "attended",
     "board",
     "count",
     "current",
     "cut_like",
+    "described",
+    "end_group",
     "exchange",
     "group",
     "is_cut",
     "lasting",
     "leads",
     "local_rank",
+    "mine",
     "on_one_machine",
     "own",
     "rank",
@@ -49,8 +53,8 @@ __all__ = [
 ]
 
 _ROOMS = {
-    **dict.fromkeys(("Summing", "exchange", "group"), "collective"),
-    **dict.fromkeys(("cut_like", "is_cut", "own", "rows", "whole"), "shards"),
+    **dict.fromkeys(("Summing", "another_group", "end_group", "exchange", "group"), "collective"),
+    **dict.fromkeys(("cut_like", "described", "is_cut", "mine", "own", "rows", "whole"), "shards"),
 }
 
 

@@ -53,17 +53,30 @@ def _sockets() -> set[int]:
     return {int(each.name) for each in listed.iterdir() if each.is_socket()} if listed.is_dir() else set()
 
 
-def exchange(data: bytes) -> list[bytes]:
-    """Give every rank the bytes of every rank, which may differ in length. Returns: them by rank."""
+def another_group(*, seconds: float) -> dist.ProcessGroup:
+    """Form another group of all ranks, for a thread that exchanges bytes while the main one does other things."""
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))  # type: ignore[no-any-return]
+
+
+def end_group(group: dist.ProcessGroup) -> None:
+    """Close the connections of another group, which wakes ranks that wait there."""
+    dist.destroy_process_group(group)
+
+
+def exchange(data: bytes, group: dist.ProcessGroup | None = None) -> list[bytes]:
+    """Give every rank the bytes of every rank, which may differ in length. Returns: them by rank.
+
+    group: from `another_group`, in a thread of its own; None for the main thread.
+    """
     if count() == 1:
         return [data]
     lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
-    dist.all_gather(lengths, torch.tensor([len(data)]))
+    dist.all_gather(lengths, torch.tensor([len(data)]), group=group)
     longest = max(int(length) for length in lengths)
     mine = torch.zeros(longest, dtype=torch.uint8)
     mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else mine[:0]
     received = [torch.empty_like(mine) for _ in lengths]
-    dist.all_gather(received, mine)
+    dist.all_gather(received, mine, group=group)
     return [each[: int(length)].numpy().tobytes() for each, length in zip(received, lengths)]
 
 

@@ -4,11 +4,12 @@ A tensor that is not cut passes through every function here as it is.
 """
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from savepoint.parallel.place import count, rank
+from savepoint.parallel.place import count, leads, rank
 
 
 def is_cut(tensor: Any) -> bool:
@@ -54,3 +55,21 @@ def cut_like(tensor: Tensor, other: Any) -> Tensor:
         part, other.device_mesh, other.placements, run_check=False, shape=other.shape, stride=other.stride()
     )
     return made
+
+
+def mine(tensors: Mapping[str, Tensor], *, several: bool) -> dict[str, Tensor]:
+    """Return what this rank saves: its rows of tensors that are cut, and all others if it is rank 0.
+
+    several: whether several ranks save together.
+    """
+    whole_too = not several or leads()
+    return {name: own(each) for name, each in tensors.items() if whole_too or is_cut(each)}
+
+
+def described(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the shape of each tensor that is cut, and how many rows of it each rank has, in order."""
+    return {
+        name: {"shape": list(each.shape), "rows": [len(rows(len(each), of=rank)) for rank in range(count())]}
+        for name, each in tensors.items()
+        if is_cut(each)
+    }

@@ -9,6 +9,8 @@ Rooms, in reading order:
     state         TrainState, which is saved, and Parts, which are rebuilt from the config
     own_update    updates that a fork's task writes out itself, with `step.minimize`
     optimization  an optimizer with its schedule and its scaler: what is saved of them
+    optional      restore what only some runs have: registered objects, a stream, averaged weights
+    ranks         the entries of a state in which the ranks of a run differ
     team          the other ranks of the run: gradients, sums of metrics, requests to stop
     sharding      cut a model among the ranks with FSDP2
     task          what a batch means: the interface of a fork's own tasks
@@ -27,6 +29,7 @@ Rooms, in reading order:
     scoring       evaluate a checkpoint apart from training: the test split
     preparation   build a run and restore its checkpoint
     supervision   around the loop: train.log, signals, failures, how the run ended
+    parts         write a checkpoint in several ranks, each its own part
     saves         when the loop saves: what goes into a checkpoint
     report        what is logged at the start, the end and the failure of a run
     progress      the progress bar, the row of each evaluation and train.log

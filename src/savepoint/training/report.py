@@ -26,7 +26,9 @@ def introduce(job: runs.Job, parts: Parts, train_state: TrainState, source: dict
     )
     parameters = sum(parameter.numel() for parameter in train_state.model.parameters())
     log.info("run %s  %s", job.run.id, job.run.directory)
-    ranks = f"{parallel.count()} ranks, {source['parallel']}, " if parallel.count() > 1 else ""
+    ranks = f"{parallel.count()} ranks, " if parallel.count() > 1 else ""
+    if source["parallel"] is not None:
+        ranks += f"{source['parallel']}, "
     log.info("device %s (%s%d threads)  %s: %s parameters", parts.device, ranks, source["threads"],
              sharding.name_of(train_state.model), f"{parameters:,}")  # fmt: skip
     if job.settings.trainer.parallel is not None and parallel.count() == 1:

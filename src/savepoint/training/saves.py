@@ -16,6 +16,8 @@ from savepoint.checkpoint import Snapshot
 from savepoint.config import Settings
 from savepoint.errors import CheckpointError
 from savepoint.runs import FIGURES, History, Run
+from savepoint.training import sharding
+from savepoint.training.parts import Parts
 from savepoint.training.state import TrainState, capture
 
 log = logging.getLogger("savepoint")
@@ -43,6 +45,7 @@ class Saves:
         self.newest: Path | None = run.checkpoints / resumed_from if resumed_from else None
         self._run, self._settings = run, settings.checkpoint
         self._config, self._patch, self._provenance = config, patch, provenance
+        self._parts = Parts(run.checkpoints, settings) if sharding.wanted(settings) else None
         self._areas = (Snapshot(), Snapshot())  # for the model's tensors, and for all others
         self._background = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._under_way: Future[None] | None = None
@@ -51,7 +54,7 @@ class Saves:
     def save(self, state: TrainState, *, last: bool = False) -> None:
         """Copy the state and let another thread write it as a checkpoint, then delete what retention does not keep.
 
-        Of several ranks, rank 0 writes, and all have to call this.
+        All ranks have to call this. Rank 0 writes; where the model is cut among the ranks, each writes its part.
         Waits for the previous save first, so there are never two at once. If the disk refuses a checkpoint, a warning
         says so and training goes on. The last save is durable on return.
         Raises: OSError if the disk refuses the last save; whatever else stopped the previous save.
@@ -60,7 +63,7 @@ class Saves:
         self._saved = time.monotonic()
         state.history_lines = self.history.lines
         draft = self._draft(state)
-        if not parallel.leads():
+        if not parallel.leads() and self._parts is None:
             return
         if last:
             self._publish(draft)
@@ -91,6 +94,8 @@ class Saves:
             self.wait()
         finally:
             self._background.shutdown()
+            if self._parts is not None:
+                self._parts.close()
             self.history.close()
 
     def newest_finite(self, model: nn.Module) -> str | None:
@@ -134,9 +139,12 @@ class Saves:
     def _publish(self, draft: checkpoint.Draft) -> None:
         for area in self._areas:
             area.wait()
+        written = self._parts.write(draft) if self._parts else None
+        if not parallel.leads():
+            return
         # The checkpoint stores the number of these lines, so they must reach the disk before its manifest does.
         self.history.sync()
-        self.newest = checkpoint.publish(self._run.checkpoints, draft)
+        self.newest = checkpoint.publish(self._run.checkpoints, draft, written)
         with contextlib.suppress(OSError):  # what cannot be deleted now is deleted after the next save
             checkpoint.prune(
                 self._run.checkpoints,

@@ -13,11 +13,12 @@ from savepoint.config import Settings
 from savepoint.data import to_device
 from savepoint.errors import ConfigError, UserError
 from savepoint.runs import Evaluation, Job
-from savepoint.training import build, evaluation
+from savepoint.training import build, evaluation, optional
 from savepoint.training.averaging import make_average
 from savepoint.training.datasets import make_batches, make_dataset
 from savepoint.training.loop import finished
-from savepoint.training.state import Parts, TrainState, restore_for_evaluation
+from savepoint.training.optimization import naming
+from savepoint.training.state import Parts, TrainState, check_entries
 
 TEST = "test"
 log = logging.getLogger("savepoint")
@@ -42,7 +43,7 @@ def score(
     """
     with weights.tracing(loaded.provenance.get("weights")):
         state, parts = _assemble(config, settings, split=split, source=source)
-    restore_for_evaluation(state, loaded)
+    _restore(state, loaded)
     weights.begin_epoch(state.model, loaded.state)
     return evaluation.evaluate(state, parts, stop)
 
@@ -65,6 +66,20 @@ def _assemble(config: dict[str, Any], settings: Settings, *, split: str, source:
         device=device,
         autocast=build.AUTOCAST[settings.amp.dtype],
     )
+
+
+def _restore(state: TrainState, loaded: Checkpoint) -> None:
+    """Restore what an evaluation depends on, without what only training needs. Raises: CheckpointError."""
+    check_entries(loaded)
+    weights.restore_model(state.model, loaded)
+    saved = loaded.state
+    there = saved.get("registered", {})
+    known = {name: each for name, each in state.registered.items() if isinstance(there, dict) and name in there}
+    optional.load_registered(known, loaded)
+    optional.restore_average(state.averaged, loaded)
+    state.epoch, state.step, state.batch = saved["epoch"], saved["step"], saved["batch"]
+    with naming(loaded, "rng"):
+        system.rng.restore(saved["rng"])
 
 
 def score_test(job: Job, state: TrainState, parts: Parts, stop: system.signals.Stop) -> None:

@@ -30,9 +30,9 @@ def wanted(settings: Settings) -> bool:
 
 
 def words(settings: Settings) -> str | None:
-    """Say how several ranks divide the training; None for a process that trains alone."""
+    """Say how the model is cut, for the record; None if each process holds all of it."""
     if not wanted(settings):
-        return None if parallel.count() == 1 else "ddp"
+        return None
     changed = [
         f"{each.name}={getattr(settings.fsdp, each.name)}"
         for each in dataclasses.fields(FsdpSettings)

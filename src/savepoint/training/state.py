@@ -5,7 +5,6 @@ the fields that they save, so that a missing field is seen at a glance.
 """
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,12 +19,12 @@ from savepoint import checkpoint, parallel, system, weights
 from savepoint.checkpoint import Checkpoint
 from savepoint.config import Settings
 from savepoint.data import NEWEST_ORDER, OLDEST_ORDER, ORDERS, Batches, NoData, Stream, to_device
-from savepoint.errors import CheckpointError, short_list
+from savepoint.errors import CheckpointError
 from savepoint.registry import Stateful
-from savepoint.training import optimization
+from savepoint.training import optimization, optional, ranks
 from savepoint.training.optimization import Optimization, naming
 from savepoint.training.task import Outcome, Task
-from savepoint.training.team import Team, added_up, gather
+from savepoint.training.team import Team
 from savepoint.weights import restore_model
 
 
@@ -130,8 +129,6 @@ _LATER: dict[str, type | UnionType] = {
     **dict.fromkeys(("logged_sums", "grad_norms"), dict),
 }
 _STATES = ("model_extra", "model_versions", "rng")
-# Entries in which the ranks of a run differ.
-_OF_RANKS = {"sums": dict, "samples": int, "registered": dict, "rng": dict}
 
 
 def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -154,19 +151,7 @@ def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "stream": state.stream.state_dict() if state.stream else None,
         "rng": system.rng.capture(),
     }
-    return model, tree | _of_all_ranks(tree)
-
-
-def _of_all_ranks(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries in which ranks differ: once as one process needs them, and under `ranks` for each rank.
-
-    Everything else is the same on all ranks. A run of one process has no such entries.
-    """
-    if parallel.count() == 1:
-        return {}
-    ranks = gather({name: tree[name] for name in _OF_RANKS})
-    sums, samples = added_up(ranks)
-    return {"ranks": ranks, **ranks[0], "sums": sums, "samples": samples}
+    return model, tree | ranks.of_all(tree)
 
 
 def _holds(name: str, value: Any) -> bool:
@@ -182,17 +167,17 @@ def _extra(name: str) -> bool:
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     """Make a freshly built state the saved one. Raises: CheckpointError that names what does not fit."""
-    _check_entries(checkpoint)
-    saved = _of_this_rank(checkpoint)
+    check_entries(checkpoint)
+    saved = ranks.of_this_one(checkpoint)
     checkpoint = dataclasses.replace(checkpoint, state=saved)
     restore_model(state.model, checkpoint)
     if "frozen" in saved:  # the first checkpoints lack it
         for name, parameter in state.model.named_parameters():
             parameter.requires_grad_(name not in saved["frozen"])
     optimization.restore(state.optimizers, checkpoint)
-    _restore_registered(state.registered, checkpoint)
-    _restore_stream(state.stream, checkpoint)
-    _restore_average(state, checkpoint)
+    optional.restore_registered(state.registered, checkpoint)
+    optional.restore_stream(state.stream, checkpoint)
+    optional.restore_average(state.averaged, checkpoint)
     for name in _PLAIN:
         setattr(state, name, saved[name])
     state.evaluated = saved.get("evaluated", state.step if state.batch == 0 else None)
@@ -211,75 +196,9 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     # Last, because building the model and the data drew from these generators.
     with naming(checkpoint, "rng"):
         system.rng.restore(saved["rng"])
-        if parallel.rank() and not _same_ranks(saved):
+        if parallel.rank() and not ranks.same(saved):
             # Another number of ranks trained before, so this rank begins a random sequence of its own.
             system.rng.seed(system.rng.fold_in(int(torch.randint(2**62, ())), "rank", parallel.rank()))
-
-
-def _same_ranks(saved: dict[str, Any]) -> bool:
-    return isinstance(saved.get("ranks"), list) and len(saved["ranks"]) == parallel.count()
-
-
-def _of_this_rank(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the state as this rank goes on from it.
-
-    If another number of ranks saved it, rank 0 takes over the sums of all. Raises: CheckpointError.
-    """
-    saved = checkpoint.state
-    if _same_ranks(saved):
-        own = saved["ranks"][parallel.rank()]
-        if not isinstance(own, dict) or not all(isinstance(own.get(key), kind) for key, kind in _OF_RANKS.items()):
-            raise CheckpointError(f"{checkpoint.path}: its state of rank {parallel.rank()} cannot be read.")
-        return saved | {name: own[name] for name in _OF_RANKS}
-    return saved if parallel.leads() else saved | {"sums": {}, "samples": 0}
-
-
-def restore_for_evaluation(state: TrainState, checkpoint: Checkpoint) -> None:
-    """Restore what an evaluation depends on, without what only training needs. Raises: CheckpointError."""
-    _check_entries(checkpoint)
-    restore_model(state.model, checkpoint)
-    saved = checkpoint.state
-    there = saved.get("registered", {})
-    known = {name: each for name, each in state.registered.items() if isinstance(there, dict) and name in there}
-    _load_registered(known, checkpoint)
-    _restore_average(state, checkpoint)
-    state.epoch, state.step, state.batch = saved["epoch"], saved["step"], saved["batch"]
-    with naming(checkpoint, "rng"):
-        system.rng.restore(saved["rng"])
-
-
-def _restore_average(state: TrainState, checkpoint: Checkpoint) -> None:
-    if state.averaged is not None:
-        with naming(checkpoint, "averaged"):
-            here, there = state.averaged.state_dict(), checkpoint.state["averaged"]
-            state.averaged.load_state_dict({key: parallel.cut_like(there[key], here[key]) for key in there})
-
-
-def _restore_registered(registered: dict[str, Stateful], checkpoint: Checkpoint) -> None:
-    saved = checkpoint.state.get("registered", {})  # the first checkpoints lack it
-    if not isinstance(saved, dict) or saved.keys() != registered.keys():
-        raise CheckpointError(
-            f"{checkpoint.path}: its registered state is {short_list(sorted(saved), most=6)}, and the config registers "
-            f"{short_list(sorted(registered), most=6)}."
-        )
-    _load_registered(registered, checkpoint)
-
-
-def _load_registered(registered: dict[str, Stateful], checkpoint: Checkpoint) -> None:
-    for name, stateful in registered.items():
-        with naming(checkpoint, f"registered.{name}"):
-            # A copy, because the object may go on to change what it is given.
-            stateful.load_state_dict(copy.deepcopy(checkpoint.state["registered"][name]))
-
-
-def _restore_stream(stream: Stream | None, checkpoint: Checkpoint) -> None:
-    saved: Any = checkpoint.state.get("stream")  # the first checkpoints lack it
-    if (stream is None) != (saved is None):
-        was, is_ = ("", " not") if stream is None else (" not", "")
-        raise CheckpointError(f"{checkpoint.path} was{was} trained on a stream, and data.dataset is{is_} one.")
-    if stream is not None:
-        with naming(checkpoint, "stream"):
-            stream.load_state_dict(saved)
 
 
 def fits(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -287,11 +206,11 @@ def fits(model: nn.Module, checkpoint: Checkpoint) -> None:
 
     The model may be on the meta device. Raises: CheckpointError that lists what is missing, unexpected or different.
     """
-    _check_entries(checkpoint)
+    check_entries(checkpoint)
     weights.check(model, checkpoint)
 
 
-def _check_entries(checkpoint: Checkpoint) -> None:
+def check_entries(checkpoint: Checkpoint) -> None:
     """Check that the state has the entries of a training. Raises: CheckpointError that lists the faulty ones."""
     kinds = _PLAIN | dict.fromkeys(_STATES, dict)
     kinds |= {name: kind for name, kind in _LATER.items() if name in checkpoint.state}

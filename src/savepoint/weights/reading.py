@@ -71,8 +71,9 @@ def of_checkpoint(loaded: Checkpoint, *, query: str, run: str | None, ema: bool 
     another file, whose digest is then recorded too.
     Raises: CheckpointError if its state has no entries of a model.
     """
-    names = (checkpoint.MODEL, checkpoint.TRAINING) if ema else (checkpoint.MODEL,)
     stated = checkpoint.digests(loaded.path)
+    files = checkpoint.tensor_files(stated)
+    names = files[checkpoint.MODEL] + (files[checkpoint.TRAINING] if ema else [])
     origin = Origin(query, run, loaded.path.name, {name: stated[name] for name in names})
     return Weights(origin, *model_entries(loaded))
 

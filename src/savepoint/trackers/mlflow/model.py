@@ -50,8 +50,13 @@ def log_model(
     uri: the client's address. A registration sets it as MLflow's address for this whole process, because MLflow's
     registry reads it from there. example: a file with one call of the model, which may be absent.
     register_as: a name in MLflow's registry, or None.
-    Raises: UserError if the model is to be registered and a safetensors file cannot hold all of its state.
+    Weights in the parts of several ranks are not stored: nothing but the checkpoint itself holds them together.
+    Raises: UserError if the model is to be registered and no single safetensors file holds all of its state.
     """
+    if not (checkpoint / FILES[0]).exists():
+        if register_as:
+            raise UserError("tracker.register_as: several processes have saved the weights in parts: export them")
+        return
     with safe_open(checkpoint / FILES[0], "numpy") as weights:
         elsewhere = (weights.metadata() or {}).get("savepoint.elsewhere")
     if elsewhere:
