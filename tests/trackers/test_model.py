@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -16,6 +17,8 @@ from tools.workshop import Workshop
 from torch import Tensor, nn
 
 from savepoint import runs, weights
+from savepoint.errors import UserError
+from savepoint.trackers.mlflow import model
 from savepoint.training import example
 
 SMALL = ("trainer.threads=1", "model.hidden=[8]", "data.limit_batches=2", "data.batch_size=16")
@@ -102,6 +105,16 @@ def packed(model: nn.Module, *calls: dict[str, object]) -> bytes | None:
         for call in calls:
             model(**call)
     return example.pack(noted)
+
+
+def test_weights_in_parts_are_not_stored_and_a_wish_to_register_them_is_refused(tmp_path: Path) -> None:
+    """Neither asks MLflow for anything."""
+    (tmp_path / "model.rank_00000_of_00002.safetensors").touch()
+    asked: dict[str, Any] = {"checkpoint": tmp_path, "example": tmp_path / "example", "repository": tmp_path}
+    nobody: Any = None
+    model.log_model("", nobody, nobody, **asked, register_as=None)
+    with pytest.raises(UserError, match=r"in parts, which MLflow cannot register.*savepoint export"):
+        model.log_model("", nobody, nobody, **asked, register_as="digits")
 
 
 def test_an_example_has_one_sample_and_the_sizes_that_differ(tmp_path: Path) -> None:

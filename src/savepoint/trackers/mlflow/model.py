@@ -55,7 +55,10 @@ def log_model(
     """
     if not (checkpoint / FILES[0]).exists():
         if register_as:
-            raise UserError("tracker.register_as: several processes have saved the weights in parts: export them")
+            raise UserError(
+                "tracker.register_as: several processes have saved the weights in parts, which MLflow cannot register. "
+                "python -m savepoint export puts them together"
+            )
         return
     with safe_open(checkpoint / FILES[0], "numpy") as weights:
         elsewhere = (weights.metadata() or {}).get("savepoint.elsewhere")
