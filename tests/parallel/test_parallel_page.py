@@ -29,7 +29,7 @@ def test_the_commands_of_the_page_run(workshop: Workshop) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         assert len(re.findall("^run ", done.stdout, re.MULTILINE)) == 1, "one set of lines"
         said.append(done.stdout)
-    assert len(said) == 5
-    assert ["(2 ranks, " in each for each in said] == [True, True, True, False, False]
+    assert len(said) == 6
+    assert ["(2 ranks, " in each for each in said] == [True, True, True, False, False, True]
     assert "(3 ranks, " in said[3] and "(3 ranks, " in said[4] and "bit" not in said[4]
-    assert len(runs.all_runs(workshop.root)) == 2, "a run each for the first two, which the others continue"
+    assert len(runs.all_runs(workshop.root)) == 3, "a run each for those with train.py, which the others continue"

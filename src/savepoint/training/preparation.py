@@ -17,6 +17,7 @@ from savepoint.data import end_workers
 from savepoint.errors import CheckpointError, MisfitError, UserError
 from savepoint.training import build, fork, optimization, report, schedules, sharding, state
 from savepoint.training.loop import finished
+from savepoint.training.optimizers import sparse
 from savepoint.training.scoring import check_test_split
 from savepoint.training.state import Parts, TrainState
 from savepoint.training.team import Team
@@ -83,7 +84,9 @@ def _team(settings: Settings, train_state: TrainState, parts: Parts) -> Team:
     if sharding.wanted(settings):
         return sharding.ShardedTeam(train_state.model, parts.forward, batch_size=settings.data.batch_size)
     forward = None if hasattr(parts.task, "update") else parts.forward
-    return Team(train_state.model, forward, every_parameter=parts.every_parameter)
+    # Sparse gradients travel alone, and what `Team` does in advance for the others would give these dense ones.
+    every = parts.every_parameter and not sparse(train_state.model)
+    return Team(train_state.model, forward, every_parameter=every)
 
 
 def _fork(job: runs.Job, train_state: TrainState, parts: Parts, difference: Difference) -> None:
