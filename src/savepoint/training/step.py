@@ -71,11 +71,9 @@ def _differentiate(state: TrainState, parts: Parts, window: list[Any], sums: dic
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if samples:
             outcome.add_to(sums)
-    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
-    if team is not None:
-        team.complete(gradients)
-    elif total != unit:
-        torch._foreach_mul_(gradients, unit / total)
+    if team is not None or total != unit:
+        gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, unit / total) if team is None else team.complete(gradients)
     limit = parts.settings.trainer.clip_grad_norm
     if limit is not None or parts.wants_norm(state):
         for one in state.optimizers.values():
