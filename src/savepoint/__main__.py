@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from savepoint import commands, system, trust
+from savepoint import commands, parallel, system, trust
 from savepoint.errors import UserError
 
 USAGE = """\
@@ -41,6 +41,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def main(arguments: list[str]) -> int:
     system.terminal.print_anything()
+    if not parallel.leads():
+        return 0  # torchrun has started several processes, and one is enough to look at runs
+    parallel.be_alone()
     try:
         return _run(arguments)
     except UserError as error:

@@ -153,7 +153,7 @@ def _fault(ended: Ended) -> str | None:
     """What a person must never see of an interruption."""
     if ended.status not in ENDS:
         return f"ended with {ended.status}: {ended.output}"
-    return f"a traceback: {ended.output}" if "Traceback" in ended.output else None
+    return f"a traceback: {ended.output}" if "Traceback (most recent" in ended.output else None
 
 
 def _fresh(script: str, *arguments: str, strike: Strike) -> Ended:

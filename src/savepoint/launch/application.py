@@ -55,6 +55,8 @@ def run_train(train: Train, repository: Path) -> int:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(help_text(_overrides(), conf))
         elif parallel.count() == 1 and (count := processes.wanted(_overrides(), conf)) > 1:
+            if any(re.fullmatch("resume=(auto|force)", each) for each in sys.argv[1:]):
+                system.signals.requeue()
             return processes.start(count, [str(repository / "train.py"), *sys.argv[1:]])
         else:
             Application(train, repository).run()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from savepoint.parallel.board import Board, board, lasting
 from savepoint.parallel.health import Health, LostRankError, attended, current
-from savepoint.parallel.place import count, leads, local_rank, on_one_machine, rank, restarts
+from savepoint.parallel.place import be_alone, count, leads, local_rank, on_one_machine, rank, restarts
 
 if TYPE_CHECKING:
     from savepoint.parallel.collective import Summing, another_group, end_group, exchange, group
@@ -31,6 +31,7 @@ __all__ = [
     "Summing",
     "another_group",
     "attended",
+    "be_alone",
     "board",
     "count",
     "current",

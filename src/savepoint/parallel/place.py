@@ -28,6 +28,11 @@ def leads() -> bool:
     return rank() == 0
 
 
+def be_alone() -> None:
+    """Let this process, and those that it starts, go on as if torchrun had not started it among others."""
+    os.environ.pop("RANK", None)
+
+
 def restarts() -> int:
     """Return how often torchrun has started the ranks again (`--max-restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if count() > 1 else 0
