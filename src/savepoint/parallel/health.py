@@ -27,7 +27,7 @@ BEAT_SECONDS = 0.5
 # on a busy machine, some of them may be only slow.
 LOOK_SECONDS, PATIENT_SECONDS = 4 * BEAT_SECONDS, 16 * BEAT_SECONDS
 SILENT_SECONDS = 120 * BEAT_SECONDS  # before training; a rank may well be silent while it opens its data
-_DIED = "its process has died. Most often it was killed, for example for lack of memory."
+_DIED = "its process has died or cannot be reached. Most often it was killed, for example for lack of memory."
 # What torch.distributed says if another rank does not answer, has closed its connection, or was never there.
 _OTHERS = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "Connection refused",
            "NCCL", "gloo", "Socket", "recvValue failed", "process group")  # fmt: skip
