@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ sys.path.insert(0, str(REPOSITORY / "src"))
 
 import torch  # noqa: E402
 
-from savepoint import checkpoint, runs, trackers, training, trust  # noqa: E402
+from savepoint import checkpoint, parallel, runs, trackers, training, trust  # noqa: E402
 from savepoint.commands import diff  # noqa: E402
 from savepoint.training import Outcome, TrainState  # noqa: E402
 
@@ -40,7 +41,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "averaged weights": ("transformer", {"trainer.ema_decay": 0.9}),
     "compiled": ("mlp", {"trainer.compile": True}),
 }
-QUICK = ("bf16, 2 workers",)
+# Two processes train these, on a GPU each: (the model, changes of its config).
+RANKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "2 ranks, DDP, bf16": ("transformer", {"amp.dtype": "bfloat16", "trainer.parallel": "ddp"}),
+    "2 ranks, DDP, batch norm, averaged": ("mlp", {"trainer.ema_decay": 0.9, "trainer.parallel": "ddp"}),
+    "2 ranks, FSDP": ("transformer", {"trainer.parallel": "fsdp", "trainer.clip_grad_norm": 1.0}),
+}
+QUICK = ("bf16, 2 workers", "2 ranks, FSDP")
 # Trainings whose updates and saves must not wait for a CUDA device. Those in fp16 do: torch's scaler reads whether a
 # gradient overflowed before it steps the optimizer.
 GUARDED: dict[str, dict[str, Any]] = {
@@ -57,12 +64,15 @@ class Order:
     directory: the run's. If it holds a checkpoint, the run is resumed. config: the whole config.
     kill: end the process with SIGKILL in the forward pass of update KILLED_AT + 1.
     guard: raise an error wherever an update or an asynchronous save waits for the CUDA device.
+    ranks: how many processes train. group: a name for what they do together, used once.
     """
 
     directory: str
     config: dict[str, Any]
     kill: bool = False
     guard: bool = False
+    ranks: int = 1
+    group: str = ""
 
 
 def make_config(model: str, device: str, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
@@ -129,18 +139,19 @@ def compare_killed(case: str, device: str, folder: Path) -> tuple[int, list[str]
     the promise holds: every tensor of the checkpoint, every value of its state, every line of metrics.jsonl.
     Raises: RuntimeError with the output of a child that did not end as it should.
     """
-    model, changes = CASES[case]
+    model, changes = (CASES | RANKED)[case]
+    ranks = 2 if case in RANKED else 1
     folder.mkdir()
     config = make_config(model, device, folder, changes)
     whole, killed = folder / "whole", folder / "killed"
-    _run(Order(str(whole), config), status=0)
-    _run(Order(str(killed), config, kill=True), status=-signal.SIGKILL)
+    _run(Order(str(whole), config, ranks=ranks, group="whole"), status=0)
+    _run(Order(str(killed), config, kill=True, ranks=ranks, group="killed"), status=-signal.SIGKILL)
     left, _ = checkpoint.latest(runs.read(killed).checkpoints)
     if left is None or not 0 < left.state["step"] <= KILLED_AT:
         raise RuntimeError(
             f"The killed run left no checkpoint of a step from 1 to {KILLED_AT}: nothing to resume from."
         )
-    _run(Order(str(killed), config), status=0)
+    _run(Order(str(killed), config, ranks=ranks, group="resumed"), status=0)
     return left.state["step"], diff.diff_runs(runs.read(whole), runs.read(killed))
 
 
@@ -151,26 +162,45 @@ def check_no_synchronisation(device: str, folder: Path, changes: dict[str, Any])
 
 
 def _run(order: Order, *, status: int) -> None:
+    """Do what an order says. Raises: RuntimeError if the process, or rank 0, does not end with this status."""
     command = [sys.executable, __file__, json.dumps(dataclasses.asdict(order))]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=CHILD_SECONDS
-    )
-    if done.returncode != status:
-        output = done.stdout.decode(errors="replace")[-3000:]
-        raise RuntimeError(f"The child process ended with {done.returncode}, and not with {status}:\n{output}")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    several = {"WORLD_SIZE": str(order.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    places = [several | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(order.ranks)]
+    children = [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | (place if order.ranks > 1 else {}),
+        )
+        for place in places
+    ]
+    try:
+        outputs = [child.communicate(timeout=CHILD_SECONDS)[0].decode(errors="replace") for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    if children[0].returncode != status:
+        codes, output = [child.returncode for child in children], "\n".join(each[-3000:] for each in outputs)
+        raise RuntimeError(f"The child process ended with {codes}, and not with {status}:\n{output}")
 
 
 def train(order: Order) -> None:
     """Train the run that `order` describes, from its newest checkpoint if it has one."""
     directory, config = Path(order.directory), order.config
+    newest, _ = checkpoint.latest(directory / "checkpoints")
+    if not parallel.leads():  # what a follower writes about the run counts for nothing
+        directory = directory.with_name(f"{directory.name}-{order.group}-{parallel.rank()}")
     settings = trust.check_config(config, source=REPOSITORY / "src")
     if (directory / runs.RECORD).exists():
         run = runs.read(directory)
     else:
         run = runs.create(directory, id=runs.new_id(), name=None, config=trust.dump_config(config), overrides=[])
-    newest, _ = checkpoint.latest(run.checkpoints)
     tracker = trackers.NoTracker()
-    job = runs.Job(run, config, settings, tracker, REPOSITORY, checkpoint=newest)
+    job = runs.Job(run, config, settings, tracker, REPOSITORY, checkpoint=newest, group=order.group)
     with training.session(job):
         state, parts = training.prepare(job)
         if order.kill:

@@ -54,13 +54,17 @@ def check_all(report: Report, device: str, folder: Path, *, quick: bool) -> None
     """Run every check that means something on the device. quick: only the fast ones, with small sizes."""
     import killed
     import measured
+    import torch
 
     def same_bits(case: str, number: int) -> str:
         step, differences = killed.compare_killed(case, device, folder / f"case-{number}")
         assert not differences, f"resumed from step {step}; {len(differences)} differences: {differences[:5]}"
         return f"identical, resumed from step {step}"
 
-    cases = killed.QUICK if quick else tuple(killed.CASES)
+    cases = killed.QUICK if quick else (*killed.CASES, *killed.RANKED)
+    if device == "cuda" and (count := torch.cuda.device_count()) < 2:
+        cases = tuple(case for case in cases if case not in killed.RANKED)
+        report.check("same bits after SIGKILL: 2 ranks", lambda: f"left out: {count} GPU")
     with ThreadPoolExecutor(AT_ONCE[device]) as pool:
         pending = [(case, pool.submit(same_bits, case, number)) for number, case in enumerate(cases)]
         for case, future in pending:

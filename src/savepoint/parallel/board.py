@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
 CONNECT = timedelta(seconds=60)
+_FIRST = threading.Lock()
 
 
 class Board:
@@ -68,8 +70,13 @@ def _disconnecting() -> Iterator[None]:
         raise ConnectionError(str(error)) from error
 
 
-@functools.cache
 def _store() -> "Store":
+    with _FIRST:  # two threads may ask at the same time, and only one store can keep the notes
+        return _connected()
+
+
+@functools.cache
+def _connected() -> "Store":
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
