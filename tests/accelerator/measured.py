@@ -182,7 +182,7 @@ class _Unsaved:
     """Saves nothing: a checkpoint is no part of a step."""
 
     def __init__(self, metrics: Path) -> None:
-        self.history = runs.History(metrics)
+        self.history, self.usage = runs.History(metrics), metrics.with_name("usage.jsonl")
 
     def save(self, state: TrainState, *, last: bool = False) -> None:
         pass
