@@ -54,7 +54,8 @@ class Stop(system.signals.Stop):
 
     def counts(self) -> list[int]:
         """Return a one at the place of the request that this rank knows of."""
-        return [int(number == self.asked) for number in _NUMBERS]
+        asked = self.asked
+        return [int(number == asked) for number in _NUMBERS]
 
     def take(self, counts: list[int]) -> None:
         """Agree on a request that some rank knows of. counts: the sums over all ranks."""
@@ -91,6 +92,8 @@ class Team:
         self.clock: Callable[[], bool] = lambda: False
         self.due = False  # what rank 0's clock said at the last update
         self._module = model
+        # Modules that have buffers: to look through a large model at every update takes a millisecond.
+        self._buffered = [module for module in model.modules() if module._buffers]
         self._trained = [name for name, each in model.named_parameters() if each.requires_grad]
         self._forward, self._every = forward, every_parameter
         self._weight: float | None = 0.0
@@ -137,7 +140,8 @@ class Team:
 
     def collect(self, *, last: bool) -> None:
         """Before a batch's forward pass: say whether it is the window's last, whose backward pass reaches the ranks."""
-        self.model.require_backward_grad_sync = last
+        if self.model.require_backward_grad_sync is not last:  # to set an attribute of a module takes long
+            self.model.require_backward_grad_sync = last
 
     def weigh(self, samples: int, unit: float) -> None:
         """Before the last backward pass: tell how many samples this rank's gradient is of.
@@ -186,7 +190,7 @@ class Team:
             self.weigh(0, 1)
         self.weight()
         self._weighed = False
-        if buffers := list(self._module.buffers()):
+        if buffers := [each for module in self._buffered for each in module._buffers.values() if each is not None]:
             dist._broadcast_coalesced(dist.group.WORLD, buffers, BROADCAST, 0)  # type: ignore[attr-defined, arg-type]
 
 
