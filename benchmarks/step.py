@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
 from project.data.digits import Digits  # noqa: E402
-from savepoint import runs, system, training, trust  # noqa: E402
+from savepoint import parallel, runs, system, training, trust  # noqa: E402
 from savepoint.config import Settings, compose  # noqa: E402
 from savepoint.data import Batches  # noqa: E402
 from savepoint.trackers import NoTracker  # noqa: E402
@@ -87,8 +87,8 @@ class _Unsaved(Saves):
         pass
 
 
-def savepoint(assemble: Assemble, folder: Path) -> float:
-    """The engine's own loop, as train.py runs it."""
+def savepoint(assemble: Assemble, folder: Path, *, ready: Callable[[], None] = lambda: None) -> float:
+    """The engine's own loop, as train.py runs it. ready: called just before the clock starts."""
     state, parts = assemble()
     directory = Path(tempfile.mkdtemp(dir=folder))
     one = runs.create(directory, id=runs.new_id(), name=None, config="", overrides=[])
@@ -97,6 +97,7 @@ def savepoint(assemble: Assemble, folder: Path) -> float:
     try:
         steps = parts.settings.trainer.max_steps
         with system.signals.watch() as stop, progress.show(epochs=None, steps=steps, done=0) as shown:
+            ready()
             begun = time.perf_counter()
             fit(state, parts, saves, NoTracker(), shown, stop)
             return time.perf_counter() - begun
@@ -108,10 +109,11 @@ def savepoint(assemble: Assemble, folder: Path) -> float:
 def repeated(config: dict[str, Any], settings: Settings, steps: int, *, source: Path) -> tuple[TrainState, Parts]:
     """Assemble a run on the digits again and again: an epoch that is longer than a round."""
     digits = Digits("train")
-    copies = 1 + 64 * (steps + 1) // len(digits)
+    copies = 1 + settings.data.batch_size * (steps + 1) // len(digits)
     digits.images, digits.targets = np.tile(digits.images, (copies, 1, 1)), np.tile(digits.targets, copies)
     state, parts = training.assemble(config, settings, source=source)
-    train = Batches(digits, split="train", settings=settings.data, seed=settings.seed)
+    place = {"rank": parallel.rank(), "ranks": parallel.count()}
+    train = Batches(digits, split="train", settings=settings.data, seed=settings.seed, **place)
     return state, dataclasses.replace(parts, train=train)
 
 

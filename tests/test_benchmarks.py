@@ -84,3 +84,15 @@ def test_data_benchmark_prints_a_row_for_each_size() -> None:
     assert [row[0] for row in rows] == ["start", "10,000", "10,000,000,000", "resume", "10,000", "10,000,000,000"]
     assert all(row[1].endswith(" MB") for row in rows if row[0][0].isdigit()), ended.output
     assert rows[2][2] == rows[5][2] == "over a minute or 8 GB"
+
+
+@pytest.mark.long
+def test_parallel_benchmark_prints_speeds_and_a_ratio_for_each_aim(tmp_path: Path) -> None:
+    small = ("--ranks=2", "--rounds=1", "--steps=2", "--sizes=300kB", "--repeats=1", f"--directory={tmp_path}")
+    ended = command("benchmarks/parallel.py", *small)
+    assert ended.status == 0, ended.output
+    rows = [line.strip("| ").split(" | ") for line in ended.output.splitlines() if line.startswith("| ")]
+    assert [row[:2] for row in rows[2:4]] == [["digits MLP", "2"], ["wide MLP", "2"]], ended.output
+    aims = [row for row in rows[4:] if " / " in row[0]]
+    assert len(aims) == 4 and all(row[1][:2] == "≤ " and row[2][0] in "✓✗" for row in aims), ended.output
+    assert list(tmp_path.iterdir()) == [], "nothing is left on the disk that was measured"
