@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
-from tools import draws, grid, needs
+from tools import draws, grid, needs, ranked
 from tools.draws import Trial
 from tools.processes import REPOSITORY, Zygote
 from tools.trial import Bench
@@ -23,12 +23,16 @@ REFUSED = [dict(sorted(pair)) for pair in grid.pairs() if grid.refused(dict(pair
 
 def holds(row: dict[str, str], zygote: Zygote, folder: Path) -> None:
     chance = random.Random(f"{SEED} {sorted(row.items())}")
-    trial = Trial(draws.config_of(chance, row), draws.interruptions(chance))
+    trial = Trial(draws.config_of(chance, row), draws.interruptions(chance), ranks=ranks(row))
     folder.mkdir()
     outcome = Bench(trial, zygote, folder).hold()
     told = f"{row}, SAVEPOINT_TEST_SEED={SEED}: python train.py {' '.join(trial.config)}, {trial.interruptions}"
     assert outcome.refused is None, told
     assert outcome.differences == [], told
+
+
+def ranks(row: dict[str, str]) -> int:
+    return 1 if row.get("parallel", "alone") == "alone" else 2
 
 
 @needs.muon
@@ -37,7 +41,7 @@ def test_every_pair_of_options_that_fit_is_in_a_row_and_no_row_is_refused() -> N
     assert met == {pair for pair in grid.pairs() if not grid.refused(dict(pair))}
     assert not any(grid.refused(row) for row in ROWS)
     assert all(row.keys() == grid.FACTORS.keys() for row in ROWS)
-    assert len(REFUSED) == 22
+    assert len(REFUSED) == 28
 
 
 def test_a_share_of_the_rows_interrupted_and_resumed_equals_its_uninterrupted_run(
@@ -65,7 +69,8 @@ def test_a_pair_that_does_not_fit_is_refused_at_the_start_by_name(
     )
     chance = random.Random(SEED)
     directory = tmp_path / "run"
-    ended = zygote.run("train.py", *draws.config_of(chance, full), "tracker=none", f"hydra.run.dir={directory}")
+    order = (*draws.config_of(chance, full), "tracker=none", f"hydra.run.dir={directory}")
+    ended = ranked.run(zygote, tmp_path / "ranks", ranks(full), "train.py", *order)[0]
     assert ended.status == 2
     assert [line for line in ended.output.splitlines() if line.startswith(f"error: {grid.refused(full)[0]}")]
     assert "Traceback" not in ended.output

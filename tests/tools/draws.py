@@ -131,6 +131,8 @@ def _composed(chance: random.Random, row: dict[str, str]) -> tuple[str, ...]:
     chosen["data"] = FITTING[task, model][0].removeprefix("data=")
     config = [f"{group}={option}" for group, option in chosen.items()] + FITTING[task, model][1:]
     given = [f"{key}={value}" for key, value in row.items() if "." in key]
+    if row.get("parallel", "").endswith("fsdp"):
+        given += ["trainer.parallel=fsdp", "fsdp.min_parameters=100"]
     further = [*_size(chance), *_settings(chance, model), *_of_options(chance, chosen)]
     further = [each for each in further if each.partition("=")[0] not in row]
     short = [each for group, option in chosen.items() for each in SHORT.get(group, {}).get(option, [])]

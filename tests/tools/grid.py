@@ -23,6 +23,7 @@ FITTING = {
 }
 # Those whose groups have rates of their own, and the schedules that set one rate for all.
 SEVERAL_RATES, ONE_RATE = ("muon", "sparse_adam"), ("onecycle", "cyclic", "swa")
+WHOLE = ("adafactor", "lbfgs", "muon", "rprop")  # need parameters that are not cut
 TAKE_SPARSE = ("sparse_adam", "sgd", "adagrad", "lbfgs")
 
 FACTORS: dict[str, list[str]] = {
@@ -32,13 +33,18 @@ FACTORS: dict[str, list[str]] = {
     "amp": OPTIONS["amp"],
     "data.num_workers": ["0", "1", "2"],
     "trainer.accumulate": ["1", "3"],
+    "parallel": ["alone", "2 ranks, ddp", "2 ranks, fsdp"],
 }
 Pair = frozenset[tuple[str, str]]  # of a factor and its value
 
 
-def refusals(model: str, optimizer: str, scheduler: str, amp: str, clip: float | None) -> list[str]:
+def refusals(
+    model: str, optimizer: str, scheduler: str, amp: str, clip: float | None, *, parallel: str = "alone"
+) -> list[str]:
     """How each line begins that this combination of options is refused with."""
     lines = []
+    if parallel.endswith("fsdp") and (optimizer in WHOLE or model == "embedding"):
+        return ["trainer.parallel=fsdp: "]
     if optimizer == "sparse_adam" and model != "embedding":
         return ["optimizer: SparseAdam trains sparse gradients, and"]  # nothing is left to be combined
     if optimizer == "lbfgs" and amp == "fp16":
@@ -59,7 +65,7 @@ def refused(row: dict[str, str]) -> list[str]:
     given = (model, row.get("optimizer", "sgd"), row.get("scheduler", "none"), row.get("amp", "none"))
     if not model:  # one that the optimizer takes
         given = ("embedding" if given[1] == "sparse_adam" else "mlp", *given[1:])
-    return refusals(*given, None)
+    return refusals(*given, None, parallel=row.get("parallel", "alone"))
 
 
 def pairs() -> Iterator[Pair]:
