@@ -34,6 +34,9 @@ sys.dont_write_bytecode = False  # and pytest would rewrite the asserts of a hun
 # Files that take longest. They begin first, or one worker would end with them while the other has nothing left to do.
 LONGEST = (
     "comparison",
+    "parallel_page",
+    "ddp",
+    "fsdp",
     "recipes",
     "readme",
     "first_steps",

@@ -171,7 +171,7 @@ def test_the_command_of_the_page_runs(workshop: Workshop) -> None:
 
 def test_the_scripts_of_the_page_are_sound() -> None:
     scripts = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(scripts) == 2
+    assert len(scripts) == 3
     for script in scripts:
         subprocess.run(["bash", "-n"], input=script.encode(), check=True)
 
