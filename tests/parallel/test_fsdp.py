@@ -1,5 +1,6 @@
 """`trainer.parallel=fsdp`: each rank holds a part of the model, and the run is the same run in every other way."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,10 +130,26 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert differences(tmp_path / "whole", tmp_path / "killed") == []
 
 
-def test_a_run_moves_among_processes_with_every_bit(train: Train, fork: Train, tmp_path: Path) -> None:
+WAYS = [(1, "null"), (2, "ddp"), (3, "ddp"), (2, "fsdp"), (3, "fsdp"), (4, "fsdp")]
+# From each way to each other and back.
+EACH = [
+    way
+    for at, one in enumerate(WAYS[:-1])
+    for way in (*(each for other in WAYS[at + 1 :] for each in (one, other)), one)
+]
+FEW = [(2, "ddp"), (3, "fsdp"), (2, "fsdp"), (4, "fsdp"), (3, "ddp"), (1, "fsdp")]
+
+
+def test_the_long_walk_goes_from_each_way_to_each_other() -> None:
+    assert {*itertools.permutations(WAYS, 2)} <= {*itertools.pairwise(EACH)}
+
+
+@pytest.mark.parametrize("ways", [FEW, pytest.param(EACH[1:], marks=pytest.mark.long)], ids=["few", "each to each"])
+def test_a_run_moves_among_processes_with_every_bit(
+    ways: list[tuple[int, str]], train: Train, fork: Train, tmp_path: Path
+) -> None:
     """Each way to train takes over weights, moments, average and position from another, and saves what it took."""
     succeeded(train(1, tmp_path / "0", *MANIFOLD))
-    ways = [(2, "ddp"), (3, "fsdp"), (2, "fsdp"), (4, "fsdp"), (3, "ddp"), (1, "fsdp")]
     for number, (count, how) in enumerate(ways, 1):
         directory = tmp_path / f"{number}"
         output = succeeded(fork(count, tmp_path / f"{number - 1}@2", directory, f"trainer.parallel={how}"))
