@@ -3,6 +3,7 @@
 import atexit
 import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -28,7 +29,11 @@ def start(_worker: int) -> None:
     sys.excepthook = _say
     if sys.platform == "linux":
         # The kernel ends the worker with the main process. torch checks only between batches, which may take hours.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        system_calls = ctypes.CDLL(None)
+        system_calls.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        if parent is not None and system_calls.getppid() != parent.pid:
+            os._exit(1)  # it was killed before the kernel knew, and its connections would stay open here
 
 
 def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
