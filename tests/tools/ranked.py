@@ -16,7 +16,7 @@ from tools.moments import Strike
 from tools.processes import Ended, Started, Zygote
 
 # What torchrun's agent keeps for its ranks. A store ends when nobody refers to it any more.
-_STORES: collections.deque[TCPStore] = collections.deque(maxlen=16)
+_STORES: collections.deque[TCPStore] = collections.deque(maxlen=64)
 
 
 def places(count: int) -> list[dict[str, str]]:
