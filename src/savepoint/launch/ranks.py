@@ -145,6 +145,22 @@ def followed(order: Order, config: dict[str, Any], settings: Settings, repositor
         )
 
 
+@dataclass(frozen=True)
+class Followed:
+    """A run that rank 0 has reopened, for a process that follows it."""
+
+    order: Order
+    repository: Path
+
+    @contextlib.contextmanager
+    def open_run(self) -> Iterator[runs.Job]:
+        """Open this rank's part of the run while the body trains it."""
+        config = trust.parse_config(self.order.config)
+        settings = trust.check_config(config, source=self.repository / "src")
+        with followed(self.order, config, settings, self.repository) as job:
+            yield job
+
+
 def restarted() -> Path | None:
     """Return the directory of the run that the ranks trained before torchrun started them again; None if there is none.
 

@@ -206,31 +206,15 @@ class Reopened:
         return trust.check_config(config, source=self.repository / "src")
 
 
-@dataclass(frozen=True)
-class Followed:
-    """A run that rank 0 has reopened, for a process that follows it."""
-
-    order: ranks.Order
-    repository: Path
-
-    @contextlib.contextmanager
-    def open_run(self) -> Iterator[runs.Job]:
-        """Open this rank's part of the run while the body trains it."""
-        config = trust.parse_config(self.order.config)
-        settings = trust.check_config(config, source=self.repository / "src")
-        with ranks.followed(self.order, config, settings, self.repository) as job:
-            yield job
-
-
 @contextlib.contextmanager
-def reopen(request: Request | ranks.Order, repository: Path) -> Iterator[Reopened | Followed]:
+def reopen(request: Request | ranks.Order, repository: Path) -> Iterator[Reopened | ranks.Followed]:
     """Find a run. If it is certain to be continued, hold its lock and start its tracker while the body trains it.
 
     repository: holds conf/, runs/ and src/.
     Raises: UserError if there is no such run, if it is in use, or if an override is malformed.
     """
     if isinstance(request, ranks.Order):
-        yield Followed(request, repository)
+        yield ranks.Followed(request, repository)
         return
     if (begun := ranks.restarted()) is not None:  # with the overrides, which its config.yaml has by now
         request = replace(request, query=str(begun), overrides=[], directory=None)
