@@ -82,7 +82,7 @@ def with_team(assemble: step.Assemble) -> tuple[TrainState, Parts]:
     """Assemble a run as train.py does in a rank."""
     state, parts = assemble()
     if parallel.count() > 1:
-        team = Team(state.model, parts.forward, every_parameter=parts.every_parameter)
+        team = Team(state.model, parts.forward, batch_size=64 * parallel.count(), every_parameter=parts.every_parameter)
         parts = dataclasses.replace(parts, team=team)
     return state, parts
 

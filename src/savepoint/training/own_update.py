@@ -164,8 +164,7 @@ class _Share:
         if not gradients:
             raise ConfigError("task: a loss that minimize is given depends on no parameter of its optimizer.")
         if self._team is not None:
-            self._team.weigh(self.samples, self._unit)
-            self._team.reduce(gradients)
+            self._team.reduce(gradients, self.samples, self._unit)
         elif self.samples != self._unit:
             torch._foreach_mul_(gradients, self._unit / self.samples)
         if self.limit is not None or self._wants_norm:

@@ -81,12 +81,13 @@ def _build(job: runs.Job) -> tuple[TrainState, Parts]:
 
 
 def _team(settings: Settings, train_state: TrainState, parts: Parts) -> Team:
+    batch_size = settings.data.batch_size
     if sharding.wanted(settings):
-        return sharding.ShardedTeam(train_state.model, parts.forward, batch_size=settings.data.batch_size)
+        return sharding.ShardedTeam(train_state.model, parts.forward, batch_size=batch_size)
     forward = None if hasattr(parts.task, "update") else parts.forward
     # Sparse gradients travel alone, and what `Team` does in advance for the others would give these dense ones.
     every = parts.every_parameter and not sparse(train_state.model)
-    return Team(train_state.model, forward, every_parameter=every)
+    return Team(train_state.model, forward, batch_size=batch_size, every_parameter=every)
 
 
 def _fork(job: runs.Job, train_state: TrainState, parts: Parts, difference: Difference) -> None:

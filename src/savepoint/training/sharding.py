@@ -153,10 +153,8 @@ class ShardedTeam(Team):
 
     def __init__(self, model: nn.Module, forward: Any, *, batch_size: int) -> None:
         """Take a model that was cut. batch_size: samples of a whole batch, as the config has it."""
-        super().__init__(model, None, every_parameter=True)
+        super().__init__(model, None, batch_size=batch_size, every_parameter=True)
         self.model = forward
-        # All ranks divide by the same number, because what they send is added up before their samples are known.
-        self.unit = batch_size / parallel.count()
 
     def begin_epoch(self) -> None:
         """Do nothing: FSDP itself looks which parameters are trained."""
@@ -165,4 +163,4 @@ class ShardedTeam(Team):
         """Do nothing: every backward pass reaches the ranks, so none has to keep a whole gradient."""
 
     def complete(self, gradients: list[Tensor]) -> None:
-        torch._foreach_mul_([parallel.own(each) for each in gradients], self.weight())
+        torch._foreach_mul_([parallel.own(each) for each in gradients], self.unit / self.samples())

@@ -67,7 +67,7 @@ def _differentiate(state: TrainState, parts: Parts, window: list[Any], sums: dic
         # Weighted relative to the first batch. The division by the window's size follows below, once it is known.
         loss = outcome.loss if samples == unit else outcome.loss * (samples / unit)
         if team is not None and number == len(window):
-            team.weigh(total, unit)
+            loss = team.weigh(total, loss)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if samples:
             outcome.add_to(sums)

@@ -24,6 +24,7 @@ _SYNC_BUFFERS = next(
 # The signals that ask a training to stop, by their places in what the ranks add up.
 _NUMBERS = system.signals.REQUESTS
 BROADCAST = 250 * 2**20  # bytes that travel together, as in DistributedDataParallel
+_DIGIT = 4096
 
 
 class Stop(system.signals.Stop):
@@ -73,43 +74,48 @@ class Stop(system.signals.Stop):
 class Team:
     """The other ranks, as an update of this one meets them.
 
-    model: a wrapper of the model whose backward pass averages gradients over the ranks, weighted by their samples.
+    model: a wrapper of the model whose backward pass averages gradients over the ranks.
     stop: what the ranks agreed on. clock: whether a checkpoint is due by the clock. Both are set before training.
+    due: what rank 0's clock said at the last update. unit: the number of samples that gradients are divided by.
     together: whether every call of the model involves all ranks.
-    unit: the number of samples that each gradient is divided by; 0 for that of the window's first batch.
     """
 
     together = False
-    unit: float = 0
 
-    def __init__(self, model: nn.Module, forward: Any, *, every_parameter: bool) -> None:
+    def __init__(self, model: nn.Module, forward: Any, *, batch_size: int, every_parameter: bool) -> None:
         """Wrap a model that has been restored. All ranks take over rank 0's parameters and buffers.
 
         forward: the model or its compiled wrapper; None for a task that makes its updates itself.
-        every_parameter: whether each update reaches every parameter.
+        batch_size: samples of a whole batch, as the config has it. every_parameter: whether each update reaches every
+        parameter.
         """
         self.stop = Stop(system.signals.Stop())
         self.clock: Callable[[], bool] = lambda: False
-        self.due = False  # what rank 0's clock said at the last update
+        self.due = False
+        # All ranks divide by the same number, because gradients are on their way before the others' samples are known.
+        self.unit = batch_size / parallel.count()
         self._module = model
         # Modules that have buffers: to look through a large model at every update takes a millisecond.
         self._buffered = [module for module in model.modules() if module._buffers]
         self._trained = [name for name, each in model.named_parameters() if each.requires_grad]
         self._forward, self._every = forward, every_parameter
-        self._weight: float | None = 0.0
-        self._weighed = False  # in this update
+        self._carrying: _Carrying | None = None
+        self._sums: Callable[[], list[int]] | None = None  # what the ranks are adding up
+        self._samples = 0  # of all ranks in this update; 0 until they are known
         self.model: Any = self._wrapped() if forward is not None else None
 
     def _wrapped(self) -> DistributedDataParallel:
+        # Between CPUs the numbers of an update travel among the gradients, because another exchange takes 0.2 ms. A
+        # GPU would have to be waited for to read them there.
+        carried = self._every and next(self._module.parameters()).device.type == "cpu"
+        self._carrying = _Carrying(self._forward) if carried else None
         # Buffers are sent after each update instead of before each forward pass, so that ranks always agree.
         model = DistributedDataParallel(
-            self._forward,
+            self._carrying or self._forward,
             find_unused_parameters=not self._every,
             gradient_as_bucket_view=True,
             **{_SYNC_BUFFERS: False},  # type: ignore[arg-type]
         )
-        # A lambda, because torch refuses a hook with annotations other than its own.
-        model.register_comm_hook(None, lambda _, bucket: self._reduce(bucket))
         if self._every:
             self._lay_out(model)
         return model
@@ -143,38 +149,46 @@ class Team:
         if self.model.require_backward_grad_sync is not last:  # to set an attribute of a module takes long
             self.model.require_backward_grad_sync = last
 
-    def weigh(self, samples: int, unit: float) -> None:
-        """Before the last backward pass: tell how many samples this rank's gradient is of.
+    def weigh(self, samples: int, loss: Tensor) -> Tensor:
+        """Before the last backward pass: tell the others how many samples this rank's gradient is of.
 
-        unit: the number of samples that the gradient was divided by. The ranks add up their samples meanwhile.
+        Returns: the loss to differentiate, of the same value.
         """
-        self._divisor, self._weight, self._weighed = unit, None, True
+        numbers = self._told(samples)
+        if self._carrying is None:
+            self._sums = parallel.Summing(numbers).sums
+            return loss
+        self._sums = self._carrying.sums
+        return self._carrying.load(loss, numbers)
+
+    def _told(self, samples: int) -> list[int]:
+        self._samples = 0
         due = parallel.leads() and self.clock()
-        self._summing = parallel.Summing([samples, int(due), *self.stop.counts()])
+        # Two numbers for the samples: one that travels among gradients is exact up to 2**24.
+        return [*divmod(samples, _DIGIT), int(due), *self.stop.counts()]
 
-    def weight(self) -> float:
-        """Return the factor that makes this rank's gradient its part of the mean over all samples."""
-        if self._weight is None:
-            samples, due, *stops = self._summing.sums()
-            self.due = due > 0
+    def samples(self) -> int:
+        """Return the number of samples of this update, in all ranks together. Waits until it is known."""
+        if self._sums is not None:
+            high, low, due, *stops = self._sums()
+            self._sums, self._samples, self.due = None, max(high * _DIGIT + low, 1), due > 0
             self.stop.take(stops)
-            self._weight = self._divisor / max(samples, 1)
-        return self._weight
-
-    def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        gradients = bucket.buffer().mul_(self.weight())
-        future: Any = dist.all_reduce(gradients, async_op=True).get_future()
-        return future.then(lambda done: done.value()[0])  # type: ignore[no-any-return]
+        return self._samples
 
     def complete(self, gradients: list[Tensor]) -> None:
-        """After the last backward pass: finish the average over the ranks, if that pass has not."""
+        """After the last backward pass, which has averaged over ranks: make it the mean over all samples."""
+        factor = self.unit * parallel.count() / self.samples()
+        if factor != 1:
+            torch._foreach_mul_(gradients, factor)
 
-    def reduce(self, gradients: list[Tensor]) -> None:
+    def reduce(self, gradients: list[Tensor], samples: int, unit: float) -> None:
         """Average gradients over the ranks in place, weighted by their samples, after a backward pass of a task's own.
 
         Every rank has to give gradients of the same parameters.
+        samples: how many samples this rank's gradient is of. unit: the number that it was divided by.
         """
-        torch._foreach_mul_(gradients, self.weight())
+        self._sums = parallel.Summing(self._told(samples)).sums
+        torch._foreach_mul_(gradients, unit / self.samples())
         kinds: dict[torch.dtype, list[Tensor]] = {}
         for each in gradients:
             kinds.setdefault(each.dtype, []).append(each)
@@ -186,12 +200,49 @@ class Team:
 
     def end_update(self) -> None:
         """After the optimizers have stepped: agree on requests to stop, and give every rank the buffers of rank 0."""
-        if not self._weighed:  # an update of a task's own, without a step of an optimizer
-            self.weigh(0, 1)
-        self.weight()
-        self._weighed = False
+        if not self._samples:  # an update of a task's own, without a step of an optimizer
+            self._sums = parallel.Summing(self._told(0)).sums
+            self.samples()
+        self._samples = 0
         if buffers := [each for module in self._buffered for each in module._buffers.values() if each is not None]:
             dist._broadcast_coalesced(dist.group.WORLD, buffers, BROADCAST, 0)  # type: ignore[attr-defined, arg-type]
+
+
+class _Carrying(nn.Module):
+    """A model beside a parameter whose gradient is a few numbers, which a backward pass averages over the ranks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.numbers = nn.Parameter(torch.zeros(3 + len(_NUMBERS)))
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        """Call the model."""
+        return self.model(*arguments, **keywords)
+
+    def load(self, loss: Tensor, numbers: list[int]) -> Tensor:
+        """Return a loss of the same value whose backward pass takes the numbers along."""
+        self.numbers.grad = None
+        values = torch.tensor(numbers, dtype=torch.float32)
+        return _Carry.apply(loss, self.numbers, values)  # type: ignore[no-any-return, no-untyped-call]
+
+    def sums(self) -> list[int]:
+        """Return the sums of the numbers over the ranks, after the backward pass."""
+        assert self.numbers.grad is not None
+        return [round(each * parallel.count()) for each in self.numbers.grad.tolist()]
+
+
+class _Carry(torch.autograd.Function):
+    """Pass a loss through, and give a parameter chosen numbers as its gradient."""
+
+    @staticmethod
+    def forward(context: Any, loss: Tensor, carrier: Tensor, numbers: Tensor) -> Tensor:
+        context.numbers = numbers
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> Any:
+        return gradients[0], context.numbers, None
 
 
 def total(sums: Mapping[str, Tensor], samples: int) -> tuple[dict[str, Tensor], int]:
