@@ -161,7 +161,7 @@ def time_loads(state: TrainState, saves: Saves, folder: Path, repeats: int) -> a
         return slowest(load)
 
     contenders = {
-        LOAD: lambda: timed(lambda: restore(state, checkpoint.load(path))),
+        LOAD: lambda: timed(lambda: restore(state, checkpoint.load(path, part=True))),
         DCP_LOAD: lambda: timed(lambda: dcp.load(tensors, checkpoint_id=folder / "dcp")),
     }
     return one_process.turns(contenders, repeats)

@@ -7,7 +7,6 @@ Rooms, in reading order:
     storage     one checkpoint: save, load, verify
     layout      the files of a checkpoint, and its manifest
     tree        nested values ⇄ (tensors, JSON), exactly
-    shards      put together the tensors that several ranks have saved
     encoding    one tensor of any kind ⇄ plain tensors and JSON
     tensorfile  tensors ⇄ the bytes of a safetensors file
     snapshot    copy a state to host memory, so that training can go on while it is written

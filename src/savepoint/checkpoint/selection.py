@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ def position(name: str) -> tuple[int, int]:
     return int(match[2]), int(match[1])
 
 
-def latest(root: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
-    """Load the newest sound checkpoint under `root`.
+def latest(root: Path, load: Callable[[Path], Checkpoint] = load) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:
+    """Load the newest sound checkpoint under `root`. load: loads one checkpoint.
 
     Returns: the checkpoint, or None if none is sound; and the path and fault of each newer, damaged checkpoint, newest
     first.

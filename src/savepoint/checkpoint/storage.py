@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from savepoint import parallel, system, trust
-from savepoint.checkpoint import layout, shards, tensorfile, tree
+from savepoint.checkpoint import layout, tensorfile, tree
 from savepoint.checkpoint.layout import CONFIG, FORMAT, MODEL, PROVENANCE, STATE, TRAINING
 from savepoint.errors import CheckpointError
 
@@ -30,7 +30,8 @@ class Checkpoint:
     """A checkpoint that was loaded and verified.
 
     model: the tensors of model.safetensors, by name. state: the tree of everything else that was saved. config: the
-    text of config.yaml. provenance: the object in provenance.json.
+    text of config.yaml. provenance: the object in provenance.json. shared: the digest of the tensors that all ranks
+    have, if only this rank's part was loaded.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Checkpoint:
     state: dict[str, Any]
     config: str
     provenance: dict[str, Any]
+    shared: str | None = None
 
 
 @dataclass(frozen=True)
@@ -193,45 +195,60 @@ def _write_files(directory: Path, draft: Draft, *, tensors: bool, texts: bool) -
     return {name: tensorfile.Written(sizes[directory / name], digest) for name, digest in hashed.items()}
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path, *, part: bool = False) -> Checkpoint:
     """Read and verify a checkpoint. Each file is read once, so the bytes in use are the ones that were verified.
 
     The tensors are on the CPU, in the memory into which the files were read.
+    part: read only what this rank needs of the parts that as many ranks have written. Tensors that were cut are then
+    `parallel.Part`. The other tensors are in rank 0's files, which only rank 0 verifies: compare `shared` with its.
     Raises: CheckpointError that names the file, if one is missing, extra, malformed, or differs from the manifest;
     NewerFormatError if the checkpoint is sound and its format is newer than this version.
     """
     stated, entries = layout.read_manifest(path)
+    files = list(zip(*layout.tensor_files(entries).values()))  # by rank
+    others = {name for rank, names in enumerate(files) if part and rank != parallel.rank() for name in names}
+    read = [name for name in entries if name not in others]
     # The two tensor files are read side by side: most of the time goes into their digests.
     with ThreadPoolExecutor(2) as readers:
-        contents = dict(zip(entries, readers.map(lambda name: layout.read(path / name, entries[name]), entries)))
+        contents = dict(zip(read, readers.map(lambda name: layout.read(path / name, entries[name]), read)))
+    contents |= {name: trust.map_file(path / name, exactly=entries[name].size) for name in others & {*files[0]}}
     with system.memory.growing():
-        return _parse(path, contents, stated)
+        return _parse(path, contents, stated, part=part)
 
 
-def _parse(path: Path, contents: dict[str, trust.Memory], stated: Any) -> Checkpoint:
+def _parse(path: Path, contents: dict[str, trust.Memory], stated: Any, *, part: bool) -> Checkpoint:
     """Build the checkpoint from its files' bytes, whose digests were checked. stated: the manifest's format."""
     values, files = trust.parse_json(contents[STATE], path / STATE), layout.tensor_files([*contents])
-    names = [name for each in files.values() for name in each]
+    names = [name for each in files.values() for name in each if name in contents]
     headers = {name: tensorfile.read_header(contents[name], name=str(path / name)) for name in names}
     layout.check_format(path, stated, values, [header.metadata for header in headers.values()])
     cut = values.pop("shards", {}) if len(files[MODEL]) > 1 else {}
     if not isinstance(cut, dict) or not all(isinstance(cut.get(kind, {}), dict) for kind in files):
         raise CheckpointError(f"{path / STATE}: its 'shards' do not describe tensors.")
-    model, training = (
-        shards.assemble(
-            [tensorfile.read_tensors(contents[name], headers[name], name=str(path / name)) for name in parts],
+    tensors = {name: tensorfile.read_tensors(contents[name], headers[name], name=str(path / name)) for name in names}
+    whole = {
+        kind: parallel.assemble(
+            {rank: tensors[name] for rank, name in enumerate(parts) if name in tensors},
             described=cut.get(kind, {}),
             names=[str(path / name) for name in parts],
+            alone=part,
         )
         for kind, parts in files.items()
-    )
+    }
     try:
-        state = tree.join(training, values)
+        state = tree.join(whole[TRAINING], values)
         config = bytes(contents[CONFIG]).decode()
     except (tree.TreeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     _check_name(path, state)
-    return Checkpoint(path, model, state, config, trust.parse_json(contents[PROVENANCE], path / PROVENANCE))
+    provenance = trust.parse_json(contents[PROVENANCE], path / PROVENANCE)
+    return Checkpoint(path, whole[MODEL], state, config, provenance, _shared(whole) if part else None)
+
+
+def _shared(files: dict[str, dict[str, Any]]) -> str:
+    """Return the SHA-256 of the tensors that are not cut, in hexadecimal. files: the tensors of each kind of file."""
+    named = [(f"{kind}/{name}", each) for kind, tensors in files.items() for name, each in tensors.items()]
+    return tensorfile.Plan({name: each for name, each in named if isinstance(each, Tensor)}, {}).chunks().sha256()
 
 
 def digests(path: Path) -> dict[str, str]:

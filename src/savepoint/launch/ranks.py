@@ -14,11 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from savepoint import parallel, runs, system, trackers, trust
 from savepoint.config import Settings
 from savepoint.errors import UserError
+
+if TYPE_CHECKING:
+    from savepoint.checkpoint import Checkpoint
 
 # The note that leads a restarted rank 0 to its run.
 RUN = "run"
@@ -34,6 +37,7 @@ class Order:
 
     group: a name that is used once. record: run.json. config: YAML. checkpoint: a path.
     fork: the parent, and its config as YAML. weights: a path, or the paths of a run and of its checkpoint.
+    part: whether the follower goes on from the part that it has loaded last. loaded: that part, which is not sent.
     """
 
     group: str
@@ -43,6 +47,8 @@ class Order:
     fork: list[str] | None
     weights: list[str | None] | None
     same_code: bool
+    part: bool
+    loaded: "Checkpoint | None" = None
 
 
 @contextlib.contextmanager
@@ -66,11 +72,50 @@ def led(job: runs.Job) -> Iterator[runs.Job]:
         fork=[job.fork.parent, trust.dump_config(job.fork.before)] if job.fork else None,
         weights=where,
         same_code=job.same_code,
+        part=job.checkpoint is not None and job.checkpoint.shared is not None,
     )
     parallel.lasting().write(RUN, str(job.run.directory.absolute()))
-    parallel.board().write(f"order/{number}", vars(order))
+    parallel.board().write(f"order/{number}", {name: each for name, each in vars(order).items() if name != "loaded"})
     job = replace(job, group=order.group)
     yield job
+
+
+def load(path: Path, *, seconds: float) -> "Checkpoint":
+    """Load a checkpoint to continue a run whose model is cut among the ranks. Only rank 0 calls this.
+
+    If as many ranks saved it, each loads and verifies its own part, and keeps it until it is told to train.
+    seconds: how long to wait for the others. Raises: CheckpointError if any part is damaged, whichever rank says so.
+    """
+    from savepoint import checkpoint
+
+    if len(checkpoint.tensor_files(checkpoint.digests(path))[checkpoint.MODEL]) != parallel.count():
+        return checkpoint.load(path)
+    number = next(_numbers)
+    parallel.board().write(f"order/{number}", {"load": str(path.absolute())})
+    loaded = checkpoint.load(path, part=True)
+    until, agreed = time.monotonic() + seconds, True
+    for rank in range(1, parallel.count()):
+        while (note := parallel.board().read(f"loaded/{number}/{rank}")) is None:
+            if (asked := system.signals.asked()) is not None:
+                raise system.signals.Interrupted(asked, "Stopped before training began. Nothing is lost.")
+            if time.monotonic() > until:
+                raise UserError(f"Rank {rank} of {parallel.count()} has not loaded {path.name} in {seconds:g} s.")
+            time.sleep(LOOK_SECONDS)
+        agreed = agreed and note == loaded.shared
+    # If another rank cannot read its part, this one finds out whether that is the disk's fault or the rank's.
+    return loaded if agreed else checkpoint.load(path)
+
+
+def _load_part(path: Path, number: int) -> "Checkpoint | None":
+    """Load this follower's part of a checkpoint, and tell rank 0 what it found. Returns: None for a damaged part."""
+    from savepoint import checkpoint
+
+    loaded = None
+    with contextlib.suppress(UserError):
+        loaded = checkpoint.load(path, part=True)
+    with contextlib.suppress(ConnectionError):
+        parallel.board().write(f"loaded/{number}/{parallel.rank()}", loaded.shared if loaded else "")
+    return loaded
 
 
 @contextlib.contextmanager
@@ -87,7 +132,7 @@ def leading() -> Iterator[None]:
 
 def follow(act: Callable[[Order], object]) -> None:
     """Do what rank 0 says until it ends. act: trains the run of an order."""
-    board, failed = parallel.board(), False
+    board, failed, loaded = parallel.board(), False, None
     _note_signals()
     # People read what rank 0 writes.
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -103,8 +148,11 @@ def follow(act: Callable[[Order], object]) -> None:
                 time.sleep(LOOK_SECONDS)
         if order is None:
             return
+        if "load" in order:
+            loaded = _load_part(Path(order["load"]), number)
+            continue
         try:
-            act(Order(**order))
+            act(Order(**order, loaded=loaded))
         except (Exception, KeyboardInterrupt):
             failed = True  # rank 0 has been told why, or knows it
 
@@ -131,13 +179,14 @@ def followed(order: Order, config: dict[str, Any], settings: Settings, repositor
         if order.weights is not None:
             path = Path(str(order.weights[0]))
             weights = path if len(order.weights) == 1 else runs.Found(runs.read(path), order.weights[1])
+        loaded = order.loaded if order.part else checkpoint.load(Path(order.checkpoint)) if order.checkpoint else None
         yield runs.Job(
             runs.read(directory),
             config,
             settings,
             trackers.NoTracker(),
             repository,
-            checkpoint=checkpoint.load(Path(order.checkpoint)) if order.checkpoint else None,
+            checkpoint=loaded,
             fork=runs.Fork(order.fork[0], trust.parse_config(order.fork[1])) if order.fork else None,
             weights=weights,
             same_code=order.same_code,

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from savepoint import runs, trackers, trust
+from savepoint import parallel, runs, trackers, trust
 from savepoint.config import Settings, TrackerSettings, apply_overrides, differences
 from savepoint.errors import UserError
 from savepoint.launch import continues, origins, ranks
@@ -108,7 +108,12 @@ class Reopened:
 
         root = self.run.checkpoints
         checkpoint.clean(root)
-        newest, damaged = checkpoint.latest(root)
+        load = checkpoint.load
+        if parallel.count() > 1:
+            trainer = self._checked(self._config({**self.own})).trainer
+            if trainer.parallel == "fsdp":
+                load = partial(ranks.load, seconds=trainer.timeout_seconds)
+        newest, damaged = checkpoint.latest(root, load)
         if damaged and newest is None:
             # Do not start over: that would delete the run's history, and the disk may be readable again tomorrow.
             raise UserError(

@@ -9,7 +9,7 @@ Rooms, in reading order:
     place       which rank this process is, and of how many
     board       notes that ranks leave for each other, whatever else they are doing
     collective  exchange bytes and sums, where every rank takes part
-    shards      tensors that are cut by rows among the ranks
+    shards      cut tensors by rows among the ranks, and put them together
     health      notice that a rank has failed, died or hangs, and say which and why
 """
 
@@ -22,14 +22,16 @@ from savepoint.parallel.place import be_alone, count, leads, local_rank, on_one_
 
 if TYPE_CHECKING:
     from savepoint.parallel.collective import Summing, another_group, end_group, exchange, group
-    from savepoint.parallel.shards import cut_like, described, is_cut, mine, own, rows, whole
+    from savepoint.parallel.shards import Part, assemble, cut_like, described, is_cut, mine, own, rows, whole
 
 __all__ = [
     "Board",
     "Health",
     "LostRankError",
+    "Part",
     "Summing",
     "another_group",
+    "assemble",
     "attended",
     "be_alone",
     "board",
@@ -55,7 +57,7 @@ __all__ = [
 
 _ROOMS = {
     **dict.fromkeys(("Summing", "another_group", "end_group", "exchange", "group"), "collective"),
-    **dict.fromkeys(("cut_like", "described", "is_cut", "mine", "own", "rows", "whole"), "shards"),
+    **dict.fromkeys(("Part", "assemble", "cut_like", "described", "is_cut", "mine", "own", "rows", "whole"), "shards"),
 }
 
 

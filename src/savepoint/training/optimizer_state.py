@@ -19,14 +19,18 @@ def restore(optimizer: Optimizer, saved: dict[str, Any], *, where: str) -> None:
     """
     _check_names(optimizer, saved, where)
     before = [dict(group) for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    copied: dict[int, Any] = {}
+    for index, parameter in enumerate(parameters):
+        for value in saved["state"].get(index, {}).values():
+            # A moment is cut among the ranks as its parameter is.
+            if isinstance(value, Tensor | parallel.Part):
+                part = parallel.cut_like(value, parameter, copy=True)
+                if part is not value:
+                    copied[id(value)] = part
     # Copied, because training must not write into the checkpoint, and because tensors inside a file's bytes are aligned
     # differently from torch's own, so that kernels may differ. A deep copy keeps strides and sharing.
-    exact = copy.deepcopy(saved)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, parameter in enumerate(parameters):
-        for key, value in exact["state"].get(index, {}).items():
-            if isinstance(value, Tensor):  # a moment is cut among the ranks as its parameter is
-                exact["state"][index][key] = parallel.cut_like(value, parameter)
+    exact = copy.deepcopy(saved, copied)
     optimizer.load_state_dict(exact)
     moved: dict[tuple[int, torch.device], Tensor] = {}
     for index, entry in exact["state"].items():

@@ -38,6 +38,9 @@ def prepare(job: runs.Job) -> tuple[TrainState, Parts]:
     except BaseException:
         end_workers()  # a worker may have loaded the samples that were looked at
         raise
+    if job.checkpoint is not None:  # everything was copied, and memory shall not hold it twice while the run trains
+        job.checkpoint.model.clear()
+        job.checkpoint.state.clear()
     config = job.config_text.encode()
     path = job.run.directory / runs.CONFIG
     if path.read_bytes() != config:

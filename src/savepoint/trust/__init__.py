@@ -16,7 +16,16 @@ Rooms, in reading order:
 from savepoint.trust.instantiate import call, make
 from savepoint.trust.package import package
 from savepoint.trust.redaction import redact, redact_arguments
-from savepoint.trust.strict_json import MAX_JSON, Memory, parse_json, read_digested, read_file, read_member, unique_keys
+from savepoint.trust.strict_json import (
+    MAX_JSON,
+    Memory,
+    map_file,
+    parse_json,
+    read_digested,
+    read_file,
+    read_member,
+    unique_keys,
+)
 from savepoint.trust.strict_yaml import dump_config, parse_config
 from savepoint.trust.text import join_path, printable, shown
 from savepoint.trust.validation import check_config
@@ -29,6 +38,7 @@ __all__ = [
     "dump_config",
     "join_path",
     "make",
+    "map_file",
     "package",
     "parse_config",
     "parse_json",

@@ -1,5 +1,6 @@
 """Read files that a stranger may have written. A file that is odd in any way is an error before it is used."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -7,7 +8,7 @@ import mmap
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,22 +42,20 @@ def read_digested(path: Path, *, exactly: int) -> tuple[Memory, str]:
     return data, digest.hexdigest()
 
 
+def map_file(path: Path, *, exactly: int) -> Memory:
+    """Return a plain file as memory that is read where it is looked at. Nothing that is written there reaches the file.
+
+    exactly: the size that the file must have, in bytes. The errors are those of `read_file`.
+    """
+    with _opened(path, exactly, None) as (descriptor, size):
+        return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY) if size else bytearray()
+
+
 def _read(
     path: Path, exactly: int | None, at_most: int | None, on_chunk: Callable[[memoryview], object] | None
 ) -> Memory:
-    descriptor = None
-    try:
-        # Non-blocking: opening a pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | _PLAIN)
-        before = os.fstat(descriptor)
-        if not stat.S_ISREG(before.st_mode):
-            raise CheckpointError(f"{path}: missing, or not a plain file.")
-        size = before.st_size
-        if exactly is not None and size != exactly:
-            raise CheckpointError(f"{path}: {size} bytes, and the manifest says {exactly}.")
-        if at_most is not None and size > at_most:
-            raise CheckpointError(f"{path}: {size} bytes, more than such a file ever has.")
-        data = _memory(size)
+    with _opened(path, exactly, at_most) as (descriptor, size):
+        data, before = _memory(size), os.fstat(descriptor)
         view, done = memoryview(data), 0
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
             while count := file.readinto(view[done : done + CHUNK]):
@@ -67,6 +66,23 @@ def _read(
         if done != size or (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
             raise CheckpointError(f"{path}: changed while it was read.")
         return data
+
+
+@contextlib.contextmanager
+def _opened(path: Path, exactly: int | None, at_most: int | None) -> Iterator[tuple[int, int]]:
+    """Open a plain file of an allowed size during the block. Yields: the descriptor, and the size in bytes."""
+    descriptor = None
+    try:
+        # Non-blocking: opening a pipe would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | _PLAIN)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise CheckpointError(f"{path}: missing, or not a plain file.")
+        if exactly is not None and found.st_size != exactly:
+            raise CheckpointError(f"{path}: {found.st_size} bytes, and the manifest says {exactly}.")
+        if at_most is not None and found.st_size > at_most:
+            raise CheckpointError(f"{path}: {found.st_size} bytes, more than such a file ever has.")
+        yield descriptor, found.st_size
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOENT):
             raise CheckpointError(f"{path}: missing, or not a plain file.") from error

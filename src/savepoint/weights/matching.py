@@ -117,9 +117,10 @@ def _difference(name: str, saved: Any, built: Any, *, exact: bool) -> str | None
     if name.rpartition(".")[2] == "_extra_state":
         return None  # extra state may be anything, and have another shape at every step
     words = "{} is {} in the checkpoint and {} in the model".format
-    if isinstance(saved, Tensor) != isinstance(built, Tensor):
+    tensor = isinstance(saved, Tensor | parallel.Part)
+    if tensor != isinstance(built, Tensor):
         return words(name, type(saved).__name__, type(built).__name__)
-    if not isinstance(saved, Tensor):
+    if not tensor:
         return None
     if saved.shape != built.shape:
         return words(name, list(saved.shape), list(built.shape))
