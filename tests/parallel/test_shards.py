@@ -1,6 +1,7 @@
 """Checkpoints in parts: each rank writes its rows; whatever happens to one part is found, and the checkpoint before it stays."""
 
 import errno
+import itertools
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from tools.workshop import Workshop
 
 import savepoint
 from savepoint import checkpoint, runs
+from savepoint.checkpoint import Checkpoint
 from savepoint.checkpoint.layout import MODEL, STATE, TRAINING
 from savepoint.commands import diff
 from savepoint.errors import CheckpointError
@@ -221,6 +223,66 @@ def test_parts_that_somebody_has_changed_are_refused_in_one_line(newest: Path, f
     change(newest)
     message = refused(newest)
     assert words in message and str(newest) in message and "\n" not in message
+    found = [own_part(newest, rank) for rank in range(RANKS)]
+    assert any(isinstance(each, str) for each in found)  # a rank that loads its part alone, which then tells rank 0
+
+
+def own_part(path: Path, rank: int) -> Checkpoint | str:
+    """Load what a rank loads to go on. Returns: why it refuses, if it does."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RANK", str(rank))
+        patched.setenv("WORLD_SIZE", str(RANKS))
+        try:
+            return checkpoint.load(path, part=True)
+        except CheckpointError as error:
+            return str(error)
+
+
+def test_a_rank_loads_its_rows_and_what_all_have(newest: Path) -> None:
+    whole = checkpoint.load(newest)
+    files = {path: path.read_bytes() for path in newest.iterdir()}
+    for rank in range(RANKS):
+        for path, data in files.items():
+            path.write_bytes(data)
+        for name, other in itertools.product((MODEL, TRAINING), {*range(RANKS)} - {0, rank}):
+            (newest / part(name, other)).write_bytes(bytes((newest / part(name, other)).stat().st_size))
+        mine = own_part(newest, rank)
+        assert isinstance(mine, Checkpoint) and mine.shared and whole.shared is None
+        rows = {"hidden.0.linear.weight": 2, "head.weight": 4}
+        for name, each in rows.items():
+            got: Any = mine.model[name]
+            assert got.shape == whole.model[name].shape and got.dtype == torch.float32
+            assert torch.equal(got.rows, whole.model[name][each * rank : each * (rank + 1)])
+        assert torch.equal(mine.state["rng"]["torch"], whole.state["rng"]["torch"])
+        assert mine.config == whole.config and mine.provenance == whole.provenance
+
+
+def test_ranks_that_read_other_bytes_of_what_all_have_notice_it(newest: Path) -> None:
+    """Only rank 0 verifies its file, of which the others read a part."""
+    one, other = own_part(newest, 0), own_part(newest, 1)
+    assert isinstance(one, Checkpoint) and isinstance(other, Checkpoint) and one.shared == other.shared
+    path = newest / part(TRAINING, 0)
+    tensors, metadata = tensorfiles.read(bytearray(path.read_bytes()), name=path.name)
+    tensors["rng/torch"][0] ^= 1
+    path.write_bytes(b"".join(checkpoint.Plan(tensors, metadata).chunks()))
+    changed = own_part(newest, 1)
+    assert isinstance(changed, Checkpoint) and changed.shared != one.shared
+    assert path.name in str(own_part(newest, 0))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_resume_sets_aside_a_checkpoint_of_which_one_part_is_damaged(
+    rank: int, the_workshop: Workshop, saved: Path, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(saved, tmp_path / "run")
+    path = directory / "checkpoints" / NAMES[-1] / part(TRAINING, rank)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    ended = ranked.run(the_workshop.zygote, tmp_path, RANKS, "resume.py", f"run={directory}")
+    assert [each.status for each in ended] == [0] * RANKS, ended[0].output
+    assert f"damaged, now .damaged-{NAMES[-1]}: " in ended[0].output and path.name in ended[0].output
+    assert f"resumed from {NAMES[-2]}" in ended[0].output
+    assert diff.diff_runs(runs.read(saved), runs.read(directory)) == []
 
 
 def test_an_export_gathers_the_weights(saved: Path, newest: Path, tmp_path: Path, said: Callable[..., str]) -> None:
