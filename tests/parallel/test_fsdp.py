@@ -242,3 +242,29 @@ def test_a_model_that_cannot_be_cut_is_named_by_its_parameters() -> None:
         "scale have no dimension, so they cannot be cut: give them th",
         "weight are not contiguous, which FSDP cannot cut.",
     ]
+
+
+LARGE = """
+import torch
+from torch.distributed.fsdp import FSDPModule
+from project.models.mlp import Mlp
+
+
+class Large(Mlp):
+    \"\"\"A model that a device can only compute in parts.\"\"\"
+
+    def forward(self, inputs):
+        if not isinstance(self, FSDPModule):
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(inputs)
+"""
+
+
+def test_a_model_that_fits_no_single_device_trains_in_parts(
+    train: Train, the_workshop: Workshop, tmp_path: Path
+) -> None:
+    module = the_workshop.root / "src" / "project" / "models" / "large.py"
+    module.write_text(LARGE, encoding="utf-8")
+    large = "model._target_=project.models.large.Large"
+    assert "out of memory" in train(2, tmp_path / "ddp", large)[0].output
+    succeeded(train(2, tmp_path / "fsdp", large, FSDP))

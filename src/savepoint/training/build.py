@@ -42,7 +42,8 @@ def assemble(
     torch.empty(0, device=device)
     system.rng.seed(settings.seed)
     with registry.collecting() as registered:
-        model = weights.make_model(config, source=source).to(device)
+        # A model that is cut moves to the device part by part: the whole of it may be too large for one device.
+        model = weights.make_model(config, source=source).to("cpu" if sharding.wanted(settings) else device)
         _freeze(model, settings)
         task = make(config["task"], path="task")
         make_split = functools.partial(make_batches, config, settings, source=source, device=device, divided=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from savepoint import data, parallel, system, trust
 from savepoint.errors import BuildError, ConfigError, UserError
-from savepoint.training import example, figures
+from savepoint.training import example, figures, sharding
 from savepoint.training.evaluation import measure
 from savepoint.training.own_update import Step
 from savepoint.training.state import Parts, TrainState
@@ -48,7 +48,8 @@ def rehearse(state: TrainState, parts: Parts, *, source: Path) -> "Rehearsal":
 
     An update of the task's own is made without the steps of its optimizers; an evaluation of its own gets one batch.
     Model and task are copies, so buffers, counters and what a fork registers stay as they are. Generators are restored.
-    A model that cannot be copied is not rehearsed.
+    A model that cannot be copied is not rehearsed, and neither is one that will be cut among ranks because a device
+    cannot hold it.
 
     source: the directory that holds the `project` package.
     Raises: ConfigError or BuildError that names the classes, the batch and the line of the fork's own code.
@@ -56,19 +57,29 @@ def rehearse(state: TrainState, parts: Parts, *, source: Path) -> "Rehearsal":
     with system.rng.isolated():
         try:
             model, task = copy.deepcopy((state.model, parts.task))
+            model.to(parts.device)
         except Exception:  # for example a lock or an open file among the attributes: the first batch will show faults
             return Rehearsal()
-        update = functools.partial(_update, state) if hasattr(task, "update") else _call
-        evaluate = _evaluate if hasattr(task, "evaluate") else _call
-        measured: set[str] | None = set()
-        with example.noting(model) as calls:
-            _try(update, model, task, parts, "training", source)
-            if len(parts.val) > 0 or evaluate is _evaluate:
-                measured = _try(evaluate, model, task, parts, "validation", source)
-        if hasattr(task, "figures") and parts.settings.trainer.figures_every_n_epochs is not None:
-            _try(_draw, model, task, parts, "validation", source)
-        every = all(each.grad is not None for each in model.parameters() if each.requires_grad)
-        return Rehearsal(measured, example.pack(calls), every)
+        try:
+            return _rehearse(state, model, task, parts, source)
+        except ConfigError as error:
+            if sharding.wanted(parts.settings) and isinstance(error.__cause__, torch.OutOfMemoryError):
+                return Rehearsal()
+            raise
+
+
+def _rehearse(state: TrainState, model: nn.Module, task: Any, parts: Parts, source: Path) -> "Rehearsal":
+    update = functools.partial(_update, state) if hasattr(task, "update") else _call
+    evaluate = _evaluate if hasattr(task, "evaluate") else _call
+    measured: set[str] | None = set()
+    with example.noting(model) as calls:
+        _try(update, model, task, parts, "training", source)
+        if len(parts.val) > 0 or evaluate is _evaluate:
+            measured = _try(evaluate, model, task, parts, "validation", source)
+    if hasattr(task, "figures") and parts.settings.trainer.figures_every_n_epochs is not None:
+        _try(_draw, model, task, parts, "validation", source)
+    every = all(each.grad is not None for each in model.parameters() if each.requires_grad)
+    return Rehearsal(measured, example.pack(calls), every)
 
 
 def _try(
