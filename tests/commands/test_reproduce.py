@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import pages
+from tools import pages, ranked
 from tools.processes import REPOSITORY, Zygote
 from tools.sealed import seal
 from tools.share import some
@@ -102,6 +102,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     train("resumed", ("train.py", *three, "trainer.max_steps=3"), again)
     train("fork", ("resume.py", f"run={made['clean']}@4", "optimizer.lr=0.01", "trainer.max_epochs=4"))
     train("tuned", ("train.py", *SMALL, "trainer.max_epochs=1", f"init_from={runs.read(made['clean']).id}@2"))
+    two = ranked.run(
+        zygote, root / "kept", 2, "train.py", *SMALL, "trainer.max_epochs=1", f"hydra.run.dir={root / 'runs' / 'two'}"
+    )
+    assert [each.status for each in two] == [0, 0], two[0].output
+    made["two ranks"] = root / "runs" / "two"
+    # As for a run of several machines, whose config holds no number of processes.
+    seal(newest(made["two ranks"]) / "config.yaml", lambda data: data.replace(b"processes: 2", b"processes: null"))
     (root / "table.bin").write_bytes(b"\x07" + bytes(range(255)))
     (root / "src" / "project" / "models" / "scaled.py").write_text(MODEL)
     (root / "conf" / "model" / "scaled.yaml").write_text("_target_: project.models.scaled.Scaled\nin_features: 64\n")
@@ -140,10 +147,10 @@ def newest(directory: Path) -> Path:
     return root / checkpoint.names(root)[-1]
 
 
-MADE_AGAIN = [("resumed", 4, 3), ("fork", 3, 2), ("dirty", 3, 3), ("tuned", 1, 1)]
+MADE_AGAIN = [("resumed", 4, 3), ("fork", 3, 2), ("dirty", 3, 3), ("tuned", 1, 1), ("two ranks", 1, 1)]
 
 
-@pytest.mark.parametrize("name, count, lines", some(MADE_AGAIN, lambda case: case[0] == "dirty"))
+@pytest.mark.parametrize("name, count, lines", some(MADE_AGAIN, lambda case: case[0] in ("dirty", "two ranks")))
 def test_a_run_is_made_again_bit_by_bit_although_the_repository_has_moved_on(
     home: Home, capsys: pytest.CaptureFixture[str], name: str, count: int, lines: int
 ) -> None:
@@ -153,6 +160,7 @@ def test_a_run_is_made_again_bit_by_bit_although_the_repository_has_moved_on(
     assert last.startswith(f"identical: {count} checkpoints, ") and last.endswith(f", {lines} logged lines")
     assert receipt.startswith(f"receipt: commit {home.first[:12]}{'+' * (name == 'dirty')}  config ")
     assert (" with its uncommitted changes" in out) == (name == "dirty")
+    assert "ranks" not in out, "no warning that their number is another"
     weights = newest(home.runs[name]) / "model.safetensors"
     assert receipt.endswith(f"  weights {hashlib.sha256(weights.read_bytes()).hexdigest()[:12]}")
 

@@ -118,7 +118,7 @@ def start_over(original: Original, directory: Path, repository: Path) -> runs.Ru
     saved = {"every_n_epochs": 1, "every_n_steps": original.every_n_steps, "every_n_minutes": None}
     changes = {
         "checkpoint": saved | {"keep_last": EVERY, "upload": False},
-        "trainer": {"test": False, "threads": provenance.get("threads")},
+        "trainer": {"test": False, "threads": provenance.get("threads"), "processes": provenance.get("ranks")},
     }
     for group, values in changes.items():
         known = config.get(group)

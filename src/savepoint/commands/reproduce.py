@@ -106,7 +106,7 @@ def _epochs(text: str | None) -> int | None:
 def _warnings(original: Original, repository: Path, *, own_versions: bool) -> list[str]:
     """List what differs here from the record, and what the record lacks. own_versions: whether --env installs them."""
     then, now = original.chosen.provenance, runs.gather_provenance(repository)
-    now |= {name: then.get(name) for name in ("git", "threads", "device", "compile")}
+    now |= {name: then.get(name) for name in ("git", "threads", "device", "compile", "ranks", "parallel")}
     if own_versions:
         now["versions"] = {"python": now["versions"]["python"]}
     found = runs.provenance_differences(then, now)

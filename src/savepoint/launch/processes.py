@@ -6,8 +6,9 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
-from savepoint import runs, system
+from savepoint import parallel, runs, system
 from savepoint.errors import ConfigError, UserError
 
 KEY = "trainer.processes"
@@ -54,6 +55,12 @@ def of_run(query: str, overrides: list[str], repository: Path) -> int:
         return 1  # the resume itself says what is wrong
     found = [each["trainer"].get("processes") for each in configs if isinstance(each.get("trainer"), dict)]
     return max((each for each in found if type(each) is int), default=1)
+
+
+def note(config: dict[str, Any]) -> None:
+    """Let a config say how many processes of this machine train it, so that a resume starts as many."""
+    if parallel.count() > 1 and parallel.on_one_machine() and isinstance(config.get("trainer"), dict):
+        config["trainer"]["processes"] = parallel.count()
 
 
 def start(count: int, command: list[str]) -> int:

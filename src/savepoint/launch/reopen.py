@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from savepoint import parallel, runs, trackers, trust
 from savepoint.config import Settings, TrackerSettings, apply_overrides, differences
 from savepoint.errors import UserError
-from savepoint.launch import continues, origins, ranks
+from savepoint.launch import continues, origins, processes, ranks
 from savepoint.launch.request import Request
 from savepoint.launch.start import Invocation, open_new
 
@@ -100,7 +100,9 @@ class Reopened:
     def _config(self, before: dict[str, Any]) -> dict[str, Any]:
         """Return a checkpoint's config with the values that the run was given last and the overrides typed now."""
         before["tracker"] = vars(self.tracker_settings)
-        return apply_overrides(continues.planned(before, self.own), self.request.overrides, self.repository / "conf")
+        asked = apply_overrides(continues.planned(before, self.own), self.request.overrides, self.repository / "conf")
+        processes.note(asked)
+        return asked
 
     def continued(self, tracker: trackers.Tracker) -> runs.Job:
         """Prepare the same run from its newest sound checkpoint. Set damaged checkpoints aside."""

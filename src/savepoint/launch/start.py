@@ -10,9 +10,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from savepoint import parallel, runs, system, trackers, trust, weights
+from savepoint import runs, system, trackers, trust, weights
 from savepoint.config import Settings, TrackerSettings, resolve
 from savepoint.errors import BuildError, ConfigError, UserError
+from savepoint.launch import processes
 from savepoint.launch.ranks import Order
 
 log = logging.getLogger("savepoint")
@@ -55,8 +56,7 @@ def compose(invocation: Invocation) -> dict[str, Any]:
     `resume`.
     """
     config = resolve(invocation.config)
-    if parallel.count() > 1 and parallel.on_one_machine() and isinstance(config.get("trainer"), dict):
-        config["trainer"]["processes"] = parallel.count()  # so that a resume starts as many
+    processes.note(config)
     invocation.resume = resume = invocation.config.get("resume")
     if resume not in (None, "auto", "force"):
         raise ConfigError(f"resume={resume}: must be null, auto or force. For a run by its id: python resume.py run=…")
