@@ -18,7 +18,7 @@ usage: python -m savepoint ls [text|key=value …] [--sweep SWEEP] [--sort KEY] 
        python -m savepoint diff <run>[@best] <run>[@best] [--json]
                                               what differs between two runs or checkpoints
        python -m savepoint verify <run>       whether its checkpoints are sound, all of them or the one after @
-       python -m savepoint verify <run> --exact
+       python -m savepoint verify <run> --exact [key=value …]
                                               whether a resume of it gives the same bits, tried on its own config
        python -m savepoint reproduce <run>[@best] [--epochs N] [--env] [--keep] [--trust-code] [--json]
                                               train it again with its own code, and compare every bit
@@ -43,6 +43,8 @@ def main(arguments: list[str]) -> int:
     system.terminal.print_anything()
     if not parallel.leads():
         return 0  # torchrun has started several processes, and one is enough to look at runs
+    if "--exact" in arguments and parallel.count() > 1:
+        arguments = [*arguments, f"trainer.processes={parallel.count()}"]  # it starts ranks of its own
     parallel.be_alone()
     try:
         return _run(arguments)
@@ -73,8 +75,8 @@ def _run(arguments: list[str]) -> int:
             return commands.plot_runs(REPOSITORY, rest)
         case ["rm", *rest]:
             return commands.remove_run(REPOSITORY, rest)
-        case ["verify", query, "--exact"] | ["verify", "--exact", query]:
-            return commands.verify_exact(REPOSITORY, query)
+        case ["verify", query, "--exact", *overrides] | ["verify", "--exact", query, *overrides]:
+            return commands.verify_exact(REPOSITORY, query, overrides)
         case ["verify", query] if query != "--exact":
             return commands.verify_run(REPOSITORY, query)
         case ["evaluate", *rest]:

@@ -26,7 +26,7 @@ from torch._subclasses import FakeTensorMode
 from savepoint import __main__, commands, runs
 from savepoint.config import composition
 from savepoint.errors import UserError
-from savepoint.exact import explain, outside, probe, watch
+from savepoint.exact import explain, outside, probe, watch, workplace
 from savepoint.exact.explain import Trace
 from savepoint.exact.workplace import FailedError
 from savepoint.training.optimization import NoSchedule, Optimization
@@ -123,6 +123,8 @@ TWICE, RESUMED = (
 )
 MIDDLE = "model.middle ({}) gives another output for the same input"
 
+TWO = {"trainer.processes": 2}
+
 FAULTS = {
     "an unseeded generator in a data set": (
         data("UnseededItem"),
@@ -146,6 +148,10 @@ FAULTS = {
     "a replay buffer of an own update": (data("Data") | {"task": made("Replaying")}, [f"{RESUMED}at epoch 2, batch 3: task (Replaying) gives another loss", "task.buffer"]),
     "an environment of an own update": (data("Data") | {"task": made("Playing")}, [f"{RESUMED}at epoch 2, batch 3: task (Playing) gives another loss", "task.environment: a generator of random numbers"]),
     "a count of an own evaluation": (data("Data") | {"task": made("Improving")}, [f"{RESUMED}at validation after epoch 2", "task.evaluations: 1 there, 0 after the resume"]),
+    "noise in one of two ranks": (middle("NoiseOfOneRank") | TWO, [RESUMED + "at epoch 2, batch 3, in rank 1: " + MIDDLE.format("NoiseOfOneRank"), "model.middle.generator: a generator of random numbers"]),
+    "an unseeded generator in two ranks": (data("UnseededItem") | TWO, [f"{TWICE}at epoch 1, batch 1: the batch (its [0])", "calls numpy.random.default_rng() without a seed"]),
+    "a count of an own evaluation in two ranks": (data("Data") | TWO | {"task": made("Improving")}, [f"{RESUMED}at validation after epoch 2, batch 4: task (Improving)", "task.evaluations: 1 there, 0 after the resume"]),
+    "a count of a model that is cut": (data("Data") | TWO | {"trainer.parallel": "fsdp", "model": made("Counted")}, [f"{RESUMED}at epoch 2, batch 3: model (Counted) gives another output for the same input, though each", "same\n  model.calls: 6 there, 0 after the resume\n  to do: "]),
     "an optimizer's own count": (data("Data") | {"optimizer": made("Momentum", _partial_=True)}, [f"{RESUMED}after update 7: ", "optimizer.steps: 6 there, 0 after the resume"]),
 }  # fmt: skip
 
@@ -161,6 +167,8 @@ FEW = (
     "a growing buffer",
     "a replay buffer of an own update",
     "a count of an own evaluation",
+    "noise in one of two ranks",
+    "a count of a model that is cut",
 )
 
 
@@ -190,6 +198,12 @@ SOUND = {
         ("trainer.evaluate_every_n_steps=1", "trainer.evaluate_first=true", "scheduler=plateau"),
         data("Data") | {"task": made("OwnEvaluation")},
     ),
+    "two ranks": (("trainer.processes=2", "data.num_workers=1", "data.dataset.limit=200", "amp=fp16"), {}),
+    "two ranks, cut by rows": (
+        ("trainer.processes=2", "trainer.parallel=fsdp", "trainer.ema_decay=0.9", "data.dataset.limit=200"),
+        {},
+    ),
+    "an own evaluation in two ranks": (("trainer.processes=2",), data("Data") | {"task": made("OwnEvaluation")}),
     "a registered counter, and a cache that changes nothing": (
         (),
         data("Lazy") | {"model": made("Of", middle="Registered")},
@@ -197,14 +211,15 @@ SOUND = {
 }
 
 
-@pytest.mark.parametrize("kind", some(SOUND, lambda kind: kind != "a search"))
+@pytest.mark.parametrize("kind", some(SOUND, lambda kind: kind not in ("a search", "two ranks")))
 def test_what_is_exact_passes(room: Room, kind: str) -> None:
     overrides, own = SOUND[kind]
     proved = room.prove(*overrides, own=own, fresh=kind == "augmentation and workers")
     assert proved.code == 0, proved.text
     (line,) = proved.lines
+    ranks = " by 2 ranks" if "two ranks" in kind else ""
     assert line.startswith(
-        "exact: 8 updates in 2 epochs, and again in another process, and resumed after update 6 in a "
+        f"exact: 8 updates in 2 epochs{ranks}, and again in another process, and resumed after update 6 in a third"
     )
     assert line.endswith(" values compared, none differs.")
 
@@ -230,6 +245,38 @@ def test_a_training_that_fails_is_shown(room: Room) -> None:
     assert proved.lines[-1] == "This training fails by itself, so nothing could be compared."
     with pytest.raises(UserError, match=r"^data.batch_size=400 exceeds the training set \(40 samples\)"):
         room.prove("data.batch_size=400", own=data("Data"))
+
+
+def test_a_rank_that_fails_is_shown(room: Room) -> None:
+    proved = room.prove(own=middle("FailingInOneRank") | TWO)
+    assert proved.code == 1
+    assert "\nArithmeticError" in proved.text.replace("[rank1]: ", "\n") and "inexact.py" in proved.text
+
+
+def test_a_rank_that_waits_for_one_that_has_failed_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workplace, "PATIENCE_SECONDS", 0.1)
+    codes = ("import time; time.sleep(50)", "raise SystemExit(3)")
+    ranks = [subprocess.Popen([sys.executable, "-c", code], start_new_session=True) for code in codes]
+    (tmp_path / "first.rank-1.output").write_text("the last line")
+    place = workplace.Workplace(tmp_path, REPOSITORY, {"trainer": {"processes": 2}}, {"first": ranks})
+    with pytest.raises(FailedError, match=r"^The training ended with exit code 3\. Its last lines:\nthe last line$"):
+        place.end("first")
+    assert ranks[0].wait() == -signal.SIGKILL
+
+
+def test_ranks_that_torchrun_starts_give_one_report(
+    room: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["verify", str(room.run("data.dataset.limit=40")), "--exact"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert __main__.main(command) == 0
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("RANK", "0")
+    with room.warm.used("savepoint.exact.workplace"):
+        assert __main__.main(command) == 0
+    *_, report = capsys.readouterr().out.splitlines()
+    assert report.startswith("exact: 8 updates in 2 epochs by 2 ranks, and again in another process")
 
 
 def test_a_training_that_dies_is_told_by_its_signal_and_its_last_lines(room: Room) -> None:

@@ -213,6 +213,18 @@ class Model(nn.Module):
         return self.head(self.middle(self.first(inputs)))
 
 
+class Counted(Model):
+    """Counts its own calls, outside of the modules in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += self.training
+        return super().forward(inputs) / (1 + self.calls)
+
+
 class Middle(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         raise NotImplementedError
@@ -246,6 +258,11 @@ class Failing(Middle):
         return hidden
 
 
+class FailingInOneRank(Failing):
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden) if os.environ["RANK"] == "1" else hidden
+
+
 class Dying(Middle):
     def forward(self, hidden: Tensor) -> Tensor:
         print("about to die", flush=True)
@@ -259,6 +276,17 @@ class NoiseOfItsOwn(Middle):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden + self.generator.normal()
+
+
+class NoiseOfOneRank(Middle):
+    """Draws in rank 1 alone, from a generator of its own that is seeded and in no state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = np.random.default_rng(3)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.generator.normal() if os.environ["RANK"] == "1" else hidden
 
 
 class Reseeding(Middle):

@@ -10,21 +10,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
+from savepoint import parallel
 from tools.moments import Strike
 from tools.processes import Ended, Started, Zygote
 
 # What torchrun's agent keeps for its ranks. A store ends when nobody refers to it any more.
-_STORES: collections.deque[TCPStore] = collections.deque(maxlen=64)
+_STORES: collections.deque[Any] = collections.deque(maxlen=64)
 
 
 def places(count: int) -> list[dict[str, str]]:
     """The environment of each rank, as torchrun sets it."""
-    _STORES.append(store := TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), **address}
-    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    store, environments = parallel.host(count)
+    _STORES.append(store)
+    return environments
 
 
 def _over(pid: int) -> bool:

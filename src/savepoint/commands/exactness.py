@@ -1,30 +1,34 @@
 """Prove on a run's own config that a resume gives the same bits: `python -m savepoint verify RUN --exact`."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from savepoint import exact, runs, trust
 from savepoint.commands import places
+from savepoint.config import apply_overrides
 
 
-def verify_exact(repository: Path, query: str, *, say: Callable[[str], None] | None = None) -> int:
+def verify_exact(
+    repository: Path, query: str, overrides: Sequence[str] = (), *, say: Callable[[str], None] | None = None
+) -> int:
     """Train three short runs with the config of a run or a checkpoint, and say what differs.
 
-    query: names the run or the checkpoint. say: takes each line as soon as it is known; prints it if left out.
+    query: names the run or the checkpoint. overrides: of its config, such as `trainer.processes=2`.
+    say: takes each line as soon as it is known; prints it if left out.
     Returns: the exit code; 0 if a resume gives the same bits.
     """
-    config = _config(repository, query)
+    config = _config(repository, query, overrides)
     return exact.prove(config, repository, say=say or functools.partial(print, flush=True))
 
 
-def _config(repository: Path, query: str) -> dict[str, Any]:
+def _config(repository: Path, query: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the checked config of a run, of its checkpoint after `@`, or of the newest checkpoint without a run.
 
     It is not tracked, and keeps both checkpoints of a short run.
     """
-    config = runs.read_config(_directory(repository, query))
+    config = apply_overrides(runs.read_config(_directory(repository, query)), [*overrides], repository / "conf")
     trust.check_config(config, source=repository / "src")
     config |= {"tracker": {"kind": "none"}, "init_from": None}
     config["checkpoint"] = config.get("checkpoint", {}) | {"keep_last": 9, "upload": False}

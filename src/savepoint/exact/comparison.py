@@ -67,9 +67,9 @@ def prove(config: dict[str, Any], repository: Path, *, say: Callable[[str], None
 def _prove(place: Workplace, say: Callable[[str], None]) -> int:
     say("training for two short epochs, and the same again in another process …")
     first, second = _train_twice(place)
-    if found := explain.first(first, second):
-        what = explain.what(found, first.about)
-        say(f"not exact: two runs of the same seed differ first {_where(found.at)}: {what}")
+    if found := explain.first_of_ranks(first, second):
+        what = explain.what(found, first[0].about)
+        say(f"not exact: two runs of the same seed differ first {_place(found, place)}: {what}")
         _say(_unseeded(place, first, second, found), place, say)
         return 1
     workers = place.config["data"].get("num_workers", 0)
@@ -88,7 +88,7 @@ def _prove(place: Workplace, say: Callable[[str], None]) -> int:
     return _compare_resumed(place, first, resumed, workers, say)
 
 
-def _train_twice(place: Workplace) -> tuple[Trace, Trace]:
+def _train_twice(place: Workplace) -> tuple[list[Trace], list[Trace]]:
     """Train two runs of the same seed side by side, or one after the other if memory is too small for both."""
     pair = (("first", 1, 0), ("second", 2, CLOCK_OFFSET))
     try:
@@ -107,14 +107,19 @@ def _train_twice(place: Workplace) -> tuple[Trace, Trace]:
     return traces[0], traces[1]
 
 
-def _equal_without_workers(place: Workplace, first: Trace) -> bool:
+def _equal_without_workers(place: Workplace, first: list[Trace]) -> bool:
     """Whether a resume without loading workers goes through and equals the uninterrupted run."""
     place.begin("fourth", hash_seed=1, resumes="first", workers=0)
     try:
         resumed = place.end("fourth")
     except FailedError:
         return False
-    return explain.first(first.since(resumed.records[0]["at"]), resumed) is None
+    return explain.first_of_ranks(_tails(first, resumed), resumed) is None
+
+
+def _tails(first: list[Trace], resumed: list[Trace]) -> list[Trace]:
+    """Return what the ranks of the uninterrupted run recorded from where the resumed run begins."""
+    return [each.since(resumed[0].records[0]["at"]) for each in first]
 
 
 def _report_failed_resume(place: Workplace, failed: FailedError, say: Callable[[str], None]) -> int:
@@ -126,25 +131,29 @@ def _report_failed_resume(place: Workplace, failed: FailedError, say: Callable[[
     return 1
 
 
-def _compare_resumed(place: Workplace, first: Trace, resumed: Trace, workers: int, say: Callable[[str], None]) -> int:
-    at = resumed.records[0]["at"]
-    tail = first.since(at)
-    found = explain.first(tail, resumed)
+def _compare_resumed(
+    place: Workplace, first: list[Trace], resumed: list[Trace], workers: int, say: Callable[[str], None]
+) -> int:
+    at, tails = resumed[0].records[0]["at"], _tails(first, resumed)
+    found = explain.first_of_ranks(tails, resumed)
     if found is None:
-        updates, count = int(first.records[-1]["step"]), first.count * 2 + resumed.count
+        updates, ranks = int(first[0].records[-1]["step"]), f" by {place.ranks} ranks" if place.ranks > 1 else ""
+        count = sum(each.count for each in (*first, *first, *resumed))
         say(
-            f"exact: {updates} updates in 2 epochs, and again in another process, and resumed {_where(at)} in a third: "
-            f"{count:,} values compared, none differs."
+            f"exact: {updates} updates in 2 epochs{ranks}, and again in another process, and resumed {_where(at)} in a "
+            f"third: {count:,} values compared, none differs."
         )
-        for name, words in _unused(place, tail, resumed, workers):
+        unused = dict(each for pair in zip(tails, resumed) for each in _unused(place, *pair, workers))
+        for name, words in [*unused.items()][:LIMIT]:
             say(f"  not in the checkpoint, though nothing depended on it in these updates: {name}: {words}")
         return 0
-    what = explain.what(found, first.about)
-    say(f"not exact: resumed {_where(at)}, the run differs first {_where(found.at)}: {what}")
+    rank = found.ranks[0]
+    what = explain.what(found, first[0].about)
+    say(f"not exact: resumed {_where(at)}, the run differs first {_place(found, place)}: {what}")
     if workers and found.kind == "batch" and _equal_without_workers(place, first):
         causes = [Cause("the data set", f"gives other samples with {workers} workers than with none", _WORKERS)]
     else:
-        suspects = explain.suspects(tail, resumed, found, here="there", there="after the resume")
+        suspects = explain.suspects(tails[rank], resumed[rank], found, here="there", there="after the resume")
         causes = [Cause(name, words, explain.advice(name, words, found)) for name, words in suspects] or [
             # Two whole runs were equal, so chance is not the cause.
             Cause(
@@ -155,15 +164,18 @@ def _compare_resumed(place: Workplace, first: Trace, resumed: Trace, workers: in
     return 1
 
 
-def _unseeded(place: Workplace, first: Trace, second: Trace, found: Difference) -> list[Cause]:
+def _unseeded(place: Workplace, firsts: list[Trace], seconds: list[Trace], found: Difference) -> list[Cause]:
     """List the likely causes of a difference between two runs of the same seed."""
+    rank = found.ranks[0]
+    first, second = firsts[rank], seconds[rank]
     own, every = explain.hashes(first.about, explain.responsible(found, first.about))
     notes = explain.noted(first, second, found)
     if any("id()" not in use for _, use in (own if notes else every)):
         # Swap the hash seeds of the two runs. One swap alone could take a rare difference for an effect of the seed.
         place.begin("as first", hash_seed=1, clock_offset=CLOCK_OFFSET)
         place.begin("as second", hash_seed=2)
-        pairs = [explain.first(first, place.end("as first")), explain.first(second, place.end("as second"))]
+        again = [place.end(name)[rank] for name in ("as first", "as second")]
+        pairs = [explain.first(first, again[0]), explain.first(second, again[1])]
         if all(each is None or each.index > found.index for each in pairs):
             words = "with the same PYTHONHASHSEED the two are equal here"
             return [Cause(where, f"{use}: {words}", _HASH) for where, use in own or every if "id()" not in use]
@@ -196,11 +208,17 @@ def _unused(place: Workplace, tail: Trace, resumed: Trace, workers: int) -> list
     # torch's own counters, and what a loading worker does in its own process.
     package = trust.package(place.repository / "src")
     ignored = ("optimizer.", "scheduler.", *(("data.", f"{package}.data.") if workers else ()))
-    return [each for each in found if not each[0].startswith(ignored)][:LIMIT]
+    return [each for each in found if not each[0].startswith(ignored)]
 
 
 def _where(at: str) -> str:
     return f"after {at}" if at.startswith("update") else f"at {at}"
+
+
+def _place(found: Difference, place: Workplace) -> str:
+    """Say where in training a difference is, and in which rank unless all have it."""
+    some = len(found.ranks) < place.ranks
+    return _where(found.at) + (f", in rank {' and '.join(map(str, found.ranks))}" if some else "")
 
 
 def _say(causes: list[Cause], place: Workplace, say: Callable[[str], None]) -> None:

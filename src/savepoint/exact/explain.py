@@ -2,7 +2,7 @@
 
 import ast
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,14 @@ class Difference:
     """The first difference of two traces.
 
     at: the place in training. kind: the record's. names: the values that differ, in the order of computation.
-    index: the record's number.
+    index: the record's number. ranks: the ranks that differ there, where several train.
     """
 
     at: str
     kind: str
     names: list[str]
     index: int
+    ranks: tuple[int, ...] = (0,)
 
 
 def first(a: Trace, b: Trace) -> Difference | None:
@@ -72,6 +73,25 @@ def first(a: Trace, b: Trace) -> Difference | None:
         index = min(len(a.records), len(b.records))
         return Difference((a.records + b.records)[-1]["at"], "course", [], index)
     return None
+
+
+def first_of_ranks(a: list[Trace], b: list[Trace]) -> Difference | None:
+    """Return the first difference of what the same ranks have recorded twice, in the rank that differs first.
+
+    A difference in one rank reaches the others by the gradient of the same update.
+    """
+    found = {rank: each for rank, pair in enumerate(zip(a, b)) if (each := first(*pair)) is not None}
+    if not found:
+        return None
+    when = {rank: _when(a[rank], each.index) for rank, each in found.items()}
+    ranks = [rank for rank in found if when[rank] == min(when.values())]
+    return replace(found[ranks[0]], ranks=tuple(ranks))
+
+
+def _when(trace: Trace, index: int) -> tuple[int, int]:
+    """Count the states before a record, and the records since the last of them: rank 0 may record more than others."""
+    states = [number for number, each in enumerate(trace.records[:index]) if each["kind"] == "state"]
+    return len(states), index - (states[-1] if states else 0)
 
 
 def what(found: Difference, about: dict[str, Any]) -> str:

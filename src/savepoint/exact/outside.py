@@ -26,6 +26,8 @@ from savepoint.training import Parts, TrainState
 
 LEAVES = 4000  # values of one object that are read
 MODULE = frozenset(vars(nn.Module())) - {"training"}  # torch's own attributes: parameters, hooks, …
+# torch's too, on any object. FSDP resizes its tensors, which it could not after one of them was read as an array.
+TORCHS = ("_torchdynamo", "__composable_api_state")
 HOOKS = tuple(sorted(name for name in MODULE if name.endswith("_hooks")))
 CONTAINERS = (Mapping, set, frozenset, list, tuple, collections.deque)
 CACHED = type(functools.cache(len))
@@ -111,7 +113,7 @@ class _Walk:
     def attributes(self, path: str, value: Any, *, but: tuple[str, ...] = ()) -> None:
         self.begin()
         for name, each in probe.attributes(value).items():
-            if name not in but and not name.startswith("_torchdynamo"):
+            if name not in but and not name.startswith(TORCHS):
                 self.value(f"{path}.{name}", each)
 
     def namespace(self, path: str, names: Mapping[str, Any], *, owner: str) -> None:
@@ -131,6 +133,8 @@ class _Walk:
             return
         if type(value).__module__.startswith("torch._dynamo"):
             return
+        if type(value).__name__ == "_WrappedHook":  # torch's, around a hook that may be anybody's
+            value = value.hook
         if isinstance(value, PLAIN):
             self.leaf(path, value, repr(value[:40] if isinstance(value, str | bytes) else value))
             return

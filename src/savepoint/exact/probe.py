@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from savepoint import parallel
 from savepoint.data import digest_of
 from savepoint.errors import UserError
 
@@ -64,7 +65,11 @@ def contents(value: Any, depth: int = 0) -> Any:
 
 
 def _tensor(value: Tensor) -> Any:
-    """Convert the kinds of tensors that have no plain values. Meta and fake tensors have a shape and nothing else."""
+    """Convert the kinds of tensors that have no plain values. Meta and fake tensors have a shape and nothing else.
+
+    Of a tensor that is cut among ranks, each rank reads its own part.
+    """
+    value = parallel.own(value)
     if value.is_meta or isinstance(value, FakeTensor):
         return [type(value).__qualname__, str(value.dtype), list(value.shape), list(value.stride())]
     if value.is_nested:
@@ -84,6 +89,7 @@ def few_words(value: Any) -> str:
 
 def sample(value: Any) -> Any:
     """Sample a large tensor or array: every n-th value and the sum, which shows a change between sampled values."""
+    value = parallel.own(value)
     if isinstance(value, Tensor) and value.layout is torch.strided and value.numel() > VALUES:
         return value.detach().reshape(-1)[:: -(-value.numel() // VALUES)], value.detach().sum()
     if isinstance(value, np.ndarray) and value.size > VALUES and value.dtype.kind in "biufc":

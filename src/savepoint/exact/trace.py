@@ -21,8 +21,8 @@ from savepoint.trackers import NoTracker
 class Order(NamedTuple):
     """What one process is asked to train, and the files that it writes.
 
-    directory: the run's. trace, notes: paths of the files. clock_offset: see `traps.Traps`. resume: go on from the
-    newest checkpoint. workers: `data.num_workers`.
+    directory: the run's. trace, notes: paths of the files. clock_offset: see `traps.Traps`. resumes: the run directory
+    whose newest checkpoint it goes on from; None to begin anew. workers: `data.num_workers`.
     """
 
     directory: str
@@ -30,7 +30,7 @@ class Order(NamedTuple):
     trace: str
     notes: str
     clock_offset: int
-    resume: bool
+    resumes: str | None
     workers: int
 
 
@@ -58,9 +58,9 @@ def _train(order: Order, watch: Watch) -> None:
     chosen = runs.read_config(directory)
     chosen["data"]["num_workers"] = order.workers
     settings = trust.check_config(chosen, source=repository / "src")
-    newest = checkpoint.latest(directory / runs.CHECKPOINTS)[0] if order.resume else None
+    newest = checkpoint.latest(Path(order.resumes) / runs.CHECKPOINTS)[0] if order.resumes else None
     tracker = NoTracker()
-    job = runs.Job(runs.read(directory), chosen, settings, tracker, repository, checkpoint=newest)
+    job = runs.Job(runs.read(directory), chosen, settings, tracker, repository, checkpoint=newest, group="exact")
     with training.session(job):
         state, parts = training.prepare(job)
         parts = watch(state, parts)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from savepoint.data import Batches, Stream
 from savepoint.exact import outside, probe
-from savepoint.training import Outcome, Parts, Step, TrainState, capture
+from savepoint.training import Outcome, Parts, Step, TrainState, capture, class_of
 
 EPOCHS, WINDOWS, VALIDATION = 2, 4, 4  # epochs; updates in each; batches of each evaluation
 
@@ -164,6 +164,10 @@ class _Training:
 
 
 class _Validation(_Training):
+    @property
+    def whole(self) -> "_Validation":
+        return _Validation(self._watch, self._batches.whole)
+
     def epoch(self, epoch: int, *, start: int = 0, **order: Any) -> Iterator[Any]:
         self._watch.between(evaluating=True)
         self._watch.validating = True
@@ -239,5 +243,6 @@ def about(state: TrainState, parts: Parts, *, package: str) -> dict[str, Any]:
         named[f"model.{name}".rstrip(".")] = module
     mine = [module for name, module in sys.modules.items() if name.split(".")[0] == package]
     files = {module.__name__: module.__file__ for module in mine if getattr(module, "__file__", None)}
-    classes = {name: [type(each).__qualname__, type(each).__module__] for name, each in named.items()}
+    kinds = {name: class_of(each) for name, each in named.items()}
+    classes = {name: [kind.__qualname__, kind.__module__] for name, kind in kinds.items()}
     return {"classes": classes, "files": files}

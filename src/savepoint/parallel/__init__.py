@@ -16,7 +16,7 @@ Rooms, in reading order:
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from savepoint.parallel.board import Board, board, lasting
+from savepoint.parallel.board import Board, board, host, lasting
 from savepoint.parallel.health import Health, LostRankError, attended, current
 from savepoint.parallel.place import be_alone, count, leads, local_rank, on_one_machine, rank, restarts
 
@@ -42,6 +42,7 @@ __all__ = [
     "end_group",
     "exchange",
     "group",
+    "host",
     "is_cut",
     "lasting",
     "leads",

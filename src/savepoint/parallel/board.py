@@ -85,6 +85,19 @@ def _connected() -> "Store":
     return TCPStore(address, port, is_master=first, wait_for_workers=False, timeout=CONNECT)
 
 
+def host(count: int) -> tuple["Store", list[dict[str, str]]]:
+    """Keep the notes of ranks that this process starts, all of them on this machine.
+
+    Returns: the notes, which end when nobody refers to them any more; and the variables of each rank's environment.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    notes = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(notes.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    shared = address | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return notes, [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
 def store(prefix: str) -> "Store":
     """Return the same notes as torch.distributed takes them, under a prefix of their own."""
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]

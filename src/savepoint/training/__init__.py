@@ -49,6 +49,7 @@ from savepoint.training.own_update import Step
 from savepoint.training.preparation import environment, prepare
 from savepoint.training.saves import Saves
 from savepoint.training.scoring import example_call, score, score_test
+from savepoint.training.sharding import class_of
 from savepoint.training.state import Parts, TrainState, capture, restore
 from savepoint.training.supervision import session, supervise
 from savepoint.training.task import Outcome, Task
@@ -64,6 +65,7 @@ __all__ = [
     "TrainState",
     "assemble",
     "capture",
+    "class_of",
     "environment",
     "example_call",
     "fit",

@@ -30,7 +30,7 @@ def introduce(job: runs.Job, parts: Parts, train_state: TrainState, source: dict
     if source["parallel"] is not None:
         ranks += f"{source['parallel']}, "
     log.info("device %s (%s%d threads)  %s: %s parameters", parts.device, ranks, source["threads"],
-             sharding.name_of(train_state.model), f"{parameters:,}")  # fmt: skip
+             sharding.class_of(train_state.model).__name__, f"{parameters:,}")  # fmt: skip
     if job.settings.trainer.parallel is not None and parallel.count() == 1:
         log.info("one process trains alone, so trainer.parallel=%s has no effect", job.settings.trainer.parallel)
     log.info("%s", _data(parts))

@@ -16,7 +16,7 @@ from savepoint.checkpoint import Snapshot
 from savepoint.config import Settings
 from savepoint.errors import CheckpointError
 from savepoint.runs import FIGURES, History, Run
-from savepoint.training import sharding
+from savepoint.training import ranks, sharding
 from savepoint.training.parts import Parts
 from savepoint.training.state import TrainState, capture
 
@@ -116,6 +116,7 @@ class Saves:
 
     def _draft(self, state: TrainState) -> checkpoint.Draft:
         model, tree = capture(state)
+        tree |= ranks.of_all(tree)
         provenance = self._provenance | {"run_id": self._run.id, "tracker_run_id": self._run.tracker_id}
         documents = {checkpoint.CONFIG: self._config, checkpoint.PROVENANCE: json.dumps(provenance, indent=1)}
         if self._patch is not None:

@@ -41,10 +41,10 @@ def words(settings: Settings) -> str | None:
     return ", ".join(["fsdp", *changed])
 
 
-def name_of(model: nn.Module) -> str:
-    """Return the name of the model's class. FSDP gives a model that it cuts another class."""
-    kind = type(model)
-    return kind.__mro__[2].__name__ if issubclass(kind, FSDPModule) else kind.__name__
+def class_of(part: Any) -> type:
+    """Return the class that was written for a part of a run. FSDP gives a module that it cuts another class."""
+    kind = type(part)
+    return kind.__mro__[2] if issubclass(kind, FSDPModule) else kind
 
 
 def check(model: nn.Module, task: Any, settings: Settings, device: torch.device) -> None:

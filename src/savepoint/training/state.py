@@ -134,7 +134,7 @@ _STATES = ("model_extra", "model_versions", "rng")
 def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Collect the state as the model's tensors under its own names, and a tree of everything else.
 
-    Nothing is copied: save both before training goes on.
+    Of several ranks, each collects its own. Nothing is copied: save both before training goes on.
     """
     whole = state.model.state_dict()
     model = {name: value for name, value in whole.items() if _holds(name, value)}
@@ -151,7 +151,7 @@ def capture(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "stream": state.stream.state_dict() if state.stream else None,
         "rng": system.rng.capture(),
     }
-    return model, tree | ranks.of_all(tree)
+    return model, tree
 
 
 def _holds(name: str, value: Any) -> bool:
