@@ -25,6 +25,11 @@ def places(count: int) -> list[dict[str, str]]:
     return environments
 
 
+def again(environments: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The environment of each rank after torchrun has started them once more."""
+    return [each | {"TORCHELASTIC_RESTART_COUNT": "1"} for each in environments]
+
+
 def _over(pid: int) -> bool:
     """Whether a child of the zygote has ended, and waits to be asked how."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -39,12 +44,16 @@ def start(
     strikes: Mapping[int, Strike] | None = None,
     disk: Path | None = None,
     disk_of: int = 0,
+    environments: list[dict[str, str]] | None = None,
     **fault: Any,
 ) -> list[tuple[Started, Path]]:
-    """strikes: by rank. disk, fault: for rank `disk_of`. Returns: each rank, and where its output goes."""
+    """strikes: by rank. disk, fault: for rank `disk_of`. environments: from `places`, or `again` of these.
+
+    Returns: each rank, and where its output goes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     ranks = []
-    for rank, environment in enumerate(places(count)):
+    for rank, environment in enumerate(environments or places(count)):
         output = folder / f"rank-{rank}.txt"
         output.write_text("")
         strike = asdict(strikes[rank]) if strikes and rank in strikes else None

@@ -4,10 +4,11 @@ Importing this package imports neither torch nor MLflow, so `--help` and a typo 
 
 Rooms, in reading order:
     script       run a script's work: exit codes, and errors in plain words
-    application  train.py as a Hydra application: a single run, or a sweep of jobs
+    application  a Hydra application that trains a single run, or a sweep of jobs
     sweep        begin a sweep and end it, whichever processes run its jobs
     search       let Optuna choose the values of a sweep's jobs
     finish       finish a sweep that was interrupted, and add jobs to it
+    command      train.py's command line
     gpus         give each process that trains jobs of a sweep a GPU of its own
     jobs         list the jobs of a sweep, and find those that a resume leaves alone
     processes    start the processes of one run, for trainer.processes
@@ -21,7 +22,7 @@ Rooms, in reading order:
     continues    the settings that may change on a resume, each with the reason
 """
 
-from savepoint.launch.application import run_train
+from savepoint.launch.command import run_train
 from savepoint.launch.ranks import Order
 from savepoint.launch.reopen import Reopened, reopen
 from savepoint.launch.request import Request, run_resume

@@ -1,4 +1,4 @@
-"""Run train.py as a Hydra application: one run, or with `-m` a sweep of runs.
+"""Train a run, or with `-m` a sweep of runs, as a Hydra application.
 
 Hydra makes directories before it calls our code, prints errors its own way, and skips its callbacks after a failure.
 This module works around each of these.
@@ -7,6 +7,7 @@ This module works around each of these.
 import contextlib
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,11 +21,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from savepoint import parallel, runs, system, trackers, trust
-from savepoint.config import TrackerSettings, help_text, quote_paths, quote_raw
+from savepoint.config import TrackerSettings
 from savepoint.errors import UserError
-from savepoint.launch import gpus, jobs, processes, ranks, search
+from savepoint.launch import gpus, jobs, search
 from savepoint.launch import sweep as sweeps
-from savepoint.launch.script import run_script
 from savepoint.launch.start import Invocation
 
 # Hydra's flags that take a value, which is the next argument.
@@ -33,46 +33,7 @@ _VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-n
 Train = Callable[[Invocation], float | None]
 
 
-def run_train(train: Train, repository: Path) -> int:
-    """Do what train.py's command line asks for: print the help, train one run, or train a sweep.
-
-    train: trains one run and returns the best value of checkpoint.monitor, for a sweeper to compare.
-    repository: the directory that holds train.py and conf/.
-    Returns: the exit code.
-    """
-    conf = repository / "conf"
-
-    def work() -> int | None:
-        if not parallel.leads():
-            ranks.follow(lambda order: train(_following(order, repository)))
-            return 0
-        with ranks.leading():
-            return lead()
-
-    def lead() -> int | None:
-        sys.argv[1:] = quote_raw(sys.argv[1:], ("init_from",))
-        sys.argv[1:] = quote_paths(sys.argv[1:], ("hydra.run.dir", "hydra.sweep.dir"))
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            print(help_text(_overrides(), conf))
-        elif parallel.count() == 1 and (count := processes.wanted(_overrides(), conf)) > 1:
-            if any(re.fullmatch("resume=(auto|force)", each) for each in sys.argv[1:]):
-                system.signals.requeue()
-            return processes.start(count, [str(repository / "train.py"), *sys.argv[1:]])
-        else:
-            Application(train, repository).run()
-        return None
-
-    return run_script(work, overrides=_overrides, conf_dir=conf)
-
-
-def _following(order: ranks.Order, repository: Path) -> Invocation:
-    """Return the run that rank 0 says, as `train` takes it."""
-    config = OmegaConf.create(trust.parse_config(order.config))
-    record = order.record
-    return Invocation(config, Path(), record["id"], [], repository, order=order)
-
-
-def _overrides() -> list[str]:
+def typed_overrides() -> list[str]:
     """Return the command line without Hydra's flags and their values."""
     arguments = sys.argv[1:]
     return [
@@ -97,7 +58,7 @@ class Application:
     elsewhere: bool = False
     invocations: list[Invocation] = field(default_factory=list)
     failure: BaseException | None = None
-    typed: list[str] = field(default_factory=_overrides)
+    typed: list[str] = field(default_factory=typed_overrides)
     resumed: bool = False
     retry: bool = False
     batch: int = 0
@@ -206,6 +167,10 @@ class Application:
                 return runs.score(directory)  # the file stops this job alone
             if isinstance(error, KeyboardInterrupt) or system.signals.pressed():
                 raise _interrupted(invocation, error) from error
+            if invocation.sweep and isinstance(error, parallel.LostRankError) and error.gone:
+                # No job can be trained any more, and this one has not failed by itself.
+                runs.read(directory).update(status="interrupted")
+                raise system.signals.Interrupted(signal.SIGTERM, str(error)) from error
             runs.remove_empty(directory)
             if not invocation.sweep:
                 self.failure = error  # `run` raises it, past Hydra

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from savepoint import parallel, runs, system, trackers, trust
 from savepoint.config import Settings
-from savepoint.errors import UserError
 
 if TYPE_CHECKING:
     from savepoint.checkpoint import Checkpoint
@@ -211,12 +210,12 @@ class Followed:
 
 
 def restarted() -> Path | None:
-    """Return the directory of the run that the ranks trained before torchrun started them again; None if there is none.
+    """Return the directory of the run that the ranks trained before torchrun started them again, if they did."""
+    directory = parallel.lasting().read(RUN) if parallel.restarts() else None
+    return None if directory is None else Path(directory)
 
-    Raises: UserError if they trained a sweep.
-    """
-    if not parallel.restarts() or (directory := parallel.lasting().read(RUN)) is None:
-        return None
-    if runs.read(Path(directory)).record["sweep"]:
-        raise UserError(f"The ranks of a sweep were started again. Finish it: resume.py run={Path(directory).parent}")
-    return Path(directory)
+
+def restarted_sweep() -> Path | None:
+    """Return the directory of the sweep that the ranks trained before torchrun started them again, if they did."""
+    directory = restarted()
+    return directory.parent if directory and runs.read(directory).record["sweep"] else None

@@ -27,7 +27,7 @@ def open_run(invocation: Invocation, config: dict[str, Any], settings: Settings)
     earlier = None
     if invocation.order is not None:
         pass
-    elif (begun := ranks.restarted()) is not None:
+    elif invocation.sweep is None and (begun := ranks.restarted()) is not None:
         earlier = runs.read(begun)
     elif invocation.resume:
         system.signals.requeue()

@@ -48,6 +48,12 @@ class Invocation:
     order: Order | None = None
 
 
+def following(order: Order, repository: Path) -> Invocation:
+    """Return the run that rank 0 says, as the `train` of train.py takes it."""
+    config = OmegaConf.create(trust.parse_config(order.config))
+    return Invocation(config, Path(), order.record["id"], [], repository, order=order)
+
+
 def compose(invocation: Invocation) -> dict[str, Any]:
     """Return the config as plain data, with every interpolation resolved.
 

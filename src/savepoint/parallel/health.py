@@ -34,7 +34,12 @@ _OTHERS = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", 
 
 
 class LostRankError(UserError):
-    """Ends the training of a run because another rank has failed, died or hangs."""
+    """Ends the training of a run because another rank has failed, died or hangs.
+
+    gone: whether the other rank can train nothing more. One that failed with an error of its own can.
+    """
+
+    gone = True
 
 
 class Health:
@@ -97,7 +102,9 @@ class Health:
                 if (found := self._look()) is not None:
                     self._board.write_first("failure", {"rank": found[0], "words": found[1]})
                 failure = self.failure()
-        return LostRankError(_sentence(*failure) if failure else "Another rank cannot be reached any more.")
+        lost = LostRankError(_sentence(*failure) if failure else "Another rank cannot be reached any more.")
+        lost.gone = self.traceback() is None
+        return lost
 
     def _look(self) -> tuple[int, str] | None:
         """Find the rank that died or hangs, from its signs of life, and say what is known; None if all seem well."""
