@@ -171,6 +171,17 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert_near(tmp_path / "whole", directory)
 
 
+def test_a_fork_with_another_seed_draws_anew_in_each_rank(zygote: Zygote, tmp_path: Path) -> None:
+    train(zygote, tmp_path / "parent", 2, FEW, "trainer.max_epochs=1", "checkpoint.keep_last=9")
+    resume(zygote, tmp_path / "parent", 2, "seed=5", "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'fork'}")
+    begun = checkpoint.load(tmp_path / "fork" / "checkpoints" / newest(tmp_path / "parent").path.name)
+    before, after = (
+        [each["rng"]["torch"] for each in one.state["ranks"]] for one in (newest(tmp_path / "parent"), begun)
+    )
+    assert not any(torch.equal(*pair) for pair in zip(before, after, strict=True))
+    assert not torch.equal(*after)
+
+
 def test_a_signal_to_any_rank_stops_all_of_them_with_one_checkpoint(zygote: Zygote, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     ranks = ranked.start(zygote, tmp_path / "out", 3, "train.py", *SHORT, FEW, "trainer.max_epochs=10000",

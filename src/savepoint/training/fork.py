@@ -11,6 +11,7 @@ from typing import Any
 
 from savepoint.checkpoint import Checkpoint
 from savepoint.config import Difference
+from savepoint.training import ranks
 from savepoint.training.fork_optimizers import adapt_optimizers
 from savepoint.training.optimization import naming
 from savepoint.training.state import Parts, TrainState, capture, fits
@@ -27,7 +28,7 @@ def adapt(
     Raises: ConfigError for a difference that could have no effect.
     """
     fits(fresh.model, checkpoint)
-    saved, notes = dict(checkpoint.state), list[str]()
+    saved, notes = dict(ranks.of_this_one(checkpoint)), list[str]()
     _, new = capture(fresh)
     saved["history_lines"] = 0  # the history of a fork begins at the fork
     with naming(checkpoint, "optimizer"):
@@ -47,7 +48,7 @@ def adapt(
         notes.append("best value begins anew, as it is measured in another way")
     if difference.touches("task"):
         saved |= {key: new[key] for key in ("sums", "samples", "logged", "logged_sums", "metrics")}
-    return replace(checkpoint, state=saved), notes
+    return replace(checkpoint, state=ranks.changed(saved)), notes
 
 
 def _adapt_registered(saved: Node, new: Node, notes: list[str]) -> None:

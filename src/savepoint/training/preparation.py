@@ -73,7 +73,8 @@ def _build(job: runs.Job) -> tuple[TrainState, Parts]:
         elif settings.init_from is not None:
             _load_weights(job, train_state)
     if parallel.count() > 1:
-        if parallel.rank() and resumed is None:  # the model was built alike on all ranks, and dropout shall differ
+        anew = resumed is None or (difference is not None and difference.touches("seed"))
+        if parallel.rank() and anew:  # the model was built alike on all ranks, and dropout shall differ
             system.rng.seed(system.rng.fold_in(settings.seed, "rank", parallel.rank()))
         parts = dataclasses.replace(parts, team=_team(settings, train_state, parts))
     # Weights that the run began with stay on record, even if this resume has not loaded them again.

@@ -27,6 +27,12 @@ def same(saved: dict[str, Any]) -> bool:
     return isinstance(saved.get("ranks"), list) and len(saved["ranks"]) == parallel.count()
 
 
+def changed(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return a state with the entries that were changed for this rank in the place where `of_this_one` finds them."""
+    own = {name: saved[name] for name in _ENTRIES}
+    return saved | {"ranks": [own] * parallel.count()} if same(saved) else saved
+
+
 def of_this_one(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the state as this rank goes on from it.
 
