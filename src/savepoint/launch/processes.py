@@ -94,6 +94,8 @@ def start(count: int, command: list[str]) -> int:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         if (first := codes.get(0, 1)) > 0:
             return first if first != 1 or 0 in codes else 2
-        name = signal.Signals(-first).name
-        raise UserError(f"Rank 0 of {count} was ended by {name}. To go on: python resume.py run=latest") from None
+        rank, failure = error.get_first_failure()
+        code = failure.exitcode
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        raise UserError(f"Rank {rank} of {count} was ended by {how}. To go on: python resume.py run=latest") from None
     return 0

@@ -142,7 +142,10 @@ def follow(act: Callable[[Order], object]) -> None:
         until, order = time.monotonic() + PATIENCE_SECONDS, None
         with contextlib.suppress(ConnectionError):  # whoever keeps the notes has ended
             while (order := board.read(f"order/{number}")) is None:
-                if board.read("end") or (failed and time.monotonic() > until) or system.signals.asked() is not None:
+                if system.signals.asked() is not None:
+                    parallel.leave()
+                    return
+                if board.read("end") or (failed and time.monotonic() > until):
                     return
                 time.sleep(LOOK_SECONDS)
         if order is None:

@@ -16,7 +16,7 @@ Rooms, in reading order:
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from savepoint.parallel.board import Board, board, host, lasting
+from savepoint.parallel.board import Board, board, host, lasting, leave
 from savepoint.parallel.health import Health, LostRankError, attended, current
 from savepoint.parallel.place import be_alone, count, leads, local_rank, on_one_machine, rank, restarts
 
@@ -46,6 +46,7 @@ __all__ = [
     "is_cut",
     "lasting",
     "leads",
+    "leave",
     "local_rank",
     "mine",
     "on_one_machine",

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from savepoint.parallel.place import rank, restarts
+from savepoint.errors import UserError
+from savepoint.parallel.place import count, rank, restarts
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -22,8 +23,16 @@ CONNECT = timedelta(seconds=60)
 _FIRST = threading.Lock()
 
 
+class LostBoardError(UserError, ConnectionError):
+    """Says that whoever keeps the notes has ended."""
+
+    def __init__(self) -> None:
+        keeper = "torchrun, which started these processes," if _kept_by_torchrun() else f"Rank 0 of {count()}"
+        super().__init__(f"{keeper} cannot be reached any more. Most often it was killed.")
+
+
 class Board:
-    """Notes by name, each a JSON value. Raises: ConnectionError in every method if whoever keeps the notes is gone."""
+    """Notes by name, each a JSON value. Raises: LostBoardError in every method if whoever keeps the notes is gone."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
@@ -57,6 +66,16 @@ def board() -> Board:
     return Board(f"savepoint/{restarts()}")
 
 
+def leave() -> None:
+    """Let the others know that this rank ends because a signal asked for that. Raises: LostBoardError."""
+    board().write(f"left/{rank()}", True)
+
+
+def left() -> set[int]:
+    """Return the ranks that end because a signal asked for that. Raises: LostBoardError."""
+    return {each for each in range(count()) if board().read(f"left/{each}")}
+
+
 def lasting() -> Board:
     """Return the notes that outlive a restart by torchrun."""
     return Board("savepoint")
@@ -67,7 +86,7 @@ def _disconnecting() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch's DistNetworkError and DistStoreError
-        raise ConnectionError(str(error)) from error
+        raise LostBoardError from error
 
 
 def _store() -> "Store":
@@ -75,14 +94,21 @@ def _store() -> "Store":
         return _connected()
 
 
+def _kept_by_torchrun() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 @functools.cache
 def _connected() -> "Store":
+    return _connect(keeps=rank() == 0 and not _kept_by_torchrun())
+
+
+def _connect(*, keeps: bool) -> "Store":
+    """Open a connection to the notes. keeps: whether this process is the one that keeps them."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    first = rank() == 0 and not kept_by_torchrun
-    return TCPStore(address, port, is_master=first, wait_for_workers=False, timeout=CONNECT)
+    return TCPStore(address, port, is_master=keeps, wait_for_workers=False, timeout=CONNECT)
 
 
 def host(count: int) -> tuple["Store", list[dict[str, str]]]:
@@ -99,7 +125,11 @@ def host(count: int) -> tuple["Store", list[dict[str, str]]]:
 
 
 def store(prefix: str) -> "Store":
-    """Return the same notes as torch.distributed takes them, under a prefix of their own."""
+    """Return the same notes as torch.distributed takes them, under a prefix and over a connection of their own.
+
+    While torch waits for a note, nobody else can use its connection.
+    """
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-    return PrefixStore(f"savepoint/{restarts()}/{prefix}", _store())
+    _store()  # where rank 0 keeps the notes, they have to be there first
+    return PrefixStore(f"savepoint/{restarts()}/{prefix}", _connect(keeps=False))

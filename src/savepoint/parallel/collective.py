@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from savepoint.parallel.board import store
+from savepoint.parallel.board import Board, board, store
 from savepoint.parallel.place import count, rank
 
 
@@ -21,6 +21,7 @@ def group(name: str, kind: str, *, seconds: float) -> Iterator[None]:
     name: of no other group of these processes. kind: that of the device, such as `cpu`.
     seconds: how long a rank waits for another before it gives up.
     """
+    _meet(name, seconds=seconds)
     backend, before = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:nccl", _sockets()
     dist.init_process_group(
         backend, store=store(f"group/{name}"), rank=rank(), world_size=count(), timeout=timedelta(seconds=seconds)
@@ -35,6 +36,15 @@ def group(name: str, kind: str, *, seconds: float) -> Iterator[None]:
     finally:
         # Without this, a thread of gloo's that still runs at the end of the process aborts it.
         dist.destroy_process_group()
+
+
+def _meet(name: str, *, seconds: float) -> None:
+    """Wait until all ranks are about to form a group. While a rank waits inside torch, no signal reaches it."""
+    notes = Board(f"{board().prefix}/there/{name}")
+    notes.write(str(rank()), True)
+    for each in range(count()):
+        if notes.await_note(str(each), seconds=seconds) is None:
+            raise RuntimeError(f"Timed out: rank {each} has not come within {seconds:g} s.")
 
 
 def _shut(descriptors: set[int]) -> None:

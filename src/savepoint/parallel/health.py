@@ -18,7 +18,7 @@ from typing import Any
 
 from savepoint import system
 from savepoint.errors import UserError
-from savepoint.parallel.board import Board, board
+from savepoint.parallel.board import Board, LostBoardError, board, leave, left
 from savepoint.parallel.place import count, rank
 
 log = logging.getLogger("savepoint")
@@ -29,8 +29,9 @@ LOOK_SECONDS, PATIENT_SECONDS = 4 * BEAT_SECONDS, 16 * BEAT_SECONDS
 SILENT_SECONDS = 120 * BEAT_SECONDS  # before training; a rank may well be silent while it opens its data
 _DIED = "its process has died or cannot be reached. Most often it was killed, for example for lack of memory."
 # What torch.distributed says if another rank does not answer, has closed its connection, or was never there.
-_OTHERS = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "Connection refused",
-           "NCCL", "gloo", "Socket", "recvValue failed", "process group")  # fmt: skip
+_OTHERS = ("Connection closed", "Connection was likely closed", "Connection reset", "Broken pipe", "Timed out",
+           "timed out", "Connection refused", "NCCL", "gloo", "Socket", "recvValue failed",
+           "process group")  # fmt: skip
 
 
 class LostRankError(UserError):
@@ -53,7 +54,7 @@ class Health:
         self._main, self._ended = threading.get_ident(), threading.Event()
         self.training = False  # whether all ranks have begun to train
         self._seen: dict[int, tuple[Any, float]] = {}  # each rank's newest sign, and when it was new
-        self._hopeless = 0  # signs of life since another rank has failed
+        self._hopeless = 0  # signs of life since another rank has failed, or a signal has asked this one to end
         self._over = False  # whether this rank's main thread knows that its training has failed
         self.asked: int | None = None  # what another rank was asked
         self._thread = threading.Thread(target=self._beat, name="health", daemon=True)
@@ -98,10 +99,12 @@ class Health:
         self._over = True
         failure = self.failure()
         if failure is None:
-            with contextlib.suppress(ConnectionError):
+            try:
                 if (found := self._look()) is not None:
                     self._board.write_first("failure", {"rank": found[0], "words": found[1]})
                 failure = self.failure()
+            except LostBoardError as lost_board:
+                return LostRankError(str(lost_board))
         lost = LostRankError(_sentence(*failure) if failure else "Another rank cannot be reached any more.")
         lost.gone = self.traceback() is None
         return lost
@@ -129,26 +132,42 @@ class Health:
         return [self._board.read(f"sign/{each}") or {} for each in range(count())]
 
     def _leave_if_hopeless(self) -> None:
-        """End this process if a rank has failed while the others still wait for it before training.
+        """End this process before training if another rank has died or failed, or if a signal asks for that.
 
-        The main thread waits inside torch then, where neither a signal nor the end of the other rank reaches it.
+        The main thread may wait inside torch then, where neither a signal nor the end of the other rank reaches it.
+        torchrun sends a signal to all ranks once one has died: that is the rank that gives no sign of life any more
+        and has not said that it ends because of a signal.
         """
-        if (number := system.signals.asked()) is not None:
-            os._exit(system.signals.exit_code(number))
-        with contextlib.suppress(ConnectionError):
-            now = time.monotonic()
-            for each, sign in enumerate(self._signs()):
-                if self._seen.get(each, (None, 0.0))[0] != sign.get("number"):
-                    self._seen[each] = sign.get("number"), now
-            silent = [
-                each for each, (_, since) in self._seen.items() if each != rank() and now - since > SILENT_SECONDS
-            ]
-            failure = self.failure()
-            if failure is not None:
-                self._hopeless += 1
-            if silent or self._hopeless * BEAT_SECONDS > LOOK_SECONDS:
-                print(f"error: {_sentence(*(failure or (silent[0], _DIED)))}", file=sys.stderr, flush=True)
-                os._exit(2)
+        number, words, silent = system.signals.asked(), None, []
+        try:
+            if number is not None:
+                leave()
+            gone, failure = left(), self.failure()
+            silent = [each for each in self._silent(asked=number is not None) if each not in gone]
+            if failure is not None or silent:
+                words = _sentence(*(failure or (silent[0], _DIED)))
+            elif number is not None and len(gone) == count():
+                os._exit(system.signals.exit_code(number))
+        except LostBoardError as error:
+            words = str(error)
+        self._hopeless += words is not None or number is not None
+        if silent or self._hopeless * BEAT_SECONDS > LOOK_SECONDS:
+            if words is None and number is not None:
+                os._exit(system.signals.exit_code(number))
+            print(f"error: {words}", file=sys.stderr, flush=True)
+            os._exit(2)
+
+    def _silent(self, *, asked: bool) -> list[int]:
+        """Return the other ranks that give no sign of life any more. To be called at every beat.
+
+        asked: whether a signal has asked this rank to end. Only then a rank that gave no sign so far is one of them.
+        """
+        now, patience = time.monotonic(), LOOK_SECONDS if asked else SILENT_SECONDS
+        for each, sign in enumerate(self._signs()):
+            if self._seen.get(each, (0, now))[0] != sign.get("number"):
+                self._seen[each] = sign.get("number"), now
+        silent = [each for each, (_, since) in self._seen.items() if each != rank() and now - since > patience]
+        return [each for each in silent if asked or self._seen[each][0] is not None]
 
     def _beat(self) -> None:
         number = 0
