@@ -191,6 +191,7 @@ def test_a_test_split_is_evaluated_by_rank_0_alone(train: Train, tmp_path: Path)
             ("fsdp.cpu_offload=true", "trainer.device=cpu"),
             "fsdp.cpu_offload=true: the model is in host memory already.",
         ),
+        (("fsdp.param_dtype=bfloat16", "amp=fp16"), "fsdp.param_dtype=bfloat16: amp computes in float16."),
     ],
 )
 def test_what_cannot_be_cut_is_refused_before_the_run_begins(
@@ -214,6 +215,25 @@ class Tied(nn.Module):
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3))
         self.ends = nn.Sequential(nn.Linear(8, 50, bias=False))
         self.ends[0].weight = self.embedding.weight
+
+
+LOW = ("model.batch_norm=true", "fsdp.param_dtype=bfloat16", "checkpoint.every_n_steps=1", "trainer.max_epochs=1")
+
+
+@pytest.mark.parametrize("more", [("amp=bf16",), ("fsdp.reduce_dtype=float32", "fsdp.checkpoint_activations=true")])
+def test_a_low_precision_of_computing_keeps_statistics_weights_and_loss_in_float32(
+    more: tuple[str, ...], train: Train, resume: Train, tmp_path: Path
+) -> None:
+    succeeded(train(2, tmp_path / "whole", *LOW, *more, FSDP))
+    train(2, tmp_path / "killed", *LOW, *more, FSDP, strikes={1: Strike(3, of="step.update")})
+    succeeded(resume(2, tmp_path / "killed"))
+    assert differences(tmp_path / "whole", tmp_path / "killed") == []
+    saved = newest(tmp_path / "whole")
+    assert {each.dtype for each in saved.model.values()} == {torch.float32, torch.int64}
+    succeeded(train(2, tmp_path / "full", *LOW, *more, FSDP, "fsdp.param_dtype=null", "amp=none"))
+    full = newest(tmp_path / "full").state["metrics"]["train/loss"]
+    assert saved.state["metrics"]["train/loss"] == pytest.approx(full, rel=0.05)
+    assert saved.state["metrics"]["train/loss"] != full, "nothing was computed in it"
 
 
 def test_units_are_chosen_by_class_or_by_size() -> None:

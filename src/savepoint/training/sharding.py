@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from savepoint import parallel
@@ -62,6 +63,8 @@ def check(model: nn.Module, task: Any, settings: Settings, device: torch.device)
     ):
         if names:
             faults.append(f"{FSDP}: {short_list(names, most=6)} {words}.")
+    if settings.fsdp.param_dtype == "bfloat16" and settings.amp.dtype == "float16":
+        faults.append("fsdp.param_dtype=bfloat16: amp computes in float16. Leave one of the two out.")
     if settings.fsdp.cpu_offload and device.type == "cpu":
         faults.append("fsdp.cpu_offload=true: the model is in host memory already. Set it to false.")
     if faults:
@@ -88,6 +91,10 @@ def cut(model: nn.Module, settings: Settings, device: torch.device) -> None:
         reshard_after_forward=chosen.reshard_after_forward,
     )
     parts = units(model, settings)
+    norms = [] if computed is None else [each for each in model.modules() if _keeps_statistics(each)]
+    for norm in norms:
+        shard(norm, mp_policy=MixedPrecisionPolicy(None, reduced))
+    parts = [each for each in parts if each not in norms]
     for part in parts:
         if chosen.checkpoint_activations:
             part.forward = functools.partial(checkpoint, part.forward, use_reentrant=False)
@@ -95,10 +102,15 @@ def cut(model: nn.Module, settings: Settings, device: torch.device) -> None:
     # The loss is computed from what the whole model returns.
     returned = None if computed is None else torch.float32
     shard(model, mp_policy=MixedPrecisionPolicy(computed, reduced, output_dtype=returned))
-    for unit in [*parts, model]:
+    for unit in [*norms, *parts, model]:
         # Sums in place of means: the ranks weight their gradients themselves.
         unit.set_gradient_divide_factor(1.0)  # type: ignore[operator]
         unit.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # gloo does not know how to divide
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    """Whether a module is a norm with running statistics, which stay in float32. torch then wants such weights, too."""
+    return isinstance(module, _NormBase) and module.affine
 
 
 def units(model: nn.Module, settings: Settings) -> list[nn.Module]:
