@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +47,7 @@ class Tally:
     trials: int = 0
     fresh: int = 0
     several: int = 0
+    in_parts: int = 0
     lost: int = 0
     refused: int = 0
     different: list[int] = field(default_factory=list)
@@ -68,6 +69,7 @@ class Tally:
             self.trials += 1
             self.fresh += trial.fresh
             self.several += trial.ranks > 1
+            self.in_parts += trial.in_parts
             self.lost += len(outcome.struck) * (trial.ranks > 1)
             self.struck.update(outcome.struck)
             self.within.update(outcome.within)
@@ -86,6 +88,11 @@ def attempt(tally: Tally, number: int, zygote: Zygote, root: Path) -> Outcome:
     folder = root / str(number)
     folder.mkdir()
     outcome = Bench(trial, zygote, folder).hold()
+    if outcome.refused and draws.FSDP in outcome.refused:
+        trial = replace(trial, config=tuple(draws.DDP if each == draws.FSDP else each for each in trial.config))
+        shutil.rmtree(folder)
+        folder.mkdir()
+        outcome = Bench(trial, zygote, folder).hold()
     if outcome.differences:
         time.sleep(0.5)  # a Ctrl-C that ended them may not have reached the main thread yet
     if tally.stopped:
@@ -146,7 +153,10 @@ def table(tally: Tally) -> str:
     lines = ["| what | covered: times |", "|---|---|"]
     groups = {group: f"{group}=" for group in OPTIONS}
     groups |= {"experiment": "experiment=", "debug": "debug="}
-    settings = ("data.num_workers=", "trainer.accumulate=", "trainer.ema_decay=", "trainer.clip_grad_norm=")
+    settings = (
+        *("data.num_workers=", "trainer.accumulate=", "trainer.ema_decay=", "trainer.clip_grad_norm="),
+        *("trainer.parallel=", "fsdp.param_dtype=", "fsdp.reduce_dtype="),
+    )
     for group, start in groups.items() | {key.rstrip("="): key for key in settings}.items():
         found = sorted((each.removeprefix(start), n) for each, n in tally.options.items() if each.startswith(start))
         lines.append(f"| {group} | {', '.join(f'{option}: {n}' for option, n in found)} |")
@@ -189,8 +199,8 @@ def main() -> int:
     print(table(tally))
     print(
         f"\nseed {tally.seed}: {tally.trials} trials of {len(tally.configs)} configs, {tally.struck.total()} interruptions,"
-        f" {tally.fresh} trials in fresh interpreters, {tally.several} with several ranks and {tally.lost} interruptions "
-        f"of them; {tally.refused} configs refused at their start by name; "
+        f" {tally.fresh} trials in fresh interpreters, {tally.several} with several ranks, {tally.in_parts} of them "
+        f"with FSDP, and {tally.lost} interruptions of them; {tally.refused} configs refused at their start by name; "
         f"{len(tally.different)} differences in {time.monotonic() - tally.started:.0f} s.\n"
         f"one again: {again(tally.seed, tally.ranked, tally.different[0] if tally.different else 1)}"
     )

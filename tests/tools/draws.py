@@ -39,15 +39,18 @@ PRESETS = {
     "debug=overfit": ("classification", "mlp"),
 }
 HOW = ("kill", "term", "ctrl-c", "ctrl-c twice", "worker", "disk full", "kill at the disk", "kill by the clock")
+AMONG_RANKS = (*HOW, "kill in a save")
+FSDP, DDP = "trainer.parallel=fsdp", "trainer.parallel=ddp"
 MOST = 0.04, 0.1, 0.15  # shares of the trials in fresh interpreters, of those with a preset, and of the recipes
 
 
 @dataclass(frozen=True)
 class Interruption:
-    """how: one of HOW. at: how far into the process that it interrupts, as a share of what an uninterrupted one does.
+    """how: one of AMONG_RANKS. at: how far into the process that it interrupts, as a share of what an uninterrupted one does.
 
-    again: moments to a second Ctrl-C. changes: what that process is given which may not change a result.
-    rank: the one that is interrupted, where several train; beyond the last: by turns.
+    again: moments to a second Ctrl-C, and half milliseconds from the beginning of a save to its kill. changes: what
+    that process is given which may not change a result. rank: the one that is interrupted, where several train; beyond
+    the last: by turns. In a save, the turn after the last one's is that of all ranks together.
     """
 
     how: str
@@ -70,16 +73,32 @@ class Trial:
     fresh: bool = False
     ranks: int = 1
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether each rank holds and saves a part of the model."""
+        return self.ranks > 1 and FSDP in self.config
+
 
 def trial(chance: random.Random, recipes: Sequence[tuple[str, ...]] = (), *, ranked: float = 0.15) -> Trial:
     """Any config, interrupted one to ten times in any way.
 
-    recipes: the arguments of commands of docs/recipes/. ranked: the share of trials in which several ranks train.
+    recipes: the arguments of commands of docs/recipes/. ranked: the share of trials in which several ranks train, half
+    of them with FSDP.
     """
     drawn = _trial(chance, recipes)
     if drawn.fresh or chance.random() >= ranked:
         return drawn
-    return replace(drawn, ranks=chance.choice((2, 3)))
+    config = (*drawn.config, *_some(chance, 0.5, FSDP))
+    if FSDP in config:
+        config += (f"fsdp.min_parameters={chance.choice((1, 100, 1_000_000))}", *_of_fsdp(chance))
+    return replace(drawn, config=config, ranks=chance.choice((2, 3)), interruptions=interruptions(chance, AMONG_RANKS))
+
+
+def _of_fsdp(chance: random.Random) -> Iterator[str]:
+    yield from _some(chance, 0.3, "fsdp.reshard_after_forward=false")
+    yield from _some(chance, 0.3, "fsdp.checkpoint_activations=true")
+    yield from _some(chance, 0.3, "fsdp.param_dtype=bfloat16")
+    yield from _some(chance, 0.3, "fsdp.reduce_dtype=bfloat16", "fsdp.reduce_dtype=float32")
 
 
 def _trial(chance: random.Random, recipes: Sequence[tuple[str, ...]]) -> Trial:
@@ -100,15 +119,14 @@ def config_of(chance: random.Random, row: dict[str, str]) -> tuple[str, ...]:
     return _composed(chance, row)
 
 
-def interruptions(chance: random.Random) -> tuple[Interruption, ...]:
+def interruptions(chance: random.Random, ways: tuple[str, ...] = HOW) -> tuple[Interruption, ...]:
     count = chance.choice((1, 1, 2, 2, 3, 4, 10))
     # Ten of them come early, or the run would be over after a few.
     early = 1 if count < 4 else 3
-    return tuple(_interruption(chance, chance.random() ** early) for _ in range(count))
+    return tuple(_interruption(chance, chance.choice(ways), chance.random() ** early) for _ in range(count))
 
 
-def _interruption(chance: random.Random, at: float) -> Interruption:
-    how = chance.choice(HOW)
+def _interruption(chance: random.Random, how: str, at: float) -> Interruption:
     changes = (f"data.num_workers={chance.randint(1, 2)}",) if how == "worker" else _changes(chance)
     return Interruption(how, at, chance.randint(1, 60), changes, chance.randrange(6))
 

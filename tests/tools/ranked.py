@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from savepoint import parallel
 from tools.moments import Strike
 from tools.processes import Ended, Started, Zygote
 
+HIDDEN = ".tmp-epoch*"  # a checkpoint that is being written
 # What torchrun's agent keeps for its ranks. A store ends when nobody refers to it any more.
 _STORES: collections.deque[Any] = collections.deque(maxlen=64)
 
@@ -65,27 +66,56 @@ def start(
     return ranks
 
 
+@dataclass(frozen=True)
+class InSave:
+    """What SIGKILL waits for, and whom it then ends.
+
+    root: where checkpoints come; the first hidden one that appears begins the save. delay: seconds from then on.
+    rank: the only one that is killed; None for all.
+    """
+
+    root: Path
+    delay: float
+    rank: int | None
+
+
 def run(
-    zygote: Zygote, folder: Path, count: int, script: str, *arguments: str, kill_after: float | None = None, **more: Any
+    zygote: Zygote,
+    folder: Path,
+    count: int,
+    script: str,
+    *arguments: str,
+    kill_after: float | None = None,
+    in_save: InSave | None = None,
+    **more: Any,
 ) -> list[Ended]:
     """Run a script with so many ranks, 1 for a process alone, and wait for all. Returns: how each rank ended.
 
-    kill_after: seconds until SIGKILL to all ranks. more: as `start` takes it.
+    kill_after: seconds until SIGKILL to all ranks, or until the wait for a save begins. more: as `start` takes it.
     """
     if count == 1:
         folder.mkdir(parents=True, exist_ok=True)
         strikes = more.pop("strikes", None)
         return [zygote.run(script, *arguments, strike=strikes[0] if strikes else None, kill_after=kill_after, **more)]
+    before = set(in_save.root.glob(HIDDEN)) if in_save else set()
     ranks = start(zygote, folder, count, script, *arguments, **more)
+    over = threading.Event()
 
     def kill() -> None:
-        for each, _ in ranks:
+        over.wait(kill_after)
+        struck = ranks
+        if in_save is not None:
+            while not over.is_set() and not set(in_save.root.glob(HIDDEN)) - before:
+                time.sleep(0.0005)
+            over.wait(in_save.delay)
+            struck = ranks if in_save.rank is None else [ranks[in_save.rank]]
+        for each, _ in struck if not over.is_set() else []:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(each.pid, 9)
 
-    timer = threading.Timer(kill_after, kill) if kill_after is not None else None
-    if timer is not None:
-        timer.start()
+    killer = threading.Thread(target=kill)
+    if kill_after is not None:
+        killer.start()
     statuses: dict[int, int] = {}
     while len(statuses) < count:
         for rank in [rank for rank, (each, _) in enumerate(ranks) if rank not in statuses and _over(each.pid)]:
@@ -96,6 +126,7 @@ def run(
                         os.kill(each.pid, 15)
         time.sleep(0.01)
     ended = [Ended(statuses[rank], 0.0, output.read_text()) for rank, (_, output) in enumerate(ranks)]
-    if timer is not None:
-        timer.cancel()
+    over.set()
+    if kill_after is not None:
+        killer.join()
     return ended

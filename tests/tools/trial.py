@@ -43,10 +43,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Whole:
-    """What an uninterrupted process went through: moments of training, moments at the disk, seconds."""
+    """What an uninterrupted process went through: moments of training, moments at the disk, seconds.
+
+    part: those moments at the disk that belong to its part of a checkpoint, where each rank writes one.
+    """
 
     moments: int
     disk: int
+    part: int
     seconds: float
 
 
@@ -90,7 +94,8 @@ class Bench:
         ended = self._run("train.py", *command, **watched)
         if ended.status == 0:
             seconds = time.monotonic() - started
-            return _Whole(int(counts.read_text()), len(log.read_text().splitlines()), seconds)
+            lines = log.read_text().splitlines()
+            return _Whole(int(counts.read_text()), len(lines), sum(".rank_00000" in each for each in lines), seconds)
         told = [line for line in ended.output.splitlines() if line.startswith("error: ")]
         if told and _fault(ended) is None and not (directory / runs.RECORD).exists():
             outcome.refused = told[0].removeprefix("error: ")
@@ -99,15 +104,22 @@ class Bench:
         return None
 
     def _interrupted(self, what: Interruption, whole: _Whole) -> Ended:
+        rank = what.rank % self.trial.ranks if self.trial.in_parts else 0
+        disk: Any = {"disk": self.folder / "broken"} | ({"disk_of": rank} if rank else {})
+        moments = whole.part if rank else whole.disk
         match what.how:
             case "disk full":
-                at = 1 + int(what.at * whole.disk / 2)  # of the calls: each has two moments
-                fault = {"at": at, "error": NO_SPACE, "calls": None}
-                return self._go(what.changes, disk=self.folder / "broken", **fault)
+                at = 1 + int(what.at * moments / 2)  # of the calls: each has two moments
+                return self._go(what.changes, at=at, error=NO_SPACE, calls=None, **disk)
             case "kill at the disk":
-                return self._go(what.changes, disk=self.folder / "broken", at=1 + int(what.at * whole.disk))
+                return self._go(what.changes, at=1 + int(what.at * moments), **disk)
             case "kill by the clock":
                 return self._go(what.changes, kill_after=what.at * whole.seconds)
+            case "kill in a save":
+                turn = what.rank % (self.trial.ranks + 1)
+                only = turn if turn < self.trial.ranks else None
+                save = ranked.InSave(self.folder / "broken" / "checkpoints", what.again / 2000, only)
+                return self._go(what.changes, kill_after=what.at * whole.seconds, in_save=save)
         again = what.again if what.how == "ctrl-c twice" else None
         at = 1 + int(what.at * whole.moments)
         strike = Strike(at, what.how.removesuffix(" twice"), again=again, where=str(self.folder / "where"))
