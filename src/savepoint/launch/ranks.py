@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from savepoint import parallel, runs, system, trackers, trust
 from savepoint.config import Settings
+from savepoint.errors import UserError
 
 if TYPE_CHECKING:
     from savepoint.checkpoint import Checkpoint
