@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tools import ranked
+from tools.moments import Strike
 from tools.processes import Zygote
 
 SHORT = ("tracker=none", "trainer.threads=1", "data.limit_batches=2")
@@ -38,6 +39,16 @@ def test_a_follower_ends_with_rank_0(begun: Path, zygote: Zygote, tmp_path: Path
     again = ("resume.py", f"run={begun}", "trainer.max_epochs=2")
     killed, other = ranked.run(zygote, tmp_path / "out", 2, *again, disk=begun, at=1)
     assert killed.status == -signal.SIGKILL and (other.status, other.output) == (0, "")
+
+
+def test_a_killed_worker_of_another_rank_is_told_as_one_of_a_lone_process_is(zygote: Zygote, tmp_path: Path) -> None:
+    more = ("data.num_workers=1", "trainer.max_epochs=9", f"hydra.run.dir={tmp_path / 'run'}")
+    strikes = {1: Strike(20, "worker")}
+    rank_0, _ = ranked.run(zygote, tmp_path / "out", 2, "train.py", *SHORT, *more, strikes=strikes)
+    told = "error: Rank 1 of 2 does not train any more: A loading worker was killed, most often for lack of memory ("
+    assert rank_0.status == 2 and rank_0.output.splitlines()[-1].startswith(told), rank_0.output
+    assert rank_0.output.endswith("Fewer of data.num_workers change no result.\n")
+    assert (tmp_path / "run" / "train.log").read_text().count("The other rank's traceback") == 1
 
 
 def test_a_signal_to_ranks_that_wait_for_each_other_ends_them_without_blame(zygote: Zygote, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -65,13 +65,15 @@ class Health:
         with contextlib.suppress(ConnectionError):
             self._board.write("stop", number)
 
-    def fail(self, error: BaseException) -> None:
-        """Let the others know why this rank fails."""
+    def fail(self, error: BaseException, words: str | None = None) -> None:
+        """Let the others know why this rank fails. words: those for people; None for the error's own, and its place."""
         self._over = True
-        words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        place = "" if isinstance(error, UserError) else f" ({last.filename}, line {last.lineno})"
-        note = {"rank": rank(), "words": " ".join(words.split()) + place}
+        if words is None and isinstance(error, UserError):
+            words = str(error)
+        if words is None:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            words = f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+        note = {"rank": rank(), "words": " ".join(words.split())}
         with contextlib.suppress(ConnectionError):
             self._board.write_first("failure", note | {"traceback": "".join(traceback.format_exception(error))})
 
@@ -212,10 +214,10 @@ def current() -> Health | None:
 
 
 @contextlib.contextmanager
-def attended(name: str) -> Iterator[None]:
+def attended(name: str, words: Callable[[Exception], str | None] = lambda _: None) -> Iterator[None]:
     """Keep up signs of life during the block, and find out who is to blame if it fails.
 
-    name: of no other run of these processes.
+    name: of no other run of these processes. words: returns what people are told of an error; None for its own words.
     Raises: LostRankError in place of an error that another rank caused.
     """
     health = Health(name)
@@ -227,7 +229,7 @@ def attended(name: str) -> Iterator[None]:
             trace = health.traceback()
             log.error("%s", lost if trace is None else f"The other rank's traceback:\n{trace}", exc_info=error)
             raise lost from error
-        health.fail(error)
+        health.fail(error, words(error))
         raise
     finally:
         _current.remove(health)

@@ -129,12 +129,15 @@ def _kept(job: runs.Job) -> str:
     return f"{names[-1]} is kept" if names else "There is no checkpoint"
 
 
+WORKER_KILLED = "A loading worker was killed, most often for lack of memory ({})."
+
+
 def worker_killed(job: runs.Job, cause: str) -> str:
     """Return the message about a loading worker that died. cause: torch's words."""
     count = job.settings.data.num_workers
     started = job.run.metrics.exists()  # otherwise nothing of the run is kept
     return (
-        f"A loading worker was killed, most often for lack of memory ({cause}). "
+        f"{WORKER_KILLED.format(cause)} "
         f"{_kept(job) if started else 'Nothing was trained yet'}. data.num_workers is {count}; fewer change no result: "
         f"{job.resume_command if started else 'python train.py …'} data.num_workers={count // 2}"
     )

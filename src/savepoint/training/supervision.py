@@ -51,8 +51,14 @@ def _together(job: runs.Job) -> Iterator[None]:
         return
     kind = build.pick_device(job.settings.trainer.device).type
     seconds = job.settings.trainer.timeout_seconds
-    with parallel.attended(job.group), parallel.group(job.group, kind, seconds=seconds):
+    with parallel.attended(job.group, _worker_killed), parallel.group(job.group, kind, seconds=seconds):
         yield
+
+
+def _worker_killed(error: Exception) -> str | None:
+    """Put into words that a loading worker of this rank was killed; None for any other error."""
+    death = worker_death(error)
+    return death and f"{report.WORKER_KILLED.format(death)} Fewer of data.num_workers change no result."
 
 
 @contextlib.contextmanager
