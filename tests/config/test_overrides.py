@@ -214,6 +214,16 @@ def test_no_overrides_give_an_equal_config_and_not_the_same(conf: Path) -> None:
     assert type(after["model"]["layers"]) is list
 
 
+def test_a_run_that_lacks_a_newer_group_takes_its_keys(conf: Path) -> None:
+    """A run that was started before conf/ had `fsdp`, say."""
+    older = stored()
+    del older["trainer"]
+    after = apply_overrides(older, ["trainer.max_epochs=3"], conf)
+    assert after == older | {"trainer": {"max_epochs": 3}}
+    with pytest.raises(ConfigError, match=r"^trainer\.max_epoch=3: "):
+        apply_overrides(older, ["trainer.max_epoch=3"], conf)
+
+
 def test_an_argument_of_another_class_is_not_taken_for_a_newer_key(conf: Path) -> None:
     cnn = {"_target_": "project.models.cnn.Cnn", "width": 1}
     with pytest.raises(ConfigError, match=r"^model\.hidden=3: model has no key hidden\. It has: _target_, width\.$"):
