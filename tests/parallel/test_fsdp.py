@@ -130,6 +130,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert differences(tmp_path / "whole", tmp_path / "killed") == []
 
 
+@pytest.mark.long
+def test_a_compiled_model_in_parts_is_resumed_to_the_same_bits(train: Train, resume: Train, tmp_path: Path) -> None:
+    succeeded(train(3, tmp_path / "whole", *MANIFOLD, FSDP, "trainer.compile=true"))
+    train(3, tmp_path / "killed", *MANIFOLD, FSDP, "trainer.compile=true", strikes={1: Strike(3, of="step.update")})
+    succeeded(resume(3, tmp_path / "killed"))
+    assert differences(tmp_path / "whole", tmp_path / "killed") == []
+
+
 WAYS = [(1, "null"), (2, "ddp"), (3, "ddp"), (2, "fsdp"), (3, "fsdp"), (4, "fsdp")]
 # From each way to each other and back.
 EACH = [
@@ -191,6 +199,7 @@ def test_a_test_split_is_evaluated_by_rank_0_alone(train: Train, tmp_path: Path)
             ("fsdp.cpu_offload=true", "trainer.device=cpu"),
             "fsdp.cpu_offload=true: the model is in host memory already.",
         ),
+        (("tracker=mlflow", "tracker.register_as=digits"), "so tracker.register_as=digits has no file to register."),
         (("fsdp.param_dtype=bfloat16", "amp=fp16"), "fsdp.param_dtype=bfloat16: amp computes in float16."),
     ],
 )

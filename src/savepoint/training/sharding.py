@@ -65,6 +65,11 @@ def check(model: nn.Module, task: Any, settings: Settings, device: torch.device)
             faults.append(f"{FSDP}: {short_list(names, most=6)} {words}.")
     if settings.fsdp.param_dtype == "bfloat16" and settings.amp.dtype == "float16":
         faults.append("fsdp.param_dtype=bfloat16: amp computes in float16. Leave one of the two out.")
+    if settings.tracker.register_as is not None:
+        faults.append(
+            f"{FSDP}: each rank saves its part of the weights, so tracker.register_as={settings.tracker.register_as} "
+            "has no file to register. Leave it out; python -m savepoint export makes that file."
+        )
     if settings.fsdp.cpu_offload and device.type == "cpu":
         faults.append("fsdp.cpu_offload=true: the model is in host memory already. Set it to false.")
     if faults:
