@@ -226,6 +226,14 @@ class Tied(nn.Module):
         self.ends[0].weight = self.embedding.weight
 
 
+def test_units_that_stay_whole_until_the_backward_pass_change_nothing(train: Train, tmp_path: Path) -> None:
+    """An evaluation has no backward pass: neither the model nor its average may stay whole after it."""
+    average = ("trainer.ema_decay=0.9", "trainer.evaluate_every_n_steps=1", "trainer.figures_every_n_epochs=1", FSDP)
+    succeeded(train(2, tmp_path / "cut", *average))
+    succeeded(train(2, tmp_path / "whole", *average, "fsdp.reshard_after_forward=false"))
+    assert differences(tmp_path / "cut", tmp_path / "whole") == []
+
+
 LOW = ("model.batch_norm=true", "fsdp.param_dtype=bfloat16", "checkpoint.every_n_steps=1", "trainer.max_epochs=1")
 
 

@@ -147,6 +147,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:  # one by one, since a model may keep some of its layers in evaluation mode
             module.training = mode
-        # Without a backward pass, a model that is cut among ranks would stay whole.
-        if reshard := getattr(model, "reshard", None):
-            reshard()
+            # Without a backward pass, units of a model that is cut among ranks would stay whole.
+            if reshard := getattr(module, "reshard", None):
+                reshard()
