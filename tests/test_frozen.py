@@ -8,6 +8,7 @@ order of its samples. Each has one checkpoint, and the history of a run that nob
 Nobody rewrites them: when the format changes, `python tests/test_frozen.py DIRECTORY` makes the next one's.
 """
 
+import dataclasses
 import json
 import math
 import shutil
@@ -139,6 +140,18 @@ def test_a_frozen_run_goes_on_to_its_planned_end(workshop: Workshop, tmp_path: P
         for each in (now, then)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=0.002)
+
+
+def test_a_diff_does_not_list_what_an_older_format_lacks(tmp_path: Path) -> None:
+    """The frozen checkpoint, and the one that its continuation would save at the same step."""
+    found = checkpoint.load(FROZEN / "format_1" / "run" / runs.CHECKPOINTS / RUNS["format_1/run"])
+    gained = {"order": "randperm", "stale": 0, "frozen": [], "grad_norms": {"": torch.ones(())}}
+    same_step = dataclasses.replace(found, state=found.state | gained | {"format": 2})
+    assert diff.diff_checkpoints(found, same_step) == []
+    same_step.state["step"] += 1
+    assert diff.diff_checkpoints(found, same_step) == ["step: 14, 15"]
+    same_step.state["format"] = 1
+    assert "order: only in one of the two" in diff.diff_checkpoints(found, same_step)
 
 
 @pytest.mark.parametrize("name", RUNS)

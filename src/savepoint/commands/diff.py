@@ -34,10 +34,14 @@ def diff_contents(
 ) -> tuple[list[str], list[str]]:
     """List the differences between the tensors of two checkpoints, and those between all their other values.
 
+    Between checkpoints of two versions of the format, only what both versions save is compared.
     magnitudes: add the largest difference of each tensor's values.
     """
-    tensors_a, values_a = split(a.state)
-    tensors_b, values_b = split(b.state)
+    states = [a.state, b.state]
+    if a.state["format"] != b.state["format"]:
+        both = a.state.keys() & b.state.keys() - {"format"}
+        states = [{key: each[key] for key in both} for each in states]
+    (tensors_a, values_a), (tensors_b, values_b) = map(split, states)
     found = [each for pair in ((a.model, b.model), (tensors_a, tensors_b)) for each in _tensors(*pair, magnitudes)]
     return found, _values(values_a, values_b, "")
 
