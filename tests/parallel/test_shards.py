@@ -1,24 +1,28 @@
 """Checkpoints in parts: each rank writes its rows; whatever happens to one part is found, and the checkpoint before it stays."""
 
+import contextlib
 import errno
 import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from tools import ranked, sealed, tensorfiles
 from tools.moments import Strike
 from tools.processes import REPOSITORY
 from tools.workshop import Workshop
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 import savepoint
-from savepoint import checkpoint, runs
+from savepoint import checkpoint, parallel, runs
 from savepoint.checkpoint import Checkpoint
 from savepoint.checkpoint.layout import MODEL, STATE, TRAINING
 from savepoint.commands import diff
@@ -283,6 +287,24 @@ def test_a_resume_sets_aside_a_checkpoint_of_which_one_part_is_damaged(
     assert f"damaged, now .damaged-{NAMES[-1]}: " in ended[0].output and path.name in ended[0].output
     assert f"resumed from {NAMES[-2]}" in ended[0].output
     assert diff.diff_runs(runs.read(saved), runs.read(directory)) == []
+
+
+def test_a_cut_tensor_is_computed_with_on_the_device_of_its_ranks() -> None:
+    """With fsdp.cpu_offload, rows wait in another memory: here in that of the meta device."""
+    with running_alone():
+        mesh = init_device_mesh("cpu", (1,))
+        rows = DTensor.from_local(torch.zeros(4, 2, device="meta"), mesh, [Shard(0)], run_check=False)
+        assert (rows.device.type, parallel.computing_device(rows).type) == ("meta", "cpu")
+    assert parallel.computing_device(torch.zeros(1, device="meta")).type == "meta"
+
+
+@contextlib.contextmanager
+def running_alone() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def test_an_export_gathers_the_weights(saved: Path, newest: Path, tmp_path: Path, said: Callable[..., str]) -> None:

@@ -22,7 +22,18 @@ from savepoint.parallel.place import be_alone, count, leads, local_rank, on_one_
 
 if TYPE_CHECKING:
     from savepoint.parallel.collective import Summing, another_group, end_group, exchange, group
-    from savepoint.parallel.shards import Part, assemble, cut_like, described, is_cut, mine, own, rows, whole
+    from savepoint.parallel.shards import (
+        Part,
+        assemble,
+        computing_device,
+        cut_like,
+        described,
+        is_cut,
+        mine,
+        own,
+        rows,
+        whole,
+    )
 
 __all__ = [
     "Board",
@@ -35,6 +46,7 @@ __all__ = [
     "attended",
     "be_alone",
     "board",
+    "computing_device",
     "count",
     "current",
     "cut_like",
@@ -59,7 +71,10 @@ __all__ = [
 
 _ROOMS = {
     **dict.fromkeys(("Summing", "another_group", "end_group", "exchange", "group"), "collective"),
-    **dict.fromkeys(("Part", "assemble", "cut_like", "described", "is_cut", "mine", "own", "rows", "whole"), "shards"),
+    **dict.fromkeys(
+        ("Part", "assemble", "computing_device", "cut_like", "described", "is_cut", "mine", "own", "rows", "whole"),
+        "shards",
+    ),
 }
 
 

@@ -46,6 +46,11 @@ def rows(length: int, *, of: int | None = None, among: int | None = None) -> ran
     return range(begin, min(begin + each, length))
 
 
+def computing_device(tensor: Any) -> torch.device:
+    """Return the device that computes with a tensor. Rows of one that is cut may wait in host memory meanwhile."""
+    return torch.device(tensor.device_mesh.device_type) if is_cut(tensor) else tensor.device
+
+
 def own(tensor: Any) -> Tensor:
     """Return this rank's part of a tensor, in the same memory."""
     part: Tensor = tensor.to_local() if is_cut(tensor) else tensor

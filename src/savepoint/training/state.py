@@ -188,7 +188,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
             f"does not know. It knows {', '.join(ORDERS)}."
         )
     state.stale = saved.get("stale", state.epoch - (state.best["epoch"] if state.best else 0))
-    device = next(state.model.parameters()).device
+    device = parallel.computing_device(next(state.model.parameters()))
     for name in ("sums", "logged_sums", "grad_norms"):
         with naming(checkpoint, name):
             values = {key: value.to(device, copy=True) for key, value in saved.get(name, {}).items()}
