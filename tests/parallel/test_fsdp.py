@@ -264,6 +264,20 @@ def test_units_are_chosen_by_class_or_by_size() -> None:
         sharding.units(model, settings_with(classes=["Sequential"]))
 
 
+def test_a_unit_that_thaws_has_the_precision_of_one_that_was_never_frozen() -> None:
+    settings = settings_with(classes="Linear", param_dtype="bfloat16", reduce_dtype="bfloat16")
+    model, batch = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.ones(3, 4)
+    model[0].requires_grad_(False)
+    with ranked.alone():
+        sharding.cut(model, settings, torch.device("cpu"))
+        team = sharding.ShardedTeam(model, model, batch_size=3)
+        for frozen in (True, False):
+            model[0].requires_grad_(not frozen)
+            team.begin_epoch()
+            model(batch).sum().backward()
+        assert {each.grad.dtype for each in model.parameters()} == {torch.float32}
+
+
 def test_a_model_that_cannot_be_cut_is_named_by_its_parameters() -> None:
     model = nn.Linear(4, 4)
     model.scale = nn.Parameter(torch.zeros(()))

@@ -1,19 +1,17 @@
 """Checkpoints in parts: each rank writes its rows; whatever happens to one part is found, and the checkpoint before it stays."""
 
-import contextlib
 import errno
 import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from tools import ranked, sealed, tensorfiles
 from tools.moments import Strike
 from tools.processes import REPOSITORY
@@ -291,20 +289,11 @@ def test_a_resume_sets_aside_a_checkpoint_of_which_one_part_is_damaged(
 
 def test_a_cut_tensor_is_computed_with_on_the_device_of_its_ranks() -> None:
     """With fsdp.cpu_offload, rows wait in another memory: here in that of the meta device."""
-    with running_alone():
+    with ranked.alone():
         mesh = init_device_mesh("cpu", (1,))
         rows = DTensor.from_local(torch.zeros(4, 2, device="meta"), mesh, [Shard(0)], run_check=False)
         assert (rows.device.type, parallel.computing_device(rows).type) == ("meta", "cpu")
     assert parallel.computing_device(torch.zeros(1, device="meta")).type == "meta"
-
-
-@contextlib.contextmanager
-def running_alone() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def test_an_export_gathers_the_weights(saved: Path, newest: Path, tmp_path: Path, said: Callable[..., str]) -> None:

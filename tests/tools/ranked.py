@@ -5,10 +5,12 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 from savepoint import parallel
 from tools.moments import Strike
@@ -29,6 +31,16 @@ def places(count: int) -> list[dict[str, str]]:
 def again(environments: list[dict[str, str]]) -> list[dict[str, str]]:
     """The environment of each rank after torchrun has started them once more."""
     return [each | {"TORCHELASTIC_RESTART_COUNT": "1"} for each in environments]
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Form a group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def _over(pid: int) -> bool:

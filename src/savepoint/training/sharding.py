@@ -171,10 +171,21 @@ class ShardedTeam(Team):
     def __init__(self, model: nn.Module, forward: Any, *, batch_size: int) -> None:
         """Take a model that was cut. batch_size: samples of a whole batch, as the config has it."""
         super().__init__(model, None, batch_size=batch_size, every_parameter=True)
-        self.model = forward
+        self.model, self._begun = forward, False
 
     def begin_epoch(self) -> None:
-        """Do nothing: FSDP itself looks which parameters are trained."""
+        """Let FSDP look at a model again that has frozen or unfrozen parameters.
+
+        It notes at its first forward pass in which precision a unit's gradients are added up, and nothing for a unit
+        that is frozen then. A run that is resumed later would note something.
+        """
+        trained = [name for name, each in self._module.named_parameters() if each.requires_grad]
+        if self._begun and trained != self._trained:
+            for unit in self._module.modules():
+                if isinstance(unit, FSDPModule):
+                    unit.unshard()
+                    unit.reshard()
+        self._begun, self._trained = True, trained
 
     def collect(self, *, last: bool) -> None:
         """Do nothing: every backward pass reaches the ranks, so none has to keep a whole gradient."""
