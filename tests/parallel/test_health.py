@@ -11,6 +11,7 @@ import pytest
 from tools import ranked
 from tools.moments import Strike
 from tools.processes import Zygote
+from tools.workshop import Workshop
 
 SHORT = ("tracker=none", "trainer.threads=1", "data.limit_batches=2")
 
@@ -49,6 +50,31 @@ def test_a_killed_worker_of_another_rank_is_told_as_one_of_a_lone_process_is(zyg
     assert rank_0.status == 2 and rank_0.output.splitlines()[-1].startswith(told), rank_0.output
     assert rank_0.output.endswith("Fewer of data.num_workers change no result.\n")
     assert (tmp_path / "run" / "train.log").read_text().count("The other rank's traceback") == 1
+
+
+LATE = """
+import os, time
+from torch import nn
+
+class Late(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        time.sleep(3.0 * (os.environ["RANK"] == "0"))
+        raise ValueError("no width")
+"""
+
+
+def test_a_mistake_that_all_ranks_find_is_told_by_rank_0_as_its_own(the_workshop: Workshop, tmp_path: Path) -> None:
+    """Rank 0 finds it last, when the others would have given up waiting for it."""
+    files = {"src/project/models/late.py": LATE, "conf/model/late.yaml": "_target_: project.models.late.Late"}
+    for name, text in files.items():
+        (the_workshop.root / name).write_text(text)
+    order = ("train.py", *SHORT, "model=late", f"hydra.run.dir={tmp_path / 'run'}")
+    rank_0, _ = ranked.run(the_workshop.zygote, tmp_path / "out", 2, *order)
+    for name in files:
+        (the_workshop.root / name).unlink()
+    assert rank_0.status == 2 and rank_0.output.startswith("error: model: "), rank_0.output
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_a_signal_to_ranks_that_wait_for_each_other_ends_them_without_blame(zygote: Zygote, tmp_path: Path) -> None:

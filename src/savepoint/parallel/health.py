@@ -77,6 +77,12 @@ class Health:
         with contextlib.suppress(ConnectionError):
             self._board.write_first("failure", note | {"traceback": "".join(traceback.format_exception(error))})
 
+    def defer(self) -> None:
+        """Before this rank fails with a user's mistake: let rank 0 find the same one first, and tell it as its own."""
+        if not self.training and rank() != 0:
+            with contextlib.suppress(ConnectionError):
+                self._board.await_note("failure", seconds=PATIENT_SECONDS)
+
     def failure(self) -> tuple[int, str] | None:
         """Return the rank that failed first, and why; None if no rank has said so."""
         with contextlib.suppress(ConnectionError):

@@ -52,7 +52,12 @@ def _together(job: runs.Job) -> Iterator[None]:
     kind = build.pick_device(job.settings.trainer.device).type
     seconds = job.settings.trainer.timeout_seconds
     with parallel.attended(job.group, _worker_killed), parallel.group(job.group, kind, seconds=seconds):
-        yield
+        try:
+            yield
+        except UserError:
+            if (health := parallel.current()) is not None:
+                health.defer()
+            raise
 
 
 def _worker_killed(error: Exception) -> str | None:
