@@ -194,6 +194,10 @@ def test_a_test_split_is_evaluated_by_rank_0_alone(train: Train, tmp_path: Path)
     "options, words",
     [
         (("optimizer=muon",), "Muon needs whole parameters. Use adamw, say, or trainer.parallel=ddp."),
+        (
+            ("fsdp.checkpoint_activations=true", "model.batch_norm=true"),
+            "the running statistics of hidden.0.norm would be updated twice",
+        ),
         (("fsdp.classes=[Blok]",), "fsdp.classes: the model has no Blok. It has: Linear, Sequential."),
         (
             ("fsdp.cpu_offload=true", "trainer.device=cpu"),

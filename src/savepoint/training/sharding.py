@@ -70,6 +70,12 @@ def check(model: nn.Module, task: Any, settings: Settings, device: torch.device)
             f"{FSDP}: each rank saves its part of the weights, so tracker.register_as={settings.tracker.register_as} "
             "has no file to register. Leave it out; python -m savepoint export makes that file."
         )
+    norms = [name for name, each in model.named_modules() if isinstance(each, _NormBase) and each.track_running_stats]
+    if norms and settings.fsdp.checkpoint_activations:
+        faults.append(
+            f"fsdp.checkpoint_activations=true: the running statistics of {short_list(norms, most=6)} would be updated "
+            "twice, because torch computes units again. Set it to false."
+        )
     if settings.fsdp.cpu_offload and device.type == "cpu":
         faults.append("fsdp.cpu_offload=true: the model is in host memory already. Set it to false.")
     if faults:
