@@ -238,10 +238,17 @@ def test_units_that_stay_whole_until_the_backward_pass_change_nothing(train: Tra
     assert differences(tmp_path / "cut", tmp_path / "whole") == []
 
 
-LOW = ("model.batch_norm=true", "fsdp.param_dtype=bfloat16", "checkpoint.every_n_steps=1", "trainer.max_epochs=1")
+LOW = ("fsdp.param_dtype=bfloat16", "checkpoint.every_n_steps=1", "trainer.max_epochs=1")
 
 
-@pytest.mark.parametrize("more", [("amp=bf16",), ("fsdp.reduce_dtype=float32", "fsdp.checkpoint_activations=true")])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("amp=bf16", "model.batch_norm=true"),
+        ("fsdp.reduce_dtype=float32", "model.batch_norm=true"),
+        ("fsdp.reduce_dtype=float32", "fsdp.checkpoint_activations=true"),
+    ],
+)
 def test_a_low_precision_of_computing_keeps_statistics_weights_and_loss_in_float32(
     more: tuple[str, ...], train: Train, resume: Train, tmp_path: Path
 ) -> None:
@@ -250,7 +257,7 @@ def test_a_low_precision_of_computing_keeps_statistics_weights_and_loss_in_float
     succeeded(resume(2, tmp_path / "killed"))
     assert differences(tmp_path / "whole", tmp_path / "killed") == []
     saved = newest(tmp_path / "whole")
-    assert {each.dtype for each in saved.model.values()} == {torch.float32, torch.int64}
+    assert {each.dtype for each in saved.model.values()} <= {torch.float32, torch.int64}
     succeeded(train(2, tmp_path / "full", *LOW, *more, FSDP, "fsdp.param_dtype=null", "amp=none"))
     full = newest(tmp_path / "full").state["metrics"]["train/loss"]
     assert saved.state["metrics"]["train/loss"] == pytest.approx(full, rel=0.05)
@@ -292,10 +299,10 @@ def test_a_model_that_cannot_be_cut_is_named_by_its_parameters() -> None:
 
     with pytest.raises(ConfigError) as caught:
         sharding.check(model, Task(), settings_with(), torch.device("cpu"))
-    assert [line.partition(": ")[2][:60] for line in str(caught.value).splitlines()] == [
-        "Task makes its updates itself, which only works with whole p",
-        "scale have no dimension, so they cannot be cut: give them th",
-        "weight are not contiguous, which FSDP cannot cut.",
+    assert [line.partition(": ")[2] for line in str(caught.value).splitlines()] == [
+        "Task makes its updates itself, which only works with whole parameters. Use trainer.parallel=ddp.",
+        "parameters without a dimension cannot be cut (give them the shape [1]): scale.",
+        "parameters that are not contiguous cannot be cut: weight.",
     ]
 
 

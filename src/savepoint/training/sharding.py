@@ -57,12 +57,12 @@ def check(model: nn.Module, task: Any, settings: Settings, device: torch.device)
             "Use trainer.parallel=ddp."
         )
     for words, names in (
-        ("have no dimension, so they cannot be cut: give them the shape [1]", _names(named, lambda p: p.dim() == 0)),
-        ("are not contiguous, which FSDP cannot cut", _names(named, lambda p: not p.is_contiguous())),
-        ("have sparse gradients, which FSDP cannot add up. Use trainer.parallel=ddp", sparse(model)),
+        ("without a dimension cannot be cut (give them the shape [1])", _names(named, lambda p: p.dim() == 0)),
+        ("that are not contiguous cannot be cut", _names(named, lambda p: not p.is_contiguous())),
+        ("with sparse gradients cannot be trained (use trainer.parallel=ddp)", sparse(model)),
     ):
         if names:
-            faults.append(f"{FSDP}: {short_list(names, most=6)} {words}.")
+            faults.append(f"{FSDP}: parameters {words}: {short_list(names, most=6)}.")
     if settings.fsdp.param_dtype == "bfloat16" and settings.amp.dtype == "float16":
         faults.append("fsdp.param_dtype=bfloat16: amp computes in float16. Leave one of the two out.")
     if settings.tracker.register_as is not None:
