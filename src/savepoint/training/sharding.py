@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.modules.batchnorm import _NormBase
@@ -178,6 +178,7 @@ class ShardedTeam(Team):
         """Take a model that was cut. batch_size: samples of a whole batch, as the config has it."""
         super().__init__(model, None, batch_size=batch_size, every_parameter=True)
         self.model, self._begun = forward, False
+        self._divisor = self.unit
 
     def begin_epoch(self) -> None:
         """Let FSDP look at a model again that has frozen or unfrozen parameters.
@@ -195,6 +196,3 @@ class ShardedTeam(Team):
 
     def collect(self, *, last: bool) -> None:
         """Do nothing: every backward pass reaches the ranks, so none has to keep a whole gradient."""
-
-    def complete(self, gradients: list[Tensor]) -> None:
-        torch._foreach_mul_([parallel.own(each) for each in gradients], self.unit / self.samples())

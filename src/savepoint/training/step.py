@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from savepoint import system
+from savepoint import parallel, system
 from savepoint.training.own_update import clip, own_update
 from savepoint.training.state import Parts, TrainState
 from savepoint.training.team import total as total_of_ranks
@@ -71,9 +71,10 @@ def _differentiate(state: TrainState, parts: Parts, window: list[Any], sums: dic
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if samples:
             outcome.add_to(sums)
-    if team is not None or total != unit:
-        gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, unit / total) if team is None else team.complete(gradients)
+    scale = unit / total if team is None else team.scale()
+    if scale != 1:
+        gradients = [parallel.own(each.grad) for each in state.model.parameters() if each.grad is not None]
+        torch._foreach_mul_(gradients, scale)
     limit = parts.settings.trainer.clip_grad_norm
     if limit is not None or parts.wants_norm(state):
         for one in state.optimizers.values():

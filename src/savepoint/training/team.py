@@ -94,6 +94,8 @@ class Team:
         self.due = False
         # All ranks divide by the same number, because gradients are on their way before the others' samples are known.
         self.unit = batch_size / parallel.count()
+        self._divisor: float = batch_size  # of the average that the backward pass leaves
+        self._leads = parallel.leads()  # kept, because to look into the environment takes long
         self._module = model
         # Modules that have buffers: to look through a large model at every update takes a millisecond.
         self._buffered = [module for module in model.modules() if module._buffers]
@@ -163,7 +165,7 @@ class Team:
 
     def _told(self, samples: int) -> list[int]:
         self._samples = 0
-        due = parallel.leads() and self.clock()
+        due = self._leads and self.clock()
         # Two numbers for the samples: one that travels among gradients is exact up to 2**24.
         return [*divmod(samples, _DIGIT), int(due), *self.stop.counts()]
 
@@ -175,11 +177,9 @@ class Team:
             self.stop.take(stops)
         return self._samples
 
-    def complete(self, gradients: list[Tensor]) -> None:
-        """After the last backward pass, which has averaged over ranks: make it the mean over all samples."""
-        factor = self.unit * parallel.count() / self.samples()
-        if factor != 1:
-            torch._foreach_mul_(gradients, factor)
+    def scale(self) -> float:
+        """After the last backward pass: return the factor that makes its gradient the mean over all samples."""
+        return self._divisor / self.samples()
 
     def reduce(self, gradients: list[Tensor], samples: int, unit: float) -> None:
         """Average gradients over the ranks in place, weighted by their samples, after a backward pass of a task's own.
@@ -213,7 +213,7 @@ class _Carrying(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._ranks = model, parallel.count()
         self.numbers = nn.Parameter(torch.zeros(3 + len(_NUMBERS)))
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
@@ -229,7 +229,7 @@ class _Carrying(nn.Module):
     def sums(self) -> list[int]:
         """Return the sums of the numbers over the ranks, after the backward pass."""
         assert self.numbers.grad is not None
-        return [round(each * parallel.count()) for each in self.numbers.grad.tolist()]
+        return [round(each * self._ranks) for each in self.numbers.grad.tolist()]
 
 
 class _Carry(torch.autograd.Function):
