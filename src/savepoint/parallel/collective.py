@@ -13,6 +13,8 @@ import torch.distributed as dist
 from savepoint.parallel.board import Board, board, store
 from savepoint.parallel.place import count, rank
 
+_BEGINNING = 32 * 1024  # bytes
+
 
 @contextlib.contextmanager
 def group(name: str, kind: str, *, seconds: float) -> Iterator[None]:
@@ -80,14 +82,20 @@ def exchange(data: bytes, group: dist.ProcessGroup | None = None) -> list[bytes]
     """
     if count() == 1:
         return [data]
-    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
-    dist.all_gather(lengths, torch.tensor([len(data)]), group=group)
-    longest = max(int(length) for length in lengths)
-    mine = torch.zeros(longest, dtype=torch.uint8)
-    mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else mine[:0]
-    received = [torch.empty_like(mine) for _ in lengths]
+    # The length travels with the beginning, which mostly is everything.
+    begun = _gathered(len(data).to_bytes(8, "little") + data[:_BEGINNING], 8 + _BEGINNING, group)
+    lengths = [int.from_bytes(each[:8], "little") for each in begun]
+    rest = max(lengths) - _BEGINNING
+    ended = _gathered(data[_BEGINNING:], rest, group) if rest > 0 else [b""] * len(begun)
+    return [(one[8:] + other)[:length] for one, other, length in zip(begun, ended, lengths)]
+
+
+def _gathered(data: bytes, size: int, group: dist.ProcessGroup | None) -> list[bytes]:
+    """Give every rank the bytes of every rank, each filled up to so many bytes."""
+    mine = torch.frombuffer(bytearray(data.ljust(size, b"\0")), dtype=torch.uint8)
+    received = [torch.empty_like(mine) for _ in range(count())]
     dist.all_gather(received, mine, group=group)
-    return [each[: int(length)].numpy().tobytes() for each, length in zip(received, lengths)]
+    return [each.numpy().tobytes() for each in received]
 
 
 class Summing:

@@ -90,13 +90,18 @@ def mine(tensors: Mapping[str, Tensor], *, several: bool) -> dict[str, Tensor]:
     several: whether several ranks save together.
     """
     whole_too = not several or leads()
-    return {name: own(each) for name, each in tensors.items() if whole_too or is_cut(each)}
+    with torch.no_grad():  # torch then hands out a part at once, without a node for a gradient
+        return {name: own(each) for name, each in tensors.items() if whole_too or is_cut(each)}
 
 
 def described(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the shape of each tensor that is cut, and how many rows of it each rank has, in order."""
+    ranks = count()
     return {
-        name: {"shape": list(each.shape), "rows": [len(rows(len(each), of=rank)) for rank in range(count())]}
+        name: {
+            "shape": list(each.shape),
+            "rows": [len(rows(each.shape[0], of=rank, among=ranks)) for rank in range(ranks)],
+        }
         for name, each in tensors.items()
         if is_cut(each)
     }

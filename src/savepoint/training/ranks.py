@@ -5,7 +5,7 @@ from typing import Any
 from savepoint import parallel
 from savepoint.checkpoint import Checkpoint
 from savepoint.errors import CheckpointError
-from savepoint.training.team import added_up, gather
+from savepoint.training.team import added_up, pack, unpack
 
 _ENTRIES = {"sums": dict, "samples": int, "registered": dict, "rng": dict}
 
@@ -13,11 +13,15 @@ _ENTRIES = {"sums": dict, "samples": int, "registered": dict, "rng": dict}
 def of_all(tree: dict[str, Any]) -> dict[str, Any]:
     """Return the entries in which ranks differ: once as one process needs them, and under `ranks` for each rank.
 
-    Everything else is the same on all ranks. A run of one process has no such entries.
+    Everything else is the same on all ranks. Only rank 0 gets these entries, because it alone saves them. A run of one
+    process has none.
     """
     if parallel.count() == 1:
         return {}
-    ranks = gather({name: tree[name] for name in _ENTRIES})
+    packed = parallel.exchange(pack({name: tree[name] for name in _ENTRIES}))
+    if not parallel.leads():
+        return {}
+    ranks = [unpack(each) for each in packed]
     sums, samples = added_up(ranks)
     return {"ranks": ranks, **ranks[0], "sums": sums, "samples": samples}
 
