@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What depends on versions: torch's optimizers and schedules, the bits of a resume, formats, configs and trackers.
 SUBSET = (
     *("tests/test_resume.py", "tests/test_format_doc.py", "tests/test_frozen.py", "tests/training", "tests/config"),
-    *("tests/checkpoint", "tests/trust", "tests/trackers"),
+    *("tests/checkpoint", "tests/trust", "tests/trackers", "tests/parallel"),
 )
 SHOWN = ("python", "torch", "numpy", "hydra-core", "mlflow")
 TABLE = "| environment | python | torch | numpy | hydra-core | mlflow | tests | date |"
