@@ -193,7 +193,7 @@ def test_a_test_split_is_evaluated_by_rank_0_alone(train: Train, tmp_path: Path)
 @pytest.mark.parametrize(
     "options, words",
     [
-        (("optimizer=muon",), "Muon needs whole parameters. Use adamw, say, or trainer.parallel=ddp."),
+        (("optimizer=rprop",), "Rprop needs whole parameters. Use adamw, say, or trainer.parallel=ddp."),
         (
             ("fsdp.checkpoint_activations=true", "model.batch_norm=true"),
             "the running statistics of hidden.0.norm would be updated twice",

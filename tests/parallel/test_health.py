@@ -73,7 +73,8 @@ def test_a_mistake_that_all_ranks_find_is_told_by_rank_0_as_its_own(the_workshop
     rank_0, _ = ranked.run(the_workshop.zygote, tmp_path / "out", 2, *order)
     for name in files:
         (the_workshop.root / name).unlink()
-    assert rank_0.status == 2 and rank_0.output.startswith("error: model: "), rank_0.output
+    told = [line for line in rank_0.output.splitlines() if not line.startswith("[Gloo]")]  # torch 2.8 prints that
+    assert rank_0.status == 2 and told[0].startswith("error: model: "), rank_0.output
     assert not (tmp_path / "run" / "run.json").exists()
 
 
