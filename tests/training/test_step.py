@@ -113,6 +113,17 @@ def test_a_windows_gradient_is_the_mean_over_all_its_samples(sizes: tuple[int, .
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+class Uncounted(Squares):
+    """As text of which every token is masked: the task says that no sample is in the loss."""
+
+    def __call__(self, model: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> Outcome:
+        return dataclasses.replace(super().__call__(model, batch), samples=0)
+
+
+def test_a_window_in_which_no_sample_counts_is_an_update_as_well() -> None:
+    assert stepped(window(4), task=Uncounted()).step == 1
+
+
 @pytest.mark.parametrize("sizes", [(4, 4), (4, 2), (2, 4), (3, 3, 1)], ids=str)
 def test_a_windows_gradient_equals_that_of_one_batch_in_double_precision(sizes: tuple[int, ...]) -> None:
     """With a nonlinear model: the mean over samples and not over batches."""

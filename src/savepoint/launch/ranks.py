@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from savepoint import parallel, runs, system, trackers, trust
-from savepoint.config import Settings
+from savepoint.config import Settings, TrainerSettings
 from savepoint.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Order:
 
     group: a name that is used once. record: run.json. config: YAML. checkpoint: a path.
     fork: the parent, and its config as YAML. weights: a path, or the paths of a run and of its checkpoint.
-    part: whether the follower goes on from the part that it has loaded last. loaded: that part, which is not sent.
+    part: whether the follower goes on from the part that it has loaded last. loaded: that part; rank 0 sends None.
     """
 
     group: str
@@ -75,31 +75,34 @@ def led(job: runs.Job) -> Iterator[runs.Job]:
         part=job.checkpoint is not None and job.checkpoint.shared is not None,
     )
     parallel.lasting().write(RUN, str(job.run.directory.absolute()))
-    parallel.board().write(f"order/{number}", {name: each for name, each in vars(order).items() if name != "loaded"})
+    parallel.board().write(f"order/{number}", vars(order))
     job = replace(job, group=order.group)
     yield job
 
 
-def load(path: Path, *, seconds: float) -> "Checkpoint":
-    """Load a checkpoint to continue a run whose model is cut among the ranks. Only rank 0 calls this.
+def load(path: Path, *, trainer: TrainerSettings) -> "Checkpoint":
+    """Load a checkpoint to continue a run from. Only rank 0 calls this.
 
-    If as many ranks saved it, each loads and verifies its own part, and keeps it until it is told to train.
-    seconds: how long to wait for the others. Raises: CheckpointError if any part is damaged, whichever rank says so.
+    If the model is cut among the ranks, and as many saved it, each loads and verifies its own part, and keeps it until
+    it is told to train.
+    Raises: CheckpointError if any part is damaged, whichever rank says so.
     """
     from savepoint import checkpoint
 
+    if parallel.count() == 1 or trainer.parallel != "fsdp":
+        return checkpoint.load(path)
     if len(checkpoint.tensor_files(checkpoint.digests(path))[checkpoint.MODEL]) != parallel.count():
         return checkpoint.load(path)
     number = next(_numbers)
     parallel.board().write(f"order/{number}", {"load": str(path.absolute())})
     loaded = checkpoint.load(path, part=True)
-    until, agreed = time.monotonic() + seconds, True
+    until, agreed = time.monotonic() + trainer.timeout_seconds, True
     for rank in range(1, parallel.count()):
         while (note := parallel.board().read(f"loaded/{number}/{rank}")) is None:
             if (asked := system.signals.asked()) is not None:
                 raise system.signals.Interrupted(asked, "Stopped before training began. Nothing is lost.")
             if time.monotonic() > until:
-                raise UserError(f"Rank {rank} of {parallel.count()} has not loaded {path.name} in {seconds:g} s.")
+                raise UserError(f"Rank {rank} of {parallel.count()} has not loaded {path.name} in time.")
             time.sleep(LOOK_SECONDS)
         agreed = agreed and note == loaded.shared
     # If another rank cannot read its part, this one finds out whether that is the disk's fault or the rank's.
@@ -155,7 +158,7 @@ def follow(act: Callable[[Order], object]) -> None:
             loaded = _load_part(Path(order["load"]), number)
             continue
         try:
-            act(Order(**order, loaded=loaded))
+            act(Order(**order | {"loaded": loaded}))
         except (Exception, KeyboardInterrupt):
             failed = True  # rank 0 has been told why, or knows it
 

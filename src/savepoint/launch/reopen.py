@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from savepoint import parallel, runs, trackers, trust
+from savepoint import runs, trackers, trust
 from savepoint.config import Settings, TrackerSettings, apply_overrides, differences
 from savepoint.errors import UserError
 from savepoint.launch import continues, origins, processes, ranks
@@ -28,9 +28,8 @@ class Reopened:
     """A run that was found, and the request for it.
 
     choice: the text after `@` in the query, if any. own: the run's config.yaml; with `resume=auto`, the config that is
-    asked for now. tracker_settings: those of this machine. upload: whether checkpoints are copied to the tracker.
-    requeued: whether train.py continues the run. shared: whether the jobs of a sweep share one tracker process.
-    tracker: the run's tracker, if the run is certain to be continued. This process then holds the run's lock.
+    asked for now. tracker_settings: those of this machine. settings: of the config that is asked for. requeued: whether
+    train.py continues the run. shared: whether the jobs of a sweep share one tracker process. tracker: the run's tracker, if the run is certain to be continued. This process then holds the run's lock.
     alone: a checkpoint outside of any run's directory, which can only be forked. `run` then has the id that the
     checkpoint's provenance names.
     """
@@ -41,7 +40,7 @@ class Reopened:
     request: Request
     tracker_settings: TrackerSettings
     repository: Path
-    upload: bool
+    settings: Settings
     requeued: bool = False
     shared: bool = False
     tracker: trackers.Tracker | None = None
@@ -110,12 +109,7 @@ class Reopened:
 
         root = self.run.checkpoints
         checkpoint.clean(root)
-        load = checkpoint.load
-        if parallel.count() > 1:
-            trainer = self._checked(self._config({**self.own})).trainer
-            if trainer.parallel == "fsdp":
-                load = partial(ranks.load, seconds=trainer.timeout_seconds)
-        newest, damaged = checkpoint.latest(root, load)
+        newest, damaged = checkpoint.latest(root, partial(ranks.load, trainer=self.settings.trainer))
         if damaged and newest is None:
             # Do not start over: that would delete the run's history, and the disk may be readable again tomorrow.
             raise UserError(
@@ -230,11 +224,11 @@ def reopen(request: Request | ranks.Order, repository: Path) -> Iterator[Reopene
     conf = repository / "conf"
     own = runs.read_config(alone or found.run.directory)
     config = apply_overrides(own, request.overrides, conf)
-    upload = trust.check_config(config, source=repository / "src").checkpoint.upload
+    settings = trust.check_config(config, source=repository / "src")
     kept = own.get("tracker")
     kind = kept.get("kind") if isinstance(kept, dict) else None
     tracker = trackers.local_settings(kind, conf, request.tracker)
-    reopened = Reopened(found.run, found.checkpoint, own, request, tracker, repository, upload, alone=alone)
+    reopened = Reopened(found.run, found.checkpoint, own, request, tracker, repository, settings, alone=alone)
     if not (alone or found.checkpoint or request.directory) and not continues.other_run(own, config):
         # Before torch is imported: the tracker's own process starts while this one imports torch.
         with held(reopened) as tracker_of_run:
@@ -265,7 +259,7 @@ def held(reopened: Reopened) -> Iterator[trackers.Tracker]:
                 sweep=_sweep(run),
                 shared=reopened.shared,
                 known_run_id=run.tracker_id,
-                upload=reopened.upload,
+                upload=reopened.settings.checkpoint.upload,
                 warn=log.warning,
                 inform=log.info,
                 announce=partial(run.note_tracker, settings.kind),

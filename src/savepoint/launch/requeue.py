@@ -71,8 +71,7 @@ def _again(earlier: runs.Run, invocation: Invocation, config: dict[str, Any], se
             f"{other}, or fork it: python resume.py run={earlier.address(invocation.repository)} …"
         )
     request = Request(earlier.id, [], [], force=invocation.resume == "force")
-    upload = settings.checkpoint.upload
-    about = earlier, None, config, request, settings.tracker, invocation.repository, upload
+    about = earlier, None, config, request, settings.tracker, invocation.repository, settings
     reopened = Reopened(*about, requeued=True, shared=invocation.again and invocation.shared)
     with held(reopened) as tracker:
         yield reopened.continued(tracker)

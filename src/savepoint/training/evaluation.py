@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from savepoint import data, system
 from savepoint.errors import ConfigError
@@ -147,6 +148,5 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:  # one by one, since a model may keep some of its layers in evaluation mode
             module.training = mode
-            # Without a backward pass, units of a model that is cut among ranks would stay whole.
-            if reshard := getattr(module, "reshard", None):
-                reshard()
+            if isinstance(module, FSDPModule):  # without a backward pass, its parameters would stay whole
+                module.reshard()

@@ -71,7 +71,8 @@ def _differentiate(state: TrainState, parts: Parts, window: list[Any], sums: dic
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if samples:
             outcome.add_to(sums)
-    scale = unit / total if team is None else team.scale()
+    # Both numbers are 0 where a task counted no sample.
+    scale = (unit / total if total != unit else 1) if team is None else team.scale()
     if scale != 1:
         gradients = [parallel.own(each.grad) for each in state.model.parameters() if each.grad is not None]
         torch._foreach_mul_(gradients, scale)
