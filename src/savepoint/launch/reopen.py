@@ -29,9 +29,9 @@ class Reopened:
 
     choice: the text after `@` in the query, if any. own: the run's config.yaml; with `resume=auto`, the config that is
     asked for now. tracker_settings: those of this machine. settings: of the config that is asked for. requeued: whether
-    train.py continues the run. shared: whether the jobs of a sweep share one tracker process. tracker: the run's tracker, if the run is certain to be continued. This process then holds the run's lock.
-    alone: a checkpoint outside of any run's directory, which can only be forked. `run` then has the id that the
-    checkpoint's provenance names.
+    train.py continues the run. shared: whether the jobs of a sweep share one tracker process. tracker: the run's, if it
+    is certain to be continued; this process then holds the run's lock. alone: a checkpoint outside of any run's
+    directory, which can only be forked; `run` then has the id that its provenance names.
     """
 
     run: runs.Run
